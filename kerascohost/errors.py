@@ -1,0 +1,51 @@
+"""The one error class of kerascohost, and the helpers that put a member's name on a failure."""
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
+
+
+class CohortError(ValueError):
+    """Something in a cohort, or in what was asked of it, cannot work.
+
+    Raised before training starts wherever that is possible. The message says what was expected,
+    what was received, which member it is about and, where there is one, the way out.
+    """
+
+
+@contextlib.contextmanager
+def about(member: str) -> Iterator[None]:
+    """Lets every exception that leaves the block say which member it belongs to.
+
+    Bad values (`ValueError`, `TypeError`) become a `CohortError` that names the member. Anything
+    else keeps its type, as separate training would have raised it, and gets a note.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if is_attributed(error):
+            raise
+        raise attributed(CohortError(f"Member {member!r}: {error}"), member) from error
+    except Exception as error:
+        attributed(error, member)
+        raise
+
+
+def attributed(error: Exception, member: str) -> Exception:
+    """`error`, marked once as belonging to `member`."""
+    if not is_attributed(error):
+        if not isinstance(error, CohortError):
+            error.add_note(f"Raised while running member {member!r} of the cohort.")
+        error.cohort_member = member  # type: ignore[attr-defined]  # read by `is_attributed`
+    return error
+
+
+def is_attributed(error: BaseException) -> bool:
+    """Whether `error` is already known to belong to one member."""
+    return hasattr(error, "cohort_member")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A sentence with the known name nearest to `name`, or nothing where none is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

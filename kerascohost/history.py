@@ -1,0 +1,99 @@
+"""What a cohort's training leaves behind: each member's `History`, and all of them as one table."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import pandas as pd
+
+from kerascohost import plotting
+
+
+class CohortHistory(Mapping):
+    """A mapping from each member's name to its `keras.callbacks.History`, as `fit` returns it.
+
+    Args:
+        histories: The members' histories by name.
+        validated: The epochs after which a member was validated, where that is not after each:
+            Keras records the values, but not when.
+
+    Example:
+
+    >>> history = CohortHistory({"mlp": keras.callbacks.History()})
+    >>> list(history)
+    ['mlp']
+    """
+
+    def __init__(
+        self,
+        histories: Mapping[str, keras.callbacks.History],
+        validated: Mapping[str, list[int]] | None = None,
+    ):
+        self._histories = dict(histories)
+        self._validated = dict(validated or {})
+
+    def __getitem__(self, member: str) -> keras.callbacks.History:
+        return self._histories[member]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._histories)
+
+    def __len__(self) -> int:
+        return len(self._histories)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A DataFrame with the columns `member`, `epoch`, `metric`, `split` and `value`.
+
+        `epoch` counts from 0, as `History.epoch` does; `split` is `"train"` or `"val"`, and
+        `metric` has no `val_` prefix.
+        """
+        rows = [
+            (member, epoch, metric.removeprefix("val_"), _split(metric), value)
+            for member, history in self.items()
+            for metric, values in getattr(history, "history", {}).items()
+            for epoch, value in zip(self._epochs(member, len(values)), values, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=["member", "epoch", "metric", "split", "value"])
+
+    def plot(self, ax: Any = None, **kwargs: Any) -> Any:
+        """Draws the members' losses; see `kerascohost.plotting.plot_losses`.
+
+        Args:
+            ax: The matplotlib `Axes` to draw on; a new figure's by default.
+            **kwargs: Passed on.
+
+        Returns:
+            The matplotlib `Axes`.
+        """
+        return plotting.plot_losses(self.frame, ax=ax, **kwargs)
+
+    def _epochs(self, member: str, recorded: int) -> list[int]:
+        """The epochs at which a metric with this many values was recorded."""
+        epochs = self[member].epoch
+        validated = self._validated.get(member, epochs)
+        return validated if recorded == len(validated) != len(epochs) else epochs[-recorded:]
+
+    def __repr__(self) -> str:
+        return f"CohortHistory({', '.join(self._describe(member) for member in self)})"
+
+    def _describe(self, member: str) -> str:
+        history = self[member]
+        last = {name: values[-1] for name, values in getattr(history, "history", {}).items()}
+        values = "".join(f", {name}={value:.4g}" for name, value in last.items())
+        return f"{member}: {len(history.epoch)} epochs{values}"
+
+    def _repr_html_(self) -> str:
+        final = {
+            member: {
+                "epochs": len(history.epoch),
+                **{name: values[-1] for name, values in history.history.items()},
+            }
+            for member, history in self.items()
+        }
+        table = pd.DataFrame.from_dict(final, orient="index")
+        return table.to_html(float_format="{:.4g}".format, na_rep="", border=0)
+
+
+def _split(metric: str) -> str:
+    return "val" if metric.startswith("val_") else "train"

@@ -1,0 +1,344 @@
+"""One model together with the fit asked of it, as a state machine."""
+
+import dataclasses
+import warnings
+from collections.abc import Generator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerascohost import errors, programs
+from kerascohost.batches import ArrayBatches, StreamBatches, batches
+from kerascohost.programs import Chunk
+from kerascohost.programs import data as keras_data
+
+_BATCH_HOOKS = {
+    "train": ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"),
+    "test": ("on_test_batch_begin", "on_test_batch_end"),
+    "predict": ("on_predict_batch_begin", "on_predict_batch_end"),
+}
+
+
+@dataclasses.dataclass
+class Want:
+    """What a member wants to be done next.
+
+    Attributes:
+        kind: `"train"`, `"test"` or `"predict"`.
+        chunk: Where its batches are.
+        start: The first batch of the chunk to take.
+        steps: How many steps it allows before it must look up.
+        limited: Whether callbacks keep `steps` small, all through its training.
+    """
+
+    kind: str
+    chunk: Chunk
+    start: int
+    steps: int
+    limited: bool
+
+
+Batches = ArrayBatches | StreamBatches
+
+# Yields what the member wants, receives the number of steps done and the logs of the last one.
+Run = Generator[Want, tuple[int, Any], Any]
+
+
+class Member:
+    """One model of a cohort.
+
+    A member does what `keras.Model.fit` does, but for the steps: instead of running them it yields
+    a `Want` and is sent the outcome. It touches only its own model and its own callbacks.
+
+    Args:
+        name: Its unique name in the cohort.
+        model: The compiled `keras.Model`.
+        group_factor: How many batches are merged into one step.
+        replicas: How many times the model is applied in one step.
+    """
+
+    def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
+        self.name = name
+        self.model = model
+        self.group_factor = group_factor
+        self.replicas = replicas
+        self.piece = 0
+        self.validated: list[int] = []
+        self._group = group_factor * replicas
+
+    @property
+    def batch_growth(self) -> int:
+        """By how much a step's batch is larger than the batch size asked for."""
+        return self._group
+
+    def prepare_fit(self, fit: dict[str, Any]) -> None:
+        """Takes the arguments of `fit`, reads a first batch and builds the model from it.
+
+        Raises:
+            CohortError: If the model or the data cannot be trained as asked.
+        """
+        data = (fit["x"], fit["y"], fit["sample_weight"])
+        validation = fit["validation_data"]
+        if fit["validation_split"] and validation is None:
+            data, validation = keras_data.split_validation(data, fit["validation_split"])
+        self.validated = []
+        self._fit = fit
+        self._train = self._batches(
+            data,
+            fit["batch_size"],
+            fit["steps_per_epoch"],
+            fit["shuffle"],
+            fit["class_weight"],
+            group=self._group,
+        )
+        self._validation = None
+        if validation is not None:
+            size = fit["validation_batch_size"] or (fit["batch_size"] or 32) * self._group
+            self._validation = self._batches(
+                keras.utils.unpack_x_y_sample_weight(validation), size, fit["validation_steps"]
+            )
+        self._build(self._train)
+
+    def prepare_evaluate(self, evaluate: dict[str, Any]) -> None:
+        """Takes the arguments of `evaluate`, as `prepare_fit` those of `fit`."""
+        data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
+        self._evaluate_batches = self._batches(data, evaluate["batch_size"], evaluate["steps"])
+        self._build(self._evaluate_batches)
+
+    def prepare_predict(self, predict: dict[str, Any]) -> None:
+        """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
+        data = (predict["x"], None, None)
+        self._predict_batches = self._batches(data, predict["batch_size"], predict["steps"])
+        self._check_shapes(self._predict_batches.peek())
+
+    def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
+        return batches(data, programs.backend_module().row_order, *args, **kwargs)
+
+    def _build(self, batches: Batches) -> None:
+        first = batches.peek()
+        if first is None:
+            raise errors.CohortError("Expected at least one batch of data. Received: none.")
+        self._check_shapes(first)
+        if programs.backend_module().build(self.model, first):
+            batches.look_ahead()
+        if self.replicas > 1:
+            self.piece = self._rows_per_replica(batches, first)
+
+    def _check_shapes(self, batch: Any) -> None:
+        """Raises what the model itself would raise for data of another shape."""
+        wanted = getattr(self.model, "inputs", None)
+        if not wanted or batch is None:
+            return
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        given = [leaf for leaf in tree.flatten(x) if leaf is not None]
+        if len(given) == len(wanted) and all(map(_fits, given, wanted)):
+            return
+        specs = tree.map_structure(_symbolic, x)
+        self.model.compute_output_spec(specs)  # may still fit: Keras adds or drops an axis of 1
+
+    def _rows_per_replica(self, batches: Batches, batch: Any) -> int:
+        if programs.has_own_step(self.model, "train"):
+            raise errors.CohortError(
+                "Expected `replicas=1` for a model with its own `train_step`: what it does with a "
+                f"batch is not known. Received: replicas={self.replicas}. "
+                f"`group_factor={self.replicas}` trains it on as many samples per step."
+            )
+        rows = batches.rows_per_step or _rows(batch)
+        if rows % self.replicas:
+            raise errors.CohortError(
+                f"Expected batches that can be split into {self.replicas} replicas of one size. "
+                f"Received: a batch of {rows} samples."
+            )
+        return rows // self.replicas
+
+    def training(self, callbacks: list) -> Run:
+        """Trains as `fit` does, with `callbacks` besides the fit's own."""
+        model, fit = self.model, self._fit
+        epochs = _capped(fit["epochs"])
+        dispatch = self._callback_list([*_as_list(fit["callbacks"]), *callbacks], fit, epochs)
+        limit = _step_limit(model, dispatch, "train")
+        model.stop_training = False
+        dispatch.on_train_begin()
+        training_logs = None
+        for epoch in range(programs.first_epoch(model, fit["initial_epoch"]), epochs):
+            model.reset_metrics()
+            dispatch.on_epoch_begin(epoch)
+            logs = yield from self._epoch("train", self._train, dispatch, limit)
+            logs = dict(logs)
+            if self._validation is not None and _is_due(epoch, fit["validation_freq"]):
+                val_logs = yield from self.evaluating(self._validation, dispatch)
+                logs |= {f"val_{name}": value for name, value in val_logs.items()}
+                self.validated.append(epoch)
+            dispatch.on_epoch_end(epoch, logs)
+            training_logs = logs
+            if model.stop_training:
+                break
+        if isinstance(model.optimizer, keras.optimizers.Optimizer) and epochs > 0:
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+        dispatch.on_train_end(training_logs)
+
+    def evaluating(self, batches: Batches, dispatch: keras.callbacks.CallbackList) -> Run:
+        """Evaluates as `evaluate` does; returns the logs as floats."""
+        batches.reset()
+        self.model.stop_evaluating = False
+        dispatch.on_test_begin()
+        self.model.reset_metrics()
+        limit = _step_limit(self.model, dispatch, "test")
+        logs = _as_floats((yield from self._epoch("test", batches, dispatch, limit)))
+        dispatch.on_test_end(logs)
+        return logs
+
+    def evaluation(self, callbacks: Any, return_dict: bool) -> Run:
+        """A run that is only an evaluation; returns what `evaluate` returns."""
+        steps = self._evaluate_batches.steps_per_epoch
+        dispatch = keras.callbacks.CallbackList(
+            callbacks, model=self.model, verbose=0, epochs=1, steps=steps
+        )
+        logs = yield from self.evaluating(self._evaluate_batches, dispatch)
+        return logs if return_dict else programs.flat_results(self.model, logs)
+
+    def prediction(self, callbacks: Any) -> Run:
+        """A run that is only a prediction; returns what `predict` returns."""
+        batches = self._predict_batches
+        dispatch = keras.callbacks.CallbackList(
+            callbacks, model=self.model, verbose=0, epochs=1, steps=batches.steps_per_epoch
+        )
+        self.model.stop_predicting = False
+        dispatch.on_predict_begin()
+        parts = []
+        step = 0
+        for chunk in batches.epoch(_step_limit(self.model, dispatch, "predict")):
+            dispatch.on_predict_batch_begin(step)
+            _, outputs = yield Want("predict", chunk, 0, chunk.steps, limited=False)
+            step += chunk.steps
+            dispatch.on_predict_batch_end(step - 1, {"outputs": outputs})
+            parts.append(outputs)
+            if self.model.stop_predicting:
+                break
+        dispatch.on_predict_end()
+        return tree.map_structure(_rows_in_order, *parts)
+
+    def _epoch(
+        self, kind: str, batches: Batches, dispatch: keras.callbacks.CallbackList, limit: int | None
+    ) -> Run:
+        """The steps of one epoch; returns its logs, as `fit` would hand them to `on_epoch_end`."""
+        on_begin = getattr(dispatch, f"on_{kind}_batch_begin")
+        on_end = getattr(dispatch, f"on_{kind}_batch_end")
+        stop = "stop_training" if kind == "train" else "stop_evaluating"
+        logs: Any = {}
+        step = 0
+        for chunk in batches.epoch(limit):
+            position = 0
+            while position < chunk.steps and not (limit and getattr(self.model, stop)):
+                if limit:
+                    on_begin(step)
+                allowed = min(chunk.steps - position, limit or chunk.steps)
+                done, logs = yield Want(kind, chunk, position, allowed, limited=bool(limit))
+                position, step = position + done, step + done
+                if limit:
+                    on_end(step - 1, logs)
+            if limit and getattr(self.model, stop):
+                break
+        return self._metrics_or(logs, kind)
+
+    def _metrics_or(self, logs: Any, kind: str) -> Any:
+        """The metrics, unless a step of the model's own makes other logs: then the last step's."""
+        if not programs.has_own_step(self.model, kind):
+            return logs
+        metrics = self.model.get_metrics_result()
+        return metrics if isinstance(logs, dict) and logs.keys() == metrics.keys() else logs
+
+    def _callback_list(self, callbacks: list, fit: dict, epochs: int) -> Any:
+        return keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            model=self.model,
+            verbose=fit["verbose"],
+            epochs=epochs,
+            steps=self._train.steps_per_epoch,
+        )
+
+    def close(self) -> None:
+        """Ends the use of the training data."""
+        if hasattr(self, "_train"):
+            self._train.settle()
+
+
+def _step_limit(
+    model: keras.Model, dispatch: keras.callbacks.CallbackList, kind: str
+) -> int | None:
+    """How many steps may pass until callbacks look at a batch; `None` if none ever does."""
+    if not any(_looks_at_batches(callback, kind) for callback in dispatch.callbacks):
+        return None
+    return model.steps_per_execution
+
+
+def _looks_at_batches(callback: keras.callbacks.Callback, kind: str) -> bool:
+    if getattr(callback, "save_freq", None) == "epoch" and isinstance(
+        callback, (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
+    ):
+        return False  # their batch hook only counts batches for an integer `save_freq`
+    return any(
+        hook in vars(callback)
+        or getattr(type(callback), hook) is not getattr(keras.callbacks.Callback, hook)
+        for hook in _BATCH_HOOKS[kind]
+    )
+
+
+def _as_list(callbacks: Any) -> list:
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks.callbacks
+    return tree.flatten(callbacks) if callbacks else []
+
+
+def _capped(epochs: int) -> int:
+    most = keras.config.max_epochs()
+    if most and most < epochs:
+        warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
+        return most
+    return epochs
+
+
+def _is_due(epoch: int, validation_freq: Any) -> bool:
+    """Whether validation follows this epoch: every n-th, or after the epochs listed, from 1."""
+    if isinstance(validation_freq, int):
+        return (epoch + 1) % validation_freq == 0
+    return (epoch + 1) in validation_freq
+
+
+def _as_floats(logs: Any) -> dict:
+    """Logs as Python floats where they are scalars, nested ones flattened, as in `evaluate`."""
+    plain: dict = {}
+    for name, value in sorted((logs or {}).items()):
+        if isinstance(value, dict):
+            plain |= _as_floats(value)
+        else:
+            try:
+                plain[name] = float(value)
+            except (TypeError, ValueError):
+                plain[name] = value
+    return plain
+
+
+def _rows(batch: Any) -> int:
+    return next(leaf.shape[0] for leaf in tree.flatten(batch) if leaf is not None)
+
+
+def _fits(given: Any, wanted: keras.KerasTensor) -> bool:
+    return len(given.shape) == len(wanted.shape) and all(
+        want in (None, have) for have, want in zip(given.shape, wanted.shape, strict=True)
+    )
+
+
+def _symbolic(array: Any) -> Any:
+    if array is None:
+        return None
+    return keras.KerasTensor(array.shape, keras.backend.standardize_dtype(array.dtype))
+
+
+def _rows_in_order(*parts: Any) -> Any:
+    """The outputs of chunks, each `(steps, batch, ...)`, as one `(rows, ...)` NumPy array."""
+    arrays = [keras.ops.convert_to_numpy(part) for part in parts]
+    return np.concatenate([a.reshape((-1, *a.shape[2:])) for a in arrays])

@@ -1,0 +1,120 @@
+"""Compiled steps: what a turn of the cohort runs on the current Keras backend.
+
+Everything that leans on a private Keras or backend name is in this package, each use with a line
+that says why. The rest of kerascohost sees these functions and, per backend, the module that
+`backend_module` returns, which offers
+
+- `Program(kind, members)`: the members' steps of one kind, traced into one compiled function;
+  calling it with a chunk, a start and a number of steps per member returns each member's logs;
+- `build(model, batch)`: creates what a model, its metrics and its optimizer lack;
+- `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
+- `is_eager(model)`: whether the model's steps must not be compiled;
+- `eager_step(model, kind, batch)`: one step of those.
+"""
+
+import dataclasses
+import importlib
+from types import ModuleType
+from typing import Any
+
+import keras
+
+# A turn with more state than this runs its members one after another instead of fused: their steps
+# are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
+# neighbours of a failing member (see `tensorflow.Program`) would cost time and memory.
+FUSED_STATE_LIMIT = 64 * 2**20
+
+
+@dataclasses.dataclass
+class Chunk:
+    """Consecutive batches of one shape, stacked.
+
+    Attributes:
+        data: The structure that a train step takes; each array is `(steps, batch, ...)`.
+        steps: How many batches are stacked.
+        usual: Whether the batches have the shape of the first one ever. The last batch of an epoch
+            often has not; programs that compile per shape run it apart.
+        on_device: Where a program keeps its own form of `data`, so that a chunk that is worked
+            through in several calls is transferred once.
+    """
+
+    data: Any
+    steps: int
+    usual: bool
+    on_device: Any = None
+
+
+def backend_module() -> ModuleType:
+    """The module of this package for the backend that Keras runs on."""
+    backend = keras.backend.backend()
+    if backend not in ("tensorflow", "jax", "torch"):
+        raise ImportError(
+            "kerascohost runs on the Keras backends 'tensorflow', 'jax' and 'torch'. "
+            f"Received: KERAS_BACKEND={backend!r}"
+        )
+    return importlib.import_module(f"{__name__}.{backend}")
+
+
+def variables(model: keras.Model) -> list[keras.Variable]:
+    """All that training `model` changes: weights, seeds, optimizer variables and metrics."""
+    optimizer = getattr(model, "optimizer", None)
+    found = [
+        *model.variables,
+        *model.metrics_variables,
+        *(optimizer.variables if optimizer else []),
+    ]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def state_bytes(model: keras.Model) -> int:
+    """The size of `variables(model)` in bytes."""
+    return sum(v.value.nbytes if hasattr(v.value, "nbytes") else 0 for v in variables(model))
+
+
+def compile_stamp(model: keras.Model) -> tuple:
+    """Changes whenever `model.compile` is called again.
+
+    `_loss_tracker`: `compile` makes a new one each time, also when it is given the same optimizer.
+    """
+    return (model.optimizer, model._loss_tracker, model.jit_compile, model.run_eagerly)
+
+
+def has_own_step(model: keras.Model, kind: str) -> bool:
+    """Whether the logs of a step may be anything but the model's metrics."""
+    names = (f"{kind}_step", "compute_metrics", "get_metrics_result")
+    return any(
+        getattr(type(model), name) is not getattr(keras.Model, name) or name in vars(model)
+        for name in names
+    )
+
+
+def first_epoch(model: keras.Model, initial_epoch: int) -> int:
+    """`initial_epoch`, unless a callback such as BackupAndRestore has found a later one.
+
+    `_initial_epoch`: the attribute through which `BackupAndRestore` hands its epoch to `fit`.
+    """
+    return model._initial_epoch or initial_epoch
+
+
+def symbolic_build(model: keras.Model, batch: object) -> bool:
+    """Creates the variables of a model, its loss, metrics and optimizer from one batch.
+
+    `_symbolic_build`: what `fit` itself calls on JAX and torch; the public `build` knows nothing of
+    losses, metrics and optimizers. `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what it
+    looks at to find out whether it needs a batch.
+
+    Returns:
+        Whether the batch was needed.
+    """
+    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
+    needed = not all(part.built for part in [*model._flatten_layers(), *compiled])
+    model._symbolic_build(data_batch=batch)
+    return needed
+
+
+def flat_results(model: keras.Model, logs: dict) -> object:
+    """`logs` as `evaluate` returns them without `return_dict`.
+
+    `_flatten_metrics_in_order`: the order is the order of the model's metrics, known only there.
+    """
+    return model._flatten_metrics_in_order(logs)

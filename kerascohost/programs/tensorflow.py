@@ -1,0 +1,246 @@
+"""Programs on TensorFlow: one `tf.function` that loops over each member's own `train_step`."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from kerascohost import errors
+from kerascohost.programs import Chunk, has_own_step, symbolic_build, variables
+from kerascohost.programs.data import RowOrder, shuffled_rows
+from kerascohost.programs.replicas import applied_in_pieces
+
+_UNSET_SEED = 87654321  # what `get_seed` answers where no global seed was set
+
+
+class Program:
+    """The steps of one kind of some members, traced once and run together.
+
+    Each member has a loop of its own inside the one `tf.function`. The loops touch different
+    variables, so TensorFlow runs them side by side. (One loop around all members was a third
+    slower: every round would wait for its last operation.)
+
+    Args:
+        kind: `"train"`, `"test"` or `"predict"`.
+        members: What has a `name`, a `model` and a `piece`, the rows per replica (0: not replicated).
+    """
+
+    def __init__(self, kind: str, members: Sequence[Any]):
+        self.kind = kind
+        self.members = list(members)
+        self._specs: list[list[tf.TensorSpec]] | None = None
+        self._function: Any = None
+
+    def __call__(self, chunks: Sequence[Chunk], starts: Sequence[int], steps: int) -> list[Any]:
+        """Runs `steps` steps of every member, each from its own `starts` in its own chunk.
+
+        If it fails, every member is put back to where it was before the call.
+
+        Returns:
+            One structure per member: the logs of its last step as tensors (its metrics, where these
+            are what its step returns), or the outputs of all steps when predicting.
+        """
+        batches = [_on_device(chunk) for chunk in chunks]
+        self._trace(chunks, batches)
+        bounds = tf.constant([(start, start + steps) for start in starts], dtype=tf.int32)
+        with self._all_or_nothing():
+            return self._function(batches, bounds)
+
+    def _trace(self, chunks: Sequence[Chunk], batches: list[list[tf.Tensor]]) -> None:
+        specs = [
+            [_spec(tensor, bool(member.piece)) for tensor in tensors]
+            for member, tensors in zip(self.members, batches, strict=True)
+        ]
+        if self._specs is not None:
+            if all(map(_accepts, tree.flatten(self._specs), tree.flatten(specs))):
+                return
+            specs = [[*map(_common, *pair)] for pair in zip(self._specs, specs, strict=True)]
+        bounds = tf.TensorSpec((len(self.members), 2), tf.int32)
+        structures = [tree.map_structure(_is_present, chunk.data) for chunk in chunks]
+        function = tf.function(functools.partial(self._run, structures), autograph=False)
+        self._function = function.get_concrete_function(specs, bounds)
+        self._specs = specs
+
+    def _run(
+        self, structures: list[Any], batches: list[list[tf.Tensor]], bounds: tf.Tensor
+    ) -> list:
+        logs = []
+        for i, member in enumerate(self.members):
+            with errors.about(member.name):
+                take = functools.partial(_take, structures[i], batches[i])
+                logs.append(_loop(member, self.kind, take, bounds[i, 0], bounds[i, 1]))
+        return logs
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self):
+        """A step of one member that fails stops the others in the middle of theirs."""
+        if len(self.members) == 1 or self.kind == "predict":
+            yield  # nothing but the failing step itself was under way
+            return
+        # The tensors share the variables' memory until these change. (One `tf.function` that reads
+        # all variables is faster from the hundredth turn on; tracing it costs more than that.)
+        state = [
+            (v, tf.raw_ops.ReadVariableOp(resource=v.handle, dtype=v.dtype)) for v in self._all
+        ]
+        try:
+            yield
+        except tf.errors.OpError:
+            for variable, value in state:
+                variable.assign(value)
+            raise
+
+    @functools.cached_property
+    def _all(self) -> list[tf.Variable]:
+        return [v.value for member in self.members for v in variables(member.model)]
+
+
+def _loop(member: Any, kind: str, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
+    """Runs the member's step from `start` to `stop`; returns what `Program.__call__` promises."""
+    step = _step(member, kind)
+    if kind == "predict":
+        return _map_steps(step, take, start, stop)
+    if has_own_step(member.model, kind):
+        return _carry_logs(step, take, start, stop)
+
+    def body(i: tf.Tensor) -> tf.Tensor:
+        step(take(i))
+        return i + 1
+
+    tf.while_loop(lambda i: i < stop, body, [start])
+    return member.model.get_metrics_result()
+
+
+def _step(member: Any, kind: str) -> Callable:
+    """The model's own step, compiled by XLA where the model's `fit` would compile it so."""
+    step = getattr(member.model, f"{kind}_step")
+    if kind == "train" and member.piece:
+        whole = step
+
+        def step(data: Any) -> Any:
+            with applied_in_pieces(member.model, member.piece):
+                return whole(data)
+
+    if member.model.jit_compile:
+        return tf.function(step, jit_compile=True, autograph=False, reduce_retracing=True)
+    return step
+
+
+def _carry_logs(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
+    """Steps whose logs are their own: those of the last one are carried out of the loop."""
+    step = tf.function(step, autograph=False)
+    traced = step.get_concrete_function(take(start))
+    empty = tree.map_structure(lambda t: tf.zeros(t.shape, t.dtype), traced.structured_outputs)
+    logs = tree.flatten(empty)
+
+    def body(i: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
+        return [i + 1, *tree.flatten(step(take(i)))]
+
+    _, *logs = tf.while_loop(lambda i, *_: i < stop, body, [start, *logs])
+    return tree.pack_sequence_as(empty, logs)
+
+
+def _map_steps(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
+    step = tf.function(step, autograph=False)
+    outputs = step.get_concrete_function(take(start)).structured_outputs
+    spec = tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
+    return tf.map_fn(lambda i: step(take(i)), tf.range(start, stop), fn_output_signature=spec)
+
+
+def _take(structure: Any, tensors: list[tf.Tensor], i: tf.Tensor) -> Any:
+    remaining = iter(tensors)
+    return tree.map_structure(lambda there: next(remaining)[i] if there else None, structure)
+
+
+def _is_present(leaf: Any) -> bool:
+    return leaf is not None
+
+
+def _on_device(chunk: Chunk) -> list[tf.Tensor]:
+    if chunk.on_device is None:
+        leaves = [leaf for leaf in tree.flatten(chunk.data) if leaf is not None]
+        chunk.on_device = [tf.convert_to_tensor(leaf) for leaf in leaves]
+    return chunk.on_device
+
+
+def _spec(tensor: tf.Tensor, fixed_batch: bool) -> tf.TensorSpec:
+    """Any number of steps, and any batch size unless it must be known to be cut in pieces."""
+    batch = tensor.shape[1] if fixed_batch else None
+    return tf.TensorSpec((None, batch, *tensor.shape[2:]), tensor.dtype)
+
+
+def _accepts(spec: tf.TensorSpec, other: tf.TensorSpec) -> bool:
+    return other.is_subtype_of(spec)
+
+
+def _common(spec: tf.TensorSpec, other: tf.TensorSpec) -> tf.TensorSpec:
+    return spec.most_specific_common_supertype([other]) or other
+
+
+def build(model: keras.Model, batch: Any) -> bool:
+    """Creates the variables that the model, its loss, metrics and optimizer still lack.
+
+    A model with a `train_step` of its own need not be callable as a whole; its variables are made
+    by tracing that step, as `fit` would.
+
+    Returns:
+        Whether `fit` would have taken a batch for this before its first epoch: it never does.
+    """
+    own_step = has_own_step(model, "train")
+    try:
+        symbolic_build(model, batch)
+    except Exception:
+        if not own_step:
+            raise
+        tensors = tree.map_structure(
+            lambda a: None if a is None else tf.convert_to_tensor(a), batch
+        )
+        tf.function(model.train_step, autograph=False).get_concrete_function(tensors)
+    return False
+
+
+def is_eager(model: keras.Model) -> bool:
+    """Whether the model was compiled with `run_eagerly=True`."""
+    return bool(model.run_eagerly)
+
+
+def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
+    """One step without compiling anything; returns the step's logs."""
+    batch = tree.map_structure(lambda a: None if a is None else tf.convert_to_tensor(a), batch)
+    return getattr(model, f"{kind}_step")(batch)
+
+
+def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
+    """The rows of each coming epoch in the order in which `fit` would visit them.
+
+    With a global seed (`keras.utils.set_random_seed`), `fit` on TensorFlow shuffles every epoch
+    alike, in an order that only depends on the seed; without one it draws from the operating
+    system's randomness.
+    """
+    seed, _ = tf.compat.v1.get_seed(0)
+    if seed != _UNSET_SEED:
+        order = _seeded_order(num_rows, batch_size, shuffle == "batch", seed)
+        return RowOrder(lambda: iter([order]))
+    permutation = np.random.default_rng().permutation
+    return RowOrder(lambda: shuffled_rows(permutation, num_rows, batch_size, shuffle))
+
+
+@functools.lru_cache(maxsize=32)
+def _seeded_order(num_rows: int, batch_size: int, by_batch: bool, seed: int) -> np.ndarray:
+    """The order that Keras's own `tf.data` pipeline gives, made by the same operations.
+
+    `tf.random.shuffle` inside a dataset depends on the global seed (set here, part of the key) and
+    on being the first random operation of its function, which it is in both.
+    """
+    rows = tf.data.Dataset.range(num_rows)
+    if by_batch:
+        shuffled = rows.batch(batch_size).map(tf.random.shuffle)
+    else:
+        shuffled = rows.batch(num_rows).map(tf.random.shuffle)
+    order = np.concatenate(list(shuffled.as_numpy_iterator()))
+    order.flags.writeable = False
+    return order

@@ -1,0 +1,102 @@
+"""Steps on torch, where programs run eagerly."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from keras import tree
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
+
+from kerascohost.programs import symbolic_build
+from kerascohost.programs.data import RowOrder
+from kerascohost.programs.eager import Program as Program
+
+
+def build(model: keras.Model, batch: Any) -> bool:
+    """Creates the variables that the model, its loss, metrics and optimizer still lack.
+
+    Returns:
+        Whether `fit` would have taken a batch for this before its first epoch.
+    """
+    return symbolic_build(model, batch)
+
+
+def is_eager(model: keras.Model) -> bool:
+    """Always: torch runs step by step (a model's own `torch.compile` setting is followed)."""
+    return True
+
+
+def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
+    """One step, through the model's own step function; returns the step's logs."""
+    model.train(kind == "train")  # torch layers inside the model look at this switch, as in `fit`
+    getattr(model, f"make_{kind}_function")()
+    convert = keras.ops.convert_to_tensor
+    batch = tree.map_structure(lambda a: None if a is None else convert(a), batch)
+    return getattr(model, f"{kind}_function")([batch])
+
+
+def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
+    """The rows of each coming epoch in the order in which `fit` would visit them.
+
+    `fit` on torch shuffles with torch's global generator, through samplers of a `DataLoader` that
+    draw from it too; the same ones are used here. (A validation's `DataLoader` also draws from it
+    in `fit`, but not here: with a validation, the order of the second epoch on is another one.)
+    """
+
+    return _TorchOrder(num_rows, batch_size, shuffle)
+
+
+class _TorchOrder(RowOrder):
+    def __init__(self, num_rows: int, batch_size: int, shuffle: bool | str):
+        self._begun = self._own = torch.random.get_rng_state()
+        self._sampler = functools.partial(_sampler, num_rows, batch_size, shuffle)
+        self._rows = torch.arange(num_rows)
+        super().__init__(self._visit)
+
+    def __call__(self) -> np.ndarray:
+        with self._own_state():
+            return super().__call__()
+
+    def look_ahead(self) -> None:
+        with self._own_state():
+            super().look_ahead()
+
+    def settle(self) -> None:
+        if torch.equal(self._begun, torch.random.get_rng_state()):
+            torch.random.set_rng_state(self._own)
+
+    def _visit(self) -> Iterator[np.ndarray]:
+        loader = DataLoader(self._rows, batch_sampler=self._sampler())
+        yield from (batch.numpy() for batch in loader)
+        iter(loader)  # `fit` makes the iterator of the next epoch here, which draws a seed
+
+    @contextlib.contextmanager
+    def _own_state(self) -> Iterator[None]:
+        outside = torch.random.get_rng_state()
+        try:
+            torch.random.set_rng_state(self._own)
+            yield
+            self._own = torch.random.get_rng_state()
+        finally:
+            torch.random.set_rng_state(outside)
+
+
+def _sampler(num_rows: int, batch_size: int, shuffle: bool | str) -> Sampler:
+    if shuffle == "batch":
+        return _ShuffledBatches(BatchSampler(range(num_rows), batch_size, drop_last=False))
+    return BatchSampler(RandomSampler(range(num_rows)), batch_size, drop_last=False)
+
+
+class _ShuffledBatches(Sampler):
+    """Batches in order, the rows of each batch shuffled."""
+
+    def __init__(self, batches: BatchSampler):
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            yield [batch[i] for i in torch.randperm(len(batch))]
