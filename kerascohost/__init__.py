@@ -2,8 +2,19 @@
 
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
+from kerascohost.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup
 from kerascohost.history import CohortHistory
 from kerascohost.plotting import plot_losses
 
-__all__ = ["Cohort", "CohortError", "CohortHistory", "plot_losses"]
+__all__ = [
+    "Cohort",
+    "CohortError",
+    "CohortHistory",
+    "GroupBatch",
+    "UngroupBatch",
+    "fuse",
+    "group",
+    "plot_losses",
+    "ungroup",
+]
 __version__ = "0.1.0"

@@ -114,34 +114,44 @@ class ArrayBatches:
             self._order.settle()
 
     def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
-        """The chunks of the next epoch; `at_most` is for data that must not be read ahead of time."""
+        """The chunks of the next epoch; arrays may be read ahead, so `at_most` does not matter."""
         order, step = self._next_pass()
         stop = min(self._num_steps, step + self.steps_per_epoch)
         if self._per_epoch and step + self._per_epoch > self._num_steps:
             _warn_out_of_data()
-        # With `steps_per_epoch` the next epoch goes on where this one ends; without, it begins anew.
+        # With `steps_per_epoch` the next epoch goes on where this one ends.
         goes_on = self._per_epoch and stop < self._num_steps
         self._pass = (order, stop) if goes_on else None
-        full = min(stop, max(1, self._num_rows // self._rows))
-        most = max(1, _CHUNK_BYTES // max(1, self._row_bytes * self._rows))
-        while step < full:
-            steps = min(most, full - step)
-            yield self._chunk(order, step, steps)
-            step += steps
-        if step < stop:
-            yield self._chunk(order, step, 1)
+        while step < stop:
+            chunk = self._window(order, step, stop)
+            yield chunk
+            step += chunk.stop - chunk.start
 
     def _next_pass(self) -> tuple[np.ndarray | None, int]:
         if self._pass is not None:
             return self._pass
         return (self._order() if self._order is not None else None), 0
 
-    def _chunk(self, order: np.ndarray | None, step: int, steps: int) -> Chunk:
-        start = step * self._rows
-        stop = min(start + steps * self._rows, self._num_rows)
-        rows = slice(start, stop) if order is None else order[start:stop]
-        usual = stop - start == steps * min(self._rows, self._num_rows)
-        return Chunk(_map(lambda column: column.take(rows, steps), self._columns), steps, usual)
+    def _window(self, order: np.ndarray | None, step: int, stop: int) -> Chunk:
+        """The chunk that holds the batches from `step` on, but not beyond `stop`.
+
+        All chunks of full batches have one shape; the last one reaches back over batches that have
+        been taken already.
+        """
+        full = self._num_rows // self._rows
+        if step >= full:  # what is left over, or all there is
+            rows = slice(full * self._rows, self._num_rows)
+            return Chunk(self._take(order, rows, 1), 0, 1, usual=full == 0)
+        most = max(1, _CHUNK_BYTES // max(1, self._row_bytes * self._rows))
+        size = min(most, full, self.steps_per_epoch)
+        first = min(step, full - size)
+        rows = slice(first * self._rows, (first + size) * self._rows)
+        data = self._take(order, rows, size)
+        return Chunk(data, step - first, min(size, stop - first), usual=True)
+
+    def _take(self, order: np.ndarray | None, rows: slice, steps: int) -> Any:
+        chosen = rows if order is None else order[rows]
+        return _map(lambda column: column.take(chosen, steps), self._columns)
 
 
 class StreamBatches:
@@ -194,11 +204,12 @@ class StreamBatches:
         first = next(items, None)
         if first is None:
             return
-        self._usual = self._usual or _signature(first)
         size = sum(np.asarray(leaf).nbytes for leaf in _leaves(first))
         most = max(1, min(at_most or 2**31, _CHUNK_BYTES // max(1, size)))
         for run in _runs(itertools.chain([first], items), most):
-            yield Chunk(_combine(np.stack, run), len(run), _signature(run[0]) == self._usual)
+            data = _combine(np.stack, run)
+            self._usual = self._usual or _signature(data)
+            yield Chunk(data, 0, len(run), usual=_signature(data) == self._usual)
 
     def _items(self) -> Iterator:
         """Whole batches, one for each step."""

@@ -11,9 +11,10 @@ from keras import tree
 
 from kerascohost import errors, programs
 from kerascohost.errors import CohortError
+from kerascohost.fusion import factors_of, named_models
 from kerascohost.history import CohortHistory
 from kerascohost.member import Member, Run, Want
-from kerascohost.programs import eager
+from kerascohost.programs import Work, eager
 from kerascohost.progress import Progress
 
 LAYOUTS = ("joined",)
@@ -88,22 +89,22 @@ class Cohort:
         group_factor: int | Mapping[str, int] = 1,
         replicas: int | Mapping[str, int] = 1,
     ):
-        named = _named(models)
+        named = named_models(models)
         if layout not in LAYOUTS:
             raise CohortError(
                 f"Expected `layout` to be one of {', '.join(map(repr, LAYOUTS))}. "
                 f"Received: layout={layout!r}.{errors.did_you_mean(layout, LAYOUTS)}"
             )
-        group_factors = _factors("group_factor", group_factor, named)
-        replica_counts = _factors("replicas", replicas, named)
+        group_factors = factors_of("group_factor", group_factor, named)
+        replica_counts = factors_of("replicas", replicas, named)
         self.layout = layout
         self._members = {
             name: Member(name, model, group_factors[name], replica_counts[name])
             for name, model in named.items()
         }
         self._check_separate(("optimizer", _optimizers))
-        self._programs: dict[tuple, tuple[tuple, Callable]] = {}
-        self._pace: dict[int, float] = {}
+        self._programs: dict[tuple, list[_Program]] = {}
+        self._state_bytes: dict[str, int] = {}
 
     @property
     def members(self) -> dict[str, keras.Model]:
@@ -369,73 +370,90 @@ class Cohort:
         try:
             for name in runs:
                 resume(name, None)
-            self._state_bytes = sum(map(programs.state_bytes, self.members.values()))
             while wants:
-                for names in self._turn(wants):
-                    steps, logs = self._step(names, [wants[name] for name in names])
-                    for name, member_logs in zip(names, logs, strict=True):
+                for program, names in self._turn(wants):
+                    works = self._works(program, {name: wants[name] for name in names})
+                    logs = self._call(program, works)
+                    for name, work in works.items():
                         if advance and wants[name].kind == "train":
-                            advance[name](steps)
-                        resume(name, (steps, member_logs))
+                            advance[name](work.stop - work.start)
+                        resume(name, (work.stop - work.start, logs[name]))
         finally:
             for run in runs.values():
                 run.close()
         return {name: results[name] for name in runs}
 
-    def _turn(self, wants: dict[str, Want]) -> list[list[str]]:
-        """Which members step next, each list of them as one program.
+    def _turn(self, wants: dict[str, Want]) -> list[tuple["_Program", list[str]]]:
+        """The programs that do what the members want next, each with the members it serves.
 
-        What is rare comes first, an odd last batch or a validation, so that all members are there
-        again for the next training steps: one program serves them from the first epoch to the last,
-        instead of one for every set of members that happens to meet.
+        A program that once was made for several members serves each subset of them, so what is
+        traced and compiled is every member's step once per kind, however they meet.
         """
-        rank = min(map(_rank, wants.values()))
-        heavy = self._state_bytes > programs.FUSED_STATE_LIMIT
-        programs_: dict[tuple, list[str]] = {}
+        groups: dict[tuple, list[str]] = {}
         for name, want in wants.items():
-            if _rank(want) == rank:
-                member = self._members[name]
-                alone = want.kind == "predict" or heavy
-                eager_ = programs.backend_module().is_eager(member.model)
-                key = (want.limited, eager_, name if alone else None)
-                programs_.setdefault(key, []).append(name)
-        return list(programs_.values())
+            groups.setdefault(self._placement(name, want), []).append(name)
+        turn = []
+        for placement, names in groups.items():
+            signatures = {name: self._signature(name, wants[name]) for name in names}
+            known = self._programs.setdefault(placement, [])
+            for program in known:
+                served = [n for n in names if program.signatures.get(n) == signatures[n]]
+                if served:
+                    turn.append((program, served))
+                    names = [name for name in names if name not in served]
+            if names:
+                program = _Program(placement[0], [self._members[name] for name in names])
+                program.signatures = {name: signatures[name] for name in names}
+                known.append(program)
+                turn.append((program, names))
+        return turn
 
-    def _step(self, names: list[str], wants: list[Want]) -> tuple[int, list[Any]]:
-        """Runs as many steps as all of `wants` allow and time permits; returns them and the logs."""
-        chunks, starts = [want.chunk for want in wants], [want.start for want in wants]
-        program = self._program(wants[0].kind, names, chunks)
-        steps = min(want.steps for want in wants)
-        pace = self._pace.get(id(program))
-        if wants[0].kind != "predict":
-            # Unknown at first: one step shows that it runs (and traces it), some more how fast.
-            most = 1 if pace is None else 8 if pace == 0 else int(_TURN_SECONDS / pace)
-            steps = max(1, min(steps, most))
-        began = time.perf_counter()
+    def _placement(self, name: str, want: Want) -> tuple:
+        """Members of one placement share a program."""
+        member, backend = self._members[name], programs.backend_module()
+        apart = backend.COMPILES_PER_SHAPE and not want.chunk.usual
+        alone = want.kind == "predict" or self._is_heavy(name)
+        return (
+            want.kind,
+            apart,
+            want.limited,
+            backend.is_eager(member.model),
+            name if alone else None,
+        )
+
+    def _is_heavy(self, name: str) -> bool:
+        if name not in self._state_bytes:
+            self._state_bytes[name] = programs.state_bytes(self._members[name].model)
+        return self._state_bytes[name] > programs.FUSED_STATE_LIMIT / len(self._members)
+
+    def _signature(self, name: str, want: Want) -> tuple:
+        """Changes when a program made for this member no longer does what it wants."""
+        member = self._members[name]
+        return (
+            programs.compile_stamp(member.model),
+            member.piece,
+            _structure(want.chunk.data),
+        )
+
+    def _works(self, program: "_Program", wants: dict[str, Want]) -> dict[str, Work]:
+        """As many steps for each member as it and time allow."""
+        most = program.steps_per_turn()
+        return {
+            name: Work(want.chunk, want.start, min(want.stop, want.start + most))
+            for name, want in wants.items()
+        }
+
+    def _call(self, program: "_Program", works: dict[str, Work]) -> dict[str, Any]:
         try:
-            logs = program(chunks, starts, steps)
+            return program(works)
         except Exception as error:
-            if len(names) > 1 and not errors.is_attributed(error):
-                self._replay(names, wants, steps)
-            if len(names) == 1:
-                errors.attributed(error, names[0])
+            if len(works) == 1:
+                errors.attributed(error, next(iter(works)))
+            elif not errors.is_attributed(error):
+                self._replay(program.kind, works)
             raise
-        seconds = (time.perf_counter() - began) / steps
-        self._pace[id(program)] = 0 if pace is None else seconds
-        return steps, logs
 
-    def _program(self, kind: str, names: list[str], chunks: list) -> Callable:
-        members = [self._members[name] for name in names]
-        key = (kind, *((name, _structure(c.data)) for name, c in zip(names, chunks, strict=True)))
-        stamp = tuple((programs.compile_stamp(m.model), m.piece) for m in members)
-        known = self._programs.get(key)
-        if known is None or known[0] != stamp:
-            backend = programs.backend_module()
-            make = eager.Program if backend.is_eager(members[0].model) else backend.Program
-            known = self._programs[key] = (stamp, make(kind, members))
-        return known[1]
-
-    def _replay(self, names: list[str], wants: list[Want], steps: int) -> None:
+    def _replay(self, kind: str, works: dict[str, Work]) -> None:
         """Repeats a call that failed, member by member and step by step.
 
         The failing member stops before its failing step, the others finish theirs, and the failure
@@ -445,19 +463,57 @@ class Cohort:
             Exception: What the member raises that fails on its own; nothing if none does.
         """
         failure: Exception | None = None
-        for name, want in zip(names, wants, strict=True):
+        for name, work in works.items():
             try:
-                program = self._program(want.kind, [name], [want.chunk])
-                for i in range(steps):
-                    program([want.chunk], [want.start + i], 1)
+                program = _Program(kind, [self._members[name]])
+                for i in range(work.start, work.stop):
+                    program({name: Work(work.chunk, i, i + 1)})
             except Exception as error:
                 failure = failure or errors.attributed(error, name)
         if failure is not None:
             raise failure
 
 
+class _Program:
+    """A compiled program, and what the scheduler knows of it.
+
+    Attributes:
+        kind: `"train"`, `"test"` or `"predict"`.
+        signatures: For each member that it serves, what it was made for.
+    """
+
+    def __init__(self, kind: str, members: list[Member]):
+        backend = programs.backend_module()
+        make = eager.Program if backend.is_eager(members[0].model) else backend.Program
+        self.kind = kind
+        self.signatures: dict[str, tuple] = {}
+        self._run = make(kind, members)
+        self._calls = 0
+        self._seconds_per_step = 0.0
+
+    def __call__(self, works: dict[str, Work]) -> dict[str, Any]:
+        began = time.perf_counter()
+        logs = self._run(works)
+        steps = max(work.stop - work.start for work in works.values())
+        self._seconds_per_step = (time.perf_counter() - began) / steps
+        self._calls += 1
+        return logs
+
+    def steps_per_turn(self) -> int:
+        """How many steps take about `_TURN_SECONDS`.
+
+        The first call takes one step, as it also traces and compiles, the second one a few, to see
+        how fast they are.
+        """
+        if self.kind == "predict":
+            return 2**31  # predictions are made for a whole chunk at once
+        if self._calls < 2:
+            return 1 if self._calls == 0 else 8
+        return max(1, int(_TURN_SECONDS / self._seconds_per_step))
+
+
 _WAY_OUT = {
-    "variable": "To train one model on several batches at once, make it one member with `replicas`.",
+    "variable": "To apply one model several times, make it one member with `replicas`.",
     "optimizer": "Compile each model with an optimizer of its own.",
 }
 
@@ -465,64 +521,6 @@ _WAY_OUT = {
 def _optimizers(model: keras.Model) -> list:
     optimizer = getattr(model, "optimizer", None)
     return [] if optimizer is None else [optimizer]
-
-
-def _named(models: Any) -> dict[str, keras.Model]:
-    """The models by name, checked."""
-    if isinstance(models, Mapping):
-        pairs = list(models.items())
-    elif isinstance(models, Sequence) and not isinstance(models, str):
-        pairs = [(getattr(model, "name", None), model) for model in models]
-    else:
-        raise CohortError(
-            f"Expected `models` to be a dict or a list of models. Received: {models!r}"
-        )
-    if not pairs:
-        raise CohortError(f"Expected at least one model. Received: models={models!r}")
-    named: dict[str, keras.Model] = {}
-    for name, model in pairs:
-        if not isinstance(model, keras.Model):
-            raise CohortError(f"Expected member {name!r} to be a keras.Model. Received: {model!r}")
-        if not isinstance(name, str) or not name:
-            raise CohortError(
-                f"Expected the members' names to be non-empty strings. Received: {name!r}"
-            )
-        if name in named:
-            raise CohortError(
-                f"Expected members with different names. Received: {name!r} twice. "
-                'Give them names: Cohort({"first": model1, "second": model2}).'
-            )
-        named[name] = model
-    _check_once(named)
-    return named
-
-
-def _check_once(named: dict[str, keras.Model]) -> None:
-    names: dict[int, str] = {}
-    for name, model in named.items():
-        first = names.setdefault(id(model), name)
-        if first != name:
-            raise CohortError(
-                f"Expected different models. Received: the same one as {first!r} and {name!r}. "
-                f"{_WAY_OUT['variable']}"
-            )
-
-
-def _factors(argument: str, value: Any, named: Mapping[str, Any]) -> dict[str, int]:
-    """A whole number of at least 1 for every member."""
-    given = value if isinstance(value, Mapping) else dict.fromkeys(named, value)
-    for name, factor in given.items():
-        if name not in named:
-            raise CohortError(
-                f"Expected the keys of `{argument}` to be names of members: {', '.join(named)}. "
-                f"Received: {name!r}.{errors.did_you_mean(name, named)}"
-            )
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-            raise CohortError(
-                f"Member {name!r}: expected `{argument}` to be a whole number of at least 1. "
-                f"Received: {argument}={factor!r}"
-            )
-    return {name: given.get(name, 1) for name in named}
 
 
 def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:
@@ -549,10 +547,6 @@ def _copied(callback: keras.callbacks.Callback) -> keras.callbacks.Callback:
             f"Expected callbacks that can be copied, one for each member. Received: {callback!r}, "
             f"which cannot ({error}). Give each member its own: callbacks={{name: [...]}}."
         ) from error
-
-
-def _rank(want: Want) -> tuple[bool, bool]:
-    return (want.chunk.usual, want.kind == "train")
 
 
 def _structure(data: Any) -> str:

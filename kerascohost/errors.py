@@ -22,13 +22,24 @@ def about(member: str) -> Iterator[None]:
     """
     try:
         yield
+    except CohortError as error:
+        if is_attributed(error):
+            raise
+        raise attributed(CohortError(_named(member, error)), member) from error.__cause__
     except (ValueError, TypeError) as error:
         if is_attributed(error):
             raise
-        raise attributed(CohortError(f"Member {member!r}: {error}"), member) from error
+        raise attributed(CohortError(_named(member, error)), member) from error
     except Exception as error:
         attributed(error, member)
         raise
+
+
+def _named(member: str, error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, CohortError):  # ours begin with a word, not with a name
+        text = text[:1].lower() + text[1:]
+    return f"Member {member!r}: {text}"
 
 
 def attributed(error: Exception, member: str) -> Exception:

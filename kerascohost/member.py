@@ -29,20 +29,20 @@ class Want:
         kind: `"train"`, `"test"` or `"predict"`.
         chunk: Where its batches are.
         start: The first batch of the chunk to take.
-        steps: How many steps it allows before it must look up.
-        limited: Whether callbacks keep `steps` small, all through its training.
+        stop: The batch before which it must look up.
+        limited: Whether callbacks want to look up after few steps, all through its training.
     """
 
     kind: str
     chunk: Chunk
     start: int
-    steps: int
+    stop: int
     limited: bool
 
 
 Batches = ArrayBatches | StreamBatches
 
-# Yields what the member wants, receives the number of steps done and the logs of the last one.
+# Yields what the member wants, receives how many steps were done and the logs of the last one.
 Run = Generator[Want, tuple[int, Any], Any]
 
 
@@ -211,8 +211,8 @@ class Member:
         step = 0
         for chunk in batches.epoch(_step_limit(self.model, dispatch, "predict")):
             dispatch.on_predict_batch_begin(step)
-            _, outputs = yield Want("predict", chunk, 0, chunk.steps, limited=False)
-            step += chunk.steps
+            done, outputs = yield Want("predict", chunk, chunk.start, chunk.stop, limited=False)
+            step += done
             dispatch.on_predict_batch_end(step - 1, {"outputs": outputs})
             parts.append(outputs)
             if self.model.stop_predicting:
@@ -230,12 +230,12 @@ class Member:
         logs: Any = {}
         step = 0
         for chunk in batches.epoch(limit):
-            position = 0
-            while position < chunk.steps and not (limit and getattr(self.model, stop)):
+            position = chunk.start
+            while position < chunk.stop and not (limit and getattr(self.model, stop)):
                 if limit:
                     on_begin(step)
-                allowed = min(chunk.steps - position, limit or chunk.steps)
-                done, logs = yield Want(kind, chunk, position, allowed, limited=bool(limit))
+                until = min(chunk.stop, position + limit) if limit else chunk.stop
+                done, logs = yield Want(kind, chunk, position, until, limited=bool(limit))
                 position, step = position + done, step + done
                 if limit:
                     on_end(step - 1, logs)

@@ -5,7 +5,8 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 `backend_module` returns, which offers
 
 - `Program(kind, members)`: the members' steps of one kind, traced into one compiled function;
-  calling it with a chunk, a start and a number of steps per member returns each member's logs;
+  calling it with `Work` for some or all of them returns their logs;
+- `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
 - `build(model, batch)`: creates what a model, its metrics and its optimizer lack;
 - `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
 - `is_eager(model)`: whether the model's steps must not be compiled;
@@ -30,18 +31,29 @@ class Chunk:
     """Consecutive batches of one shape, stacked.
 
     Attributes:
-        data: The structure that a train step takes; each array is `(steps, batch, ...)`.
-        steps: How many batches are stacked.
-        usual: Whether the batches have the shape of the first one ever. The last batch of an epoch
+        data: The structure that a train step takes; each array is `(batches, rows, ...)`.
+        start: The first of the batches to take.
+        stop: The batch before which to stop.
+        usual: Whether `data` has the shape of the member's first chunk. The last batch of an epoch
             often has not; programs that compile per shape run it apart.
         on_device: Where a program keeps its own form of `data`, so that a chunk that is worked
             through in several calls is transferred once.
     """
 
     data: Any
-    steps: int
+    start: int
+    stop: int
     usual: bool
     on_device: Any = None
+
+
+@dataclasses.dataclass
+class Work:
+    """What a program is to do for one member: take the batches `start` to `stop` of a chunk."""
+
+    chunk: Chunk
+    start: int
+    stop: int
 
 
 def backend_module() -> ModuleType:

@@ -1,6 +1,6 @@
 """Programs for what is not compiled: members that run eagerly, and everything on torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -8,7 +8,7 @@ import numpy as np
 from keras import tree
 
 from kerascohost import errors
-from kerascohost.programs import Chunk, backend_module
+from kerascohost.programs import Work, backend_module
 from kerascohost.programs.replicas import applied_in_pieces
 
 
@@ -17,27 +17,33 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model` and a `piece`, the rows per replica (0: not replicated).
+        members: What has a `name`, a `model` and a `piece`, the rows per replica, or 0.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
         self.kind = kind
         self.members = list(members)
 
-    def __call__(self, chunks: Sequence[Chunk], starts: Sequence[int], steps: int) -> list[Any]:
-        """Runs `steps` steps of every member, each from its own `starts` in its own chunk.
+    def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
+        """Runs the steps asked for in `works`, by member.
 
         Returns:
-            One structure per member: the logs of its last step, or the outputs of all steps,
+            For each member of `works`, the logs of its last step, or the outputs of all steps,
             stacked, when predicting.
         """
-        results: list[list] = [[] for _ in self.members]
-        for i in range(steps):
-            for k, member in enumerate(self.members):
+        results: dict[str, list] = {name: [] for name in works}
+        for i in range(max(work.stop - work.start for work in works.values())):
+            for member in self.members:
+                work = works.get(member.name)
+                if work is None or work.start + i >= work.stop:
+                    continue
                 with errors.about(member.name):
-                    logs = self._step(member, _take(chunks[k].data, starts[k] + i))
-                results[k] = [*results[k], logs] if self.kind == "predict" else [logs]
-        return [_stacked(logs) if self.kind == "predict" else logs[0] for logs in results]
+                    logs = self._step(member, _take(work.chunk.data, work.start + i))
+                kept = results[member.name] if self.kind == "predict" else []
+                results[member.name] = [*kept, logs]
+        if self.kind == "predict":
+            return {name: _stacked(outputs) for name, outputs in results.items()}
+        return {name: logs[-1] for name, logs in results.items()}
 
     def _step(self, member: Any, batch: Any) -> Any:
         step = backend_module().eager_step

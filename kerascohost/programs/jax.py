@@ -1,7 +1,7 @@
 """Programs on JAX: one jitted loop over the members' own, pure `train_step`s."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from jax import lax
-from keras import tree
 
 from kerascohost import errors
-from kerascohost.programs import Chunk, has_own_step, symbolic_build
+from kerascohost.programs import Chunk, Work, has_own_step, symbolic_build
 from kerascohost.programs.data import RowOrder, shuffled_rows
 from kerascohost.programs.replicas import applied_in_pieces
+
+COMPILES_PER_SHAPE = True
 
 State = tuple[list[jax.Array], ...]
 
@@ -22,69 +23,110 @@ State = tuple[list[jax.Array], ...]
 class Program:
     """The steps of one kind of some members, traced once and run together.
 
-    All members advance in one loop. Its bounds are arguments, so a chunk can be worked through in
-    several calls without compiling again; only another shape of a batch or a chunk compiles anew.
+    Members that always have equally much to do advance in one loop, which XLA runs fastest. Others
+    have a loop each, which may be run zero times: one compilation serves every subset of the
+    members. The loops' bounds are arguments, so a chunk can be worked through in several calls;
+    only another shape compiles anew.
+
     State is read from the variables before a call and written back after it. It is not donated: a
     call that fails or is interrupted must leave every variable as it was.
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model` and a `piece`, the rows per replica (0: not replicated).
+        members: What has a `name`, a `model` and a `piece`, the rows per replica, or 0.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
         self.kind = kind
         self.members = list(members)
-        self._run = jax.jit(self._predict if kind == "predict" else self._loop)
+        self._data: dict[str, Any] = {}
+        self._alike: bool | None = None
+        self._lockstep = jax.jit(self._one_loop)
+        self._apart = jax.jit(self._a_loop_each)
+        self._predict = jax.jit(self._predictions)
 
-    def __call__(self, chunks: Sequence[Chunk], starts: Sequence[int], steps: int) -> list[Any]:
-        """Runs `steps` steps of every member, each from its own `starts` in its own chunk.
+    def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
+        """Runs the steps asked for in `works`, by member; the first call must name all members.
 
         If it fails, every member is left where it was before the call.
 
         Returns:
-            One structure per member: the logs of its last step as arrays (its metrics, where these
-            are what its step returns), or the outputs of the whole chunk when predicting.
+            For each member of `works`, the logs of its last step as arrays (its metrics, where
+            these are what its step returns), or the outputs of the whole chunk when predicting.
         """
         owned = [_state_variables(member.model, self.kind) for member in self.members]
         states = [tuple([v.value for v in group] for group in groups) for groups in owned]
-        data = [_on_device(chunk) for chunk in chunks]
-        logs, states = self._run(states, data, np.asarray(starts, np.int32), np.int32(steps))
+        self._data |= {name: _on_device(work.chunk) for name, work in works.items()}
+        data = [self._data[member.name] for member in self.members]
+        if self.kind == "predict":
+            outputs = self._predict(states, data)
+            return {m.name: outputs[i] for i, m in enumerate(self.members)}
+        logs, states = self._choose(works)(states, data, self._bounds(works))
         jax.block_until_ready(states)  # a failure must show before anything is written back
-        _write_back(owned, states)
-        return logs
+        busy = [i for i, member in enumerate(self.members) if member.name in works]
+        _write_back([owned[i] for i in busy], [states[i] for i in busy])
+        return {self.members[i].name: logs[i] for i in busy}
 
-    def _loop(self, states: list[State], data: list[Any], starts: Any, steps: Any) -> tuple:
-        advance = [_step(member, self.kind) for member in self.members]
-        own_logs = [has_own_step(member.model, self.kind) for member in self.members]
+    def _choose(self, works: Mapping[str, Work]) -> Callable:
+        if self._alike is None:
+            self._alike = len({work.chunk.stop for work in works.values()}) == 1
+        spans = {(work.start, work.stop) for work in works.values()}
+        together = self._alike and len(spans) == 1 and len(works) == len(self.members)
+        return self._lockstep if together else self._apart
 
-        def body(i: Any, carry: tuple) -> tuple:
-            states, logs = list(carry[0]), list(carry[1])
-            for k, member in enumerate(self.members):
-                with errors.about(member.name):
-                    step_logs, state = advance[k](states[k], _take(data[k], starts[k] + i))
-                states[k] = jax.tree.map(_as_before, state, states[k])
-                logs[k] = jax.tree.map(_as_before, step_logs, logs[k]) if own_logs[k] else ()
-            return states, logs
+    def _bounds(self, works: Mapping[str, Work]) -> np.ndarray:
+        spans = [works.get(member.name) for member in self.members]
+        return np.array([(w.start, w.stop) if w else (0, 0) for w in spans], np.int32)
 
-        empty = [
-            _empty_logs(advance[k], states[k], _take(data[k], 0)) if own_logs[k] else ()
-            for k in range(len(self.members))
-        ]
-        states, logs = lax.fori_loop(0, steps, body, (states, empty))
-        return [
-            logs[k] if own_logs[k] else _metrics(member.model, states[k])
-            for k, member in enumerate(self.members)
-        ], states
+    def _one_loop(self, states: list[State], data: list[Any], bounds: Any) -> tuple:
+        bodies = [self._body(i, data[i], states[i]) for i in range(len(self.members))]
 
-    def _predict(self, states: list[State], data: list[Any], starts: Any, steps: Any) -> tuple:
-        del starts, steps  # predictions are made for a whole chunk at once
-        outputs = []
-        for k, member in enumerate(self.members):
-            step = functools.partial(member.model.predict_step, states[k])
+        def body(step: Any, carries: list) -> list:
+            return [
+                advance(step, carry) for (advance, _), carry in zip(bodies, carries, strict=True)
+            ]
+
+        carries = lax.fori_loop(bounds[0, 0], bounds[0, 1], body, [begin for _, begin in bodies])
+        return self._results(carries)
+
+    def _a_loop_each(self, states: list[State], data: list[Any], bounds: Any) -> tuple:
+        carries = []
+        for i in range(len(self.members)):
+            advance, begin = self._body(i, data[i], states[i])
+            carries.append(lax.fori_loop(bounds[i, 0], bounds[i, 1], advance, begin))
+        return self._results(carries)
+
+    def _body(self, i: int, data: Any, state: State) -> tuple[Callable, tuple]:
+        """One member's step as the body of a loop, and what the loop begins with."""
+        member = self.members[i]
+        step = _step(member, self.kind)
+        own_logs = has_own_step(member.model, self.kind)
+
+        def advance(position: Any, carry: tuple) -> tuple:
+            state, logs = carry
             with errors.about(member.name):
-                outputs.append(lax.map(lambda batch, step=step: step(batch)[0], data[k]))
-        return outputs, states
+                step_logs, new_state = step(state, _take(data, position))
+            new_logs = jax.tree.map(_as_before, step_logs, logs) if own_logs else ()
+            return jax.tree.map(_as_before, new_state, state), new_logs
+
+        with errors.about(member.name):
+            logs = _empty_logs(step, state, _take(data, 0)) if own_logs else ()
+        return advance, (state, logs)
+
+    def _results(self, carries: list) -> tuple[list, list[State]]:
+        logs = [
+            logs if has_own_step(member.model, self.kind) else _metrics(member.model, state)
+            for member, (state, logs) in zip(self.members, carries, strict=True)
+        ]
+        return logs, [state for state, _ in carries]
+
+    def _predictions(self, states: list[State], data: list[Any]) -> list[Any]:
+        outputs = []
+        for member, state, batches in zip(self.members, states, data, strict=True):
+            step = functools.partial(member.model.predict_step, state)
+            with errors.about(member.name):
+                outputs.append(lax.map(lambda batch, step=step: step(batch)[0], batches))
+        return outputs
 
 
 def _step(member: Any, kind: str) -> Callable:

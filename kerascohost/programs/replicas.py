@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras import tree
 
 # Masks travel as an attribute of the tensors, which no public function reads or sets.
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
-from keras import tree
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,9 +11,11 @@ import tensorflow as tf
 from keras import tree
 
 from kerascohost import errors
-from kerascohost.programs import Chunk, has_own_step, symbolic_build, variables
+from kerascohost.programs import Chunk, Work, has_own_step, symbolic_build, variables
 from kerascohost.programs.data import RowOrder, shuffled_rows
 from kerascohost.programs.replicas import applied_in_pieces
+
+COMPILES_PER_SHAPE = False  # dimensions may be unknown
 
 _UNSET_SEED = 87654321  # what `get_seed` answers where no global seed was set
 
@@ -22,70 +24,87 @@ class Program:
     """The steps of one kind of some members, traced once and run together.
 
     Each member has a loop of its own inside the one `tf.function`. The loops touch different
-    variables, so TensorFlow runs them side by side. (One loop around all members was a third
+    variables, so TensorFlow runs them side by side, and a member that has nothing to do now takes
+    no time: one trace serves every subset of the members. (One loop around all members was a third
     slower: every round would wait for its last operation.)
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model` and a `piece`, the rows per replica (0: not replicated).
+        members: What has a `name`, a `model` and a `piece`, the rows per replica, or 0.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
         self.kind = kind
         self.members = list(members)
-        self._specs: list[list[tf.TensorSpec]] | None = None
+        self._structures: list[Any] = []
+        self._specs: list[list[tf.TensorSpec]] = []
         self._function: Any = None
 
-    def __call__(self, chunks: Sequence[Chunk], starts: Sequence[int], steps: int) -> list[Any]:
-        """Runs `steps` steps of every member, each from its own `starts` in its own chunk.
+    def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
+        """Runs the steps asked for in `works`, by member; the first call must name all members.
 
         If it fails, every member is put back to where it was before the call.
 
         Returns:
-            One structure per member: the logs of its last step as tensors (its metrics, where these
-            are what its step returns), or the outputs of all steps when predicting.
+            For each member of `works`, the logs of its last step as tensors (its metrics, where
+            these are what its step returns), or the outputs of all steps when predicting.
         """
-        batches = [_on_device(chunk) for chunk in chunks]
-        self._trace(chunks, batches)
-        bounds = tf.constant([(start, start + steps) for start in starts], dtype=tf.int32)
-        with self._all_or_nothing():
-            return self._function(batches, bounds)
-
-    def _trace(self, chunks: Sequence[Chunk], batches: list[list[tf.Tensor]]) -> None:
-        specs = [
-            [_spec(tensor, bool(member.piece)) for tensor in tensors]
-            for member, tensors in zip(self.members, batches, strict=True)
+        batches = self._batches(works)
+        bounds = [
+            (works[m.name].start, works[m.name].stop) if m.name in works else (0, 0)
+            for m in self.members
         ]
-        if self._specs is not None:
-            if all(map(_accepts, tree.flatten(self._specs), tree.flatten(specs))):
-                return
-            specs = [[*map(_common, *pair)] for pair in zip(self._specs, specs, strict=True)]
+        with self._all_or_nothing(works):
+            logs = self._function(batches, tf.constant(bounds, dtype=tf.int32))
+        return {m.name: logs[i] for i, m in enumerate(self.members) if m.name in works}
+
+    def _batches(self, works: Mapping[str, Work]) -> list[list[tf.Tensor]]:
+        """Every member's tensors, empty ones for those without work; traces if need be."""
+        given = [_on_device(works[m.name].chunk) if m.name in works else None for m in self.members]
+        specs = [
+            known if tensors is None else [_spec(t, bool(m.piece)) for t in tensors]
+            for m, tensors, known in zip(self.members, given, self._specs or given, strict=True)
+        ]
+        if self._function is None or not _accepts(self._specs, specs):
+            if not self._structures:
+                chunks = [works[m.name].chunk for m in self.members]
+                self._structures = [tree.map_structure(_is_present, c.data) for c in chunks]
+            self._trace(specs)
+        return [
+            [_nothing(spec) for spec in known] if tensors is None else tensors
+            for tensors, known in zip(given, self._specs, strict=True)
+        ]
+
+    def _trace(self, specs: list[list[tf.TensorSpec]]) -> None:
+        if self._specs:
+            pairs = zip(self._specs, specs, strict=True)
+            specs = [list(map(_common, known, new)) for known, new in pairs]
         bounds = tf.TensorSpec((len(self.members), 2), tf.int32)
-        structures = [tree.map_structure(_is_present, chunk.data) for chunk in chunks]
-        function = tf.function(functools.partial(self._run, structures), autograph=False)
+        function = tf.function(self._run, autograph=False)
         self._function = function.get_concrete_function(specs, bounds)
         self._specs = specs
 
-    def _run(
-        self, structures: list[Any], batches: list[list[tf.Tensor]], bounds: tf.Tensor
-    ) -> list:
+    def _run(self, batches: list[list[tf.Tensor]], bounds: tf.Tensor) -> list:
         logs = []
         for i, member in enumerate(self.members):
             with errors.about(member.name):
-                take = functools.partial(_take, structures[i], batches[i])
+                take = functools.partial(_take, self._structures[i], batches[i])
                 logs.append(_loop(member, self.kind, take, bounds[i, 0], bounds[i, 1]))
         return logs
 
     @contextlib.contextmanager
-    def _all_or_nothing(self):
+    def _all_or_nothing(self, works: Mapping[str, Work]):
         """A step of one member that fails stops the others in the middle of theirs."""
-        if len(self.members) == 1 or self.kind == "predict":
+        if len(works) == 1 or self.kind == "predict":
             yield  # nothing but the failing step itself was under way
             return
         # The tensors share the variables' memory until these change. (One `tf.function` that reads
         # all variables is faster from the hundredth turn on; tracing it costs more than that.)
         state = [
-            (v, tf.raw_ops.ReadVariableOp(resource=v.handle, dtype=v.dtype)) for v in self._all
+            (variable, tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype))
+            for member in self.members
+            if member.name in works
+            for variable in self._variables[member.name]
         ]
         try:
             yield
@@ -95,8 +114,8 @@ class Program:
             raise
 
     @functools.cached_property
-    def _all(self) -> list[tf.Variable]:
-        return [v.value for member in self.members for v in variables(member.model)]
+    def _variables(self) -> dict[str, list[tf.Variable]]:
+        return {m.name: [v.value for v in variables(m.model)] for m in self.members}
 
 
 def _loop(member: Any, kind: str, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
@@ -173,8 +192,16 @@ def _spec(tensor: tf.Tensor, fixed_batch: bool) -> tf.TensorSpec:
     return tf.TensorSpec((None, batch, *tensor.shape[2:]), tensor.dtype)
 
 
-def _accepts(spec: tf.TensorSpec, other: tf.TensorSpec) -> bool:
-    return other.is_subtype_of(spec)
+def _accepts(specs: list[list[tf.TensorSpec]], others: list[list[tf.TensorSpec]]) -> bool:
+    return all(
+        other.is_subtype_of(spec)
+        for pair in zip(specs, others, strict=True)
+        for spec, other in zip(*pair, strict=True)
+    )
+
+
+def _nothing(spec: tf.TensorSpec) -> tf.Tensor:
+    return tf.zeros([size or 0 for size in spec.shape], spec.dtype)
 
 
 def _common(spec: tf.TensorSpec, other: tf.TensorSpec) -> tf.TensorSpec:

@@ -15,6 +15,8 @@ from kerascohost.programs import symbolic_build
 from kerascohost.programs.data import RowOrder
 from kerascohost.programs.eager import Program as Program
 
+COMPILES_PER_SHAPE = False
+
 
 def build(model: keras.Model, batch: Any) -> bool:
     """Creates the variables that the model, its loss, metrics and optimizer still lack.

@@ -1,0 +1,45 @@
+# Each target makes the environment that it needs; `make demo` is the place to start.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+# Half the download where there is no GPU; macOS on Apple silicon has only the full package.
+BACKEND := $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo gpu; \
+	elif [ "$$(uname -s)" = Linux ]; then echo cpu; else echo tensorflow; fi)
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test test-tensorflow test-jax test-torch bench lint clean
+
+demo: $(STAMP)
+	$(BIN)/python notebooks/demo.py
+
+test: test-tensorflow test-jax
+
+test-tensorflow test-jax: test-%: $(STAMP)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -n $${WORKERS:-2}
+
+# torch is large and not part of the environment until it is asked for.
+test-torch: $(STAMP)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install $${TORCH:-torch}
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $${WORKERS:-2}
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+		|| { echo "kerascohost needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable ".[$(BACKEND),jax]" --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) output

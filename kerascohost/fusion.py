@@ -1,0 +1,290 @@
+"""Several models as one plain functional `keras.Model`: side by side, grouped, replicated."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerascohost.errors import CohortError, about, did_you_mean
+
+
+def group(x: Any, k: int) -> Any:
+    """Reads every `k` neighbouring samples as one: `(n * k, ...)` becomes `(n, k, ...)`.
+
+    Args:
+        x: An array or tensor, or a nested structure of them, of shape `(n * k, ...)`.
+        k: The group factor, at least 1.
+
+    Returns:
+        The same structure, with arrays of shape `(n, k, ...)`. NumPy arrays are not copied.
+
+    Raises:
+        CohortError: If `k` does not divide the number of samples.
+
+    Example:
+
+    >>> group(np.arange(6), 2).tolist()
+    [[0, 1], [2, 3], [4, 5]]
+    """
+    _check_factor("k", k)
+
+    def grouped(array: Any) -> Any:
+        n = array.shape[0]
+        if n % k:
+            raise CohortError(
+                f"Expected a number of samples that {k} divides. Received: {n} samples. "
+                f"Group the first {n - n % k} (x[:{n - n % k}]) and train the last {n % k} apart."
+            )
+        return _reshape(array, (n // k, k, *array.shape[1:]))
+
+    return tree.map_structure(grouped, x)
+
+
+def ungroup(x: Any) -> Any:
+    """Undoes `group`: `(n, k, ...)` becomes `(n * k, ...)`.
+
+    Args:
+        x: An array or tensor, or a nested structure of them, of shape `(n, k, ...)`.
+
+    Returns:
+        The same structure, with arrays of shape `(n * k, ...)`.
+
+    Raises:
+        CohortError: If there are fewer than two axes.
+
+    Example:
+
+    >>> ungroup(np.array([[0, 1], [2, 3]])).tolist()
+    [0, 1, 2, 3]
+    """
+
+    def ungrouped(array: Any) -> Any:
+        if len(array.shape) < 2:
+            raise CohortError(
+                f"Expected arrays of shape (n, k, ...). Received: shape {tuple(array.shape)}"
+            )
+        return _reshape(array, (array.shape[0] * array.shape[1], *array.shape[2:]))
+
+    return tree.map_structure(ungrouped, x)
+
+
+@keras.saving.register_keras_serializable(package="kerascohost")
+class GroupBatch(keras.layers.Layer):
+    """Reads every `k` neighbouring samples of a batch as one: `(n * k, ...)` to `(n, k, ...)`.
+
+    Args:
+        k: The group factor, at least 1.
+
+    Example:
+
+    >>> tuple(GroupBatch(2)(np.zeros((6, 5))).shape)
+    (3, 2, 5)
+    """
+
+    def __init__(self, k: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        _check_factor("k", k)
+        self.k = k
+
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.reshape(inputs, (-1, self.k, *inputs.shape[1:]))
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        n = input_shape[0]
+        return (None if n is None else n // self.k, self.k, *input_shape[1:])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "k": self.k}
+
+
+@keras.saving.register_keras_serializable(package="kerascohost")
+class UngroupBatch(keras.layers.Layer):
+    """Undoes `GroupBatch`: a batch of shape `(n, k, ...)` becomes one of shape `(n * k, ...)`.
+
+    Example:
+
+    >>> tuple(UngroupBatch()(np.zeros((3, 2, 5))).shape)
+    (6, 5)
+    """
+
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.reshape(inputs, (-1, *inputs.shape[2:]))
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        n, k, *rest = input_shape
+        return (None if n is None or k is None else n * k, *rest)
+
+
+def fuse(
+    models: Mapping[str, keras.Model] | Sequence[keras.Model],
+    group_factor: int | Mapping[str, int] | None = None,
+    replicas: int | Mapping[str, int] | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """Joins models side by side in one plain functional model, to compile and fit as any other.
+
+    The fused model has one optimizer, one `fit` and one file, and shares its weights with the
+    members. `Cohort` trains each member with its own optimizer, data and epochs instead.
+
+    Its inputs and outputs are the members', in order. A member with a group factor of `k` takes
+    inputs and gives outputs of shape `(n, k, ...)`, see `group`. A member with `r` replicas takes
+    `r` inputs and gives `r` outputs, named after the member, `_1`, `_2`, … appended from the second
+    one on. So the history of a fused model has a `<member>_loss` for every output.
+
+    Args:
+        models: Built models: a dict from names to models, or a list of models, which then go by
+            their own names. To use one model several times, see `replicas`.
+        group_factor: How many samples are read as one, for all members or as a dict from names.
+        replicas: How many times a member is applied, with the same weights, to separate inputs; for
+            all members or as a dict from names.
+        name: The name of the fused model.
+
+    Returns:
+        A `keras.Model`, not compiled.
+
+    Raises:
+        CohortError: If the models cannot be fused.
+
+    Example:
+
+    >>> cnn = keras.Sequential(
+    ...     [keras.Input((20, 20, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    >>> mlp = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    >>> fused = fuse({"cnn": cnn, "mlp": mlp}, group_factor={"mlp": 2})
+    >>> fused.compile("adam", loss="mse")
+    >>> x1, y1 = np.ones((30, 20, 20, 3)), np.ones((30, 1))
+    >>> x2, y2 = np.ones((60, 2)), np.ones((60, 3))
+    >>> history = fused.fit([x1, group(x2, 2)], [y1, group(y2, 2)], verbose=0)
+    >>> sorted(history.history)
+    ['cnn_loss', 'loss', 'mlp_loss']
+    """
+    named = named_models(models)
+    factors = factors_of("group_factor", 1 if group_factor is None else group_factor, named)
+    counts = factors_of("replicas", 1 if replicas is None else replicas, named)
+    inputs: list = []
+    outputs: list = []
+    for member, model in named.items():
+        with about(member):
+            core = _as_layer(member, model)
+            for replica in range(counts[member]):
+                label = f"{member}_{replica}" if replica else member
+                ins, outs = _applied(core, model, label, factors[member])
+                inputs += ins
+                outputs += outs
+    return keras.Model(inputs, outputs, name=name)
+
+
+def _as_layer(member: str, model: keras.Model) -> keras.Model:
+    """The model under another name, as the outputs of the fused model bear the member's."""
+    if not getattr(model, "inputs", None):
+        raise CohortError(
+            "Expected a model that knows its inputs. Received: one that is not built from "
+            "`keras.Input`; `Cohort` takes such models, or wrap it: "
+            "`x = keras.Input(shape); keras.Model(x, model(x))`."
+        )
+    inputs = [_input_like(tensor) for tensor in model.inputs]
+    structure = inputs[0] if isinstance(model, keras.Sequential) else model.input
+    outputs = model(tree.pack_sequence_as(structure, inputs))
+    return keras.Model(inputs, outputs, name=f"{member}_model")
+
+
+def _applied(core: keras.Model, model: keras.Model, label: str, k: int) -> tuple[list, list]:
+    """One application of a member: its inputs and its outputs, named after it."""
+    inputs, ungrouped = [], []
+    for i, tensor in enumerate(model.inputs):
+        suffix = f"_{i}" if len(model.inputs) > 1 else ""
+        x = _input_like(tensor, name=f"{label}_input{suffix}", k=k)
+        inputs.append(x)
+        ungrouped.append(UngroupBatch(name=f"{label}_ungroup{suffix}")(x) if k > 1 else x)
+    y = core(ungrouped if len(ungrouped) > 1 else ungrouped[0])
+    outputs = []
+    flat = tree.flatten(y)
+    for output, output_name in zip(flat, _output_names(model, len(flat)), strict=True):
+        named = f"{label}_{output_name}" if len(flat) > 1 else label
+        layer = GroupBatch(k, name=named) if k > 1 else keras.layers.Identity(name=named)
+        outputs.append(layer(output))
+    return inputs, outputs
+
+
+def _input_like(tensor: keras.KerasTensor, name: str | None = None, k: int = 1) -> Any:
+    shape = (k, *tensor.shape[1:]) if k > 1 else tensor.shape[1:]
+    return keras.Input(shape, dtype=tensor.dtype, name=name)
+
+
+def _output_names(model: keras.Model, count: int) -> list[str]:
+    names = list(getattr(model, "output_names", None) or [])
+    return names if len(set(names)) == count else [str(i) for i in range(count)]
+
+
+def named_models(models: Any) -> dict[str, keras.Model]:
+    """The models by name.
+
+    Raises:
+        CohortError: If they are not models, or their names or they themselves are not unique.
+    """
+    if isinstance(models, Mapping):
+        pairs = list(models.items())
+    elif isinstance(models, Sequence) and not isinstance(models, str):
+        pairs = [(getattr(model, "name", None), model) for model in models]
+    else:
+        raise CohortError(
+            f"Expected `models` to be a dict or a list of models. Received: {models!r}"
+        )
+    if not pairs:
+        raise CohortError(f"Expected at least one model. Received: models={models!r}")
+    named: dict[str, keras.Model] = {}
+    for name, model in pairs:
+        _check_member(name, model, named)
+        named[name] = model
+    return named
+
+
+def _check_member(name: Any, model: Any, others: dict[str, keras.Model]) -> None:
+    if not isinstance(model, keras.Model):
+        raise CohortError(f"Expected member {name!r} to be a keras.Model. Received: {model!r}")
+    if not isinstance(name, str) or not name:
+        raise CohortError(f"Expected names that are non-empty strings. Received: {name!r}")
+    if name in others:
+        raise CohortError(
+            f"Expected members with different names. Received: {name!r} twice. "
+            'Name them in a dict: {"first": model1, "second": model2}.'
+        )
+    for other, known in others.items():
+        if known is model:
+            raise CohortError(
+                f"Expected different models. Received: the same one as {other!r} and {name!r}. "
+                "To apply one model several times, make it one member with `replicas`."
+            )
+
+
+def factors_of(argument: str, value: Any, names: Mapping[str, Any]) -> dict[str, int]:
+    """A whole number of at least 1 for every name, from one value or a dict by name.
+
+    Raises:
+        CohortError: If there is a name too many or a number that is none.
+    """
+    given = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
+    for name, factor in given.items():
+        if name not in names:
+            raise CohortError(
+                f"Expected the keys of `{argument}` to be names of members: {', '.join(names)}. "
+                f"Received: {name!r}.{did_you_mean(name, names)}"
+            )
+        with about(name):
+            _check_factor(argument, factor)
+    return {name: int(given.get(name, 1)) for name in names}
+
+
+def _check_factor(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise CohortError(
+            f"Expected `{argument}` to be a whole number of at least 1. "
+            f"Received: {argument}={value!r}"
+        )
+
+
+def _reshape(array: Any, shape: tuple) -> Any:
+    ops = keras.ops if keras.ops.is_tensor(array) else np
+    return ops.reshape(array, shape)
