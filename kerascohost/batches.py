@@ -229,7 +229,7 @@ class _Column:
         self._is_frame = hasattr(array, "iloc")
         self._is_tensor = not self._is_frame and keras.ops.is_tensor(array)
         # NumPy does not copy here: it is given an array, or shares its memory.
-        self._array = array if self._is_frame or self._is_tensor else np.asarray(array)
+        self._array: Any = array if self._is_frame or self._is_tensor else np.asarray(array)
 
     def __len__(self) -> int:
         return int(self._array.shape[0])

@@ -447,10 +447,10 @@ class Cohort:
         try:
             return program(works)
         except Exception as error:
+            if program.is_protected and not errors.is_attributed(error):
+                self._replay(program.kind, works)
             if len(works) == 1:
                 errors.attributed(error, next(iter(works)))
-            elif not errors.is_attributed(error):
-                self._replay(program.kind, works)
             raise
 
     def _replay(self, kind: str, works: dict[str, Work]) -> None:
@@ -479,6 +479,7 @@ class _Program:
 
     Attributes:
         kind: `"train"`, `"test"` or `"predict"`.
+        is_protected: Whether a call that fails leaves the members as they were before it.
         signatures: For each member that it serves, what it was made for.
     """
 
@@ -488,6 +489,7 @@ class _Program:
         self.kind = kind
         self.signatures: dict[str, tuple] = {}
         self._run = make(kind, members)
+        self.is_protected = self._run.is_protected
         self._calls = 0
         self._seconds_per_step = 0.0
 

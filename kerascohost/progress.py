@@ -42,11 +42,11 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         epochs = f"{epoch + 1}/{self.params['epochs']}"
+        values = {name: _short(value) for name, value in (logs or {}).items()}
         if self._verbose == 2:
-            values = "".join(f" - {name}: {_short(v)}" for name, v in (logs or {}).items())
-            tqdm.write(f"{self._name}: Epoch {epochs}{values}")
+            text = "".join(f" - {name}: {value}" for name, value in values.items())
+            tqdm.write(f"{self._name}: Epoch {epochs}{text}")
         if self._bar is not None:
-            values = {name: _short(value) for name, value in (logs or {}).items()}
             self._bar.set_postfix({"epoch": epochs, **values}, refresh=False)
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 `backend_module` returns, which offers
 
 - `Program(kind, members)`: the members' steps of one kind, traced into one compiled function;
-  calling it with `Work` for some or all of them returns their logs;
+  calling it with `Work` for some or all of them returns their logs. Where its `is_protected` is
+  true, a call that fails leaves all of them as they were before it;
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
 - `build(model, batch)`: creates what a model, its metrics and its optimizer lack;
 - `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
@@ -15,14 +16,16 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 
 import dataclasses
 import importlib
+import math
+import re
 from types import ModuleType
 from typing import Any
 
 import keras
 
-# A turn with more state than this runs its members one after another instead of fused: their steps
-# are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
-# neighbours of a failing member (see `tensorflow.Program`) would cost time and memory.
+# Members with more state than this in all (in bytes) run one after another instead of fused: their
+# steps are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
+# state of the members when a step fails would cost time and memory.
 FUSED_STATE_LIMIT = 64 * 2**20
 
 
@@ -80,7 +83,12 @@ def variables(model: keras.Model) -> list[keras.Variable]:
 
 def state_bytes(model: keras.Model) -> int:
     """The size of `variables(model)` in bytes."""
-    return sum(v.value.nbytes if hasattr(v.value, "nbytes") else 0 for v in variables(model))
+    return sum(math.prod(v.shape) * _bytes_per_element(v.dtype) for v in variables(model))
+
+
+def _bytes_per_element(dtype: str) -> int:
+    bits = re.search(r"\d+", dtype)  # of "float32", "bfloat16", "float8_e4m3fn", …; not of "bool"
+    return int(bits[0]) // 8 if bits else 1
 
 
 def compile_stamp(model: keras.Model) -> tuple:

@@ -22,6 +22,7 @@ class Program:
 
     def __init__(self, kind: str, members: Sequence[Any]):
         self.kind = kind
+        self.is_protected = False  # steps are single anyway: a failure is its member's own
         self.members = list(members)
 
     def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Program:
 
     def __init__(self, kind: str, members: Sequence[Any]):
         self.kind = kind
+        self.is_protected = True  # as state is written back only after a call
         self.members = list(members)
         self._data: dict[str, Any] = {}
         self._alike: bool | None = None

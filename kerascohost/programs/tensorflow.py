@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,15 @@ import tensorflow as tf
 from keras import tree
 
 from kerascohost import errors
-from kerascohost.programs import Chunk, Work, has_own_step, symbolic_build, variables
+from kerascohost.programs import (
+    FUSED_STATE_LIMIT,
+    Chunk,
+    Work,
+    has_own_step,
+    state_bytes,
+    symbolic_build,
+    variables,
+)
 from kerascohost.programs.data import RowOrder, shuffled_rows
 from kerascohost.programs.replicas import applied_in_pieces
 
@@ -43,7 +51,7 @@ class Program:
     def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
         """Runs the steps asked for in `works`, by member; the first call must name all members.
 
-        If it fails, every member is put back to where it was before the call.
+        If it fails, every member is put back to where it was before the call (see `is_protected`).
 
         Returns:
             For each member of `works`, the logs of its last step as tensors (its metrics, where
@@ -62,8 +70,8 @@ class Program:
         """Every member's tensors, empty ones for those without work; traces if need be."""
         given = [_on_device(works[m.name].chunk) if m.name in works else None for m in self.members]
         specs = [
-            known if tensors is None else [_spec(t, bool(m.piece)) for t in tensors]
-            for m, tensors, known in zip(self.members, given, self._specs or given, strict=True)
+            self._specs[i] if tensors is None else [_spec(t, bool(m.piece)) for t in tensors]
+            for i, (m, tensors) in enumerate(zip(self.members, given, strict=True))
         ]
         if self._function is None or not _accepts(self._specs, specs):
             if not self._structures:
@@ -93,10 +101,10 @@ class Program:
         return logs
 
     @contextlib.contextmanager
-    def _all_or_nothing(self, works: Mapping[str, Work]):
-        """A step of one member that fails stops the others in the middle of theirs."""
-        if len(works) == 1 or self.kind == "predict":
-            yield  # nothing but the failing step itself was under way
+    def _all_or_nothing(self, works: Mapping[str, Work]) -> Iterator[None]:
+        """A step that fails is half done, and stops the other members in the middle of theirs."""
+        if not self.is_protected:
+            yield
             return
         # The tensors share the variables' memory until these change. (One `tf.function` that reads
         # all variables is faster from the hundredth turn on; tracing it costs more than that.)
@@ -112,6 +120,14 @@ class Program:
             for variable, value in state:
                 variable.assign(value)
             raise
+
+    @functools.cached_property
+    def is_protected(self) -> bool:
+        """Whether a failure leaves every member as it was before the call.
+
+        Not so for a model that is too large to be copied: it keeps what its failing step did first.
+        """
+        return sum(state_bytes(m.model) for m in self.members) <= FUSED_STATE_LIMIT
 
     @functools.cached_property
     def _variables(self) -> dict[str, list[tf.Variable]]:
@@ -151,23 +167,23 @@ def _step(member: Any, kind: str) -> Callable:
 
 def _carry_logs(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
     """Steps whose logs are their own: those of the last one are carried out of the loop."""
-    step = tf.function(step, autograph=False)
-    traced = step.get_concrete_function(take(start))
-    empty = tree.map_structure(lambda t: tf.zeros(t.shape, t.dtype), traced.structured_outputs)
+    traced: Any = tf.function(step, autograph=False)
+    outputs = traced.get_concrete_function(take(start)).structured_outputs
+    empty = tree.map_structure(lambda t: tf.zeros(t.shape, t.dtype), outputs)
     logs = tree.flatten(empty)
 
     def body(i: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
-        return [i + 1, *tree.flatten(step(take(i)))]
+        return [i + 1, *tree.flatten(traced(take(i)))]
 
     _, *logs = tf.while_loop(lambda i, *_: i < stop, body, [start, *logs])
     return tree.pack_sequence_as(empty, logs)
 
 
 def _map_steps(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
-    step = tf.function(step, autograph=False)
-    outputs = step.get_concrete_function(take(start)).structured_outputs
+    traced: Any = tf.function(step, autograph=False)
+    outputs = traced.get_concrete_function(take(start)).structured_outputs
     spec = tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
-    return tf.map_fn(lambda i: step(take(i)), tf.range(start, stop), fn_output_signature=spec)
+    return tf.map_fn(lambda i: traced(take(i)), tf.range(start, stop), fn_output_signature=spec)
 
 
 def _take(structure: Any, tensors: list[tf.Tensor], i: tf.Tensor) -> Any:

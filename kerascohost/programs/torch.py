@@ -56,7 +56,7 @@ class _TorchOrder(RowOrder):
     def __init__(self, num_rows: int, batch_size: int, shuffle: bool | str):
         self._begun = self._own = torch.random.get_rng_state()
         self._sampler = functools.partial(_sampler, num_rows, batch_size, shuffle)
-        self._rows = torch.arange(num_rows)
+        self._rows: Any = torch.arange(num_rows)
         super().__init__(self._visit)
 
     def __call__(self) -> np.ndarray:
@@ -72,7 +72,7 @@ class _TorchOrder(RowOrder):
             torch.random.set_rng_state(self._own)
 
     def _visit(self) -> Iterator[np.ndarray]:
-        loader = DataLoader(self._rows, batch_sampler=self._sampler())
+        loader: DataLoader = DataLoader(self._rows, batch_sampler=self._sampler())
         yield from (batch.numpy() for batch in loader)
         iter(loader)  # `fit` makes the iterator of the next epoch here, which draws a seed
 

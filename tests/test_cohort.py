@@ -1,0 +1,289 @@
+"""What a cohort refuses, and what is left when a run fails."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from numpy.testing import assert_array_equal
+
+import kerascohost as kc
+
+BACKEND = keras.backend.backend()
+
+
+def model(name="a", features=4, seed=0, **compile_args):
+    keras.utils.set_random_seed(seed)
+    net = keras.Sequential([keras.Input((features,)), layers.Dense(3), layers.Dense(1)], name=name)
+    net.compile(**{"optimizer": "adam", "loss": "mse", **compile_args})
+    return net
+
+
+def data(rows=40, features=4):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows, features)).astype("float32")
+    return x, x[:, :1] * 2
+
+
+def weights(net):
+    return [keras.ops.convert_to_numpy(w.value).copy() for w in net.weights]
+
+
+class Untouched:
+    """Checks that nothing was trained inside the block."""
+
+    def __init__(self, *models):
+        self.models = models
+
+    def __enter__(self):
+        self.before = [weights(net) for net in self.models]
+
+    def __exit__(self, *_):
+        for net, before in zip(self.models, self.before, strict=True):
+            for one, other in zip(before, weights(net), strict=True):
+                assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: kc.Cohort([]), "at least one model"),
+        (lambda: kc.Cohort("ab"), "dict or a list of models. Received: 'ab'"),
+        (lambda: kc.Cohort({"": model()}), "names that are non-empty strings. Received: ''"),
+        (lambda: kc.Cohort([model("a"), model("a")]), "Received: 'a' twice"),
+        (lambda: kc.Cohort({"a": 3}), "'a' to be a keras.Model. Received: 3"),
+        (lambda: kc.Cohort([model()], layout="join"), "layout='join'. Did you mean 'joined'"),
+        (lambda: kc.Cohort([model()], group_factor=0), "Member 'a': .* at least 1. Received: .*=0"),
+        (lambda: kc.Cohort([model()], replicas={"a": 1.5}), "Received: replicas=1.5"),
+        (lambda: kc.Cohort([model()], group_factor={"b": 2}), "names of members: a. Received: 'b'"),
+    ],
+)
+def test_a_cohort_that_cannot_be_is_refused_with_the_reason(make, message):
+    with pytest.raises(kc.CohortError, match=message):
+        make()
+
+
+def test_the_same_model_twice_points_to_replicas():
+    net = model()
+    with pytest.raises(kc.CohortError, match=r"same one as 'x' and 'y'.*`replicas`"):
+        kc.Cohort({"x": net, "y": net})
+
+
+def test_shared_variables_point_to_replicas():
+    encoder = layers.Dense(3)
+    nets = {}
+    for name in ("x", "y"):
+        nets[name] = keras.Sequential([keras.Input((4,)), encoder, layers.Dense(1)])
+        nets[name].compile("adam", "mse")
+    with (
+        Untouched(*nets.values()),
+        pytest.raises(kc.CohortError, match=r"'x' and 'y' with the same variable .*`replicas`"),
+    ):
+        kc.Cohort(nets).fit(*data(), verbose=0)
+
+
+def test_a_shared_optimizer_is_refused():
+    adam = keras.optimizers.Adam()
+    nets = [model("a", optimizer=adam), model("b", optimizer=adam)]
+    with pytest.raises(kc.CohortError, match=r"same optimizer.*optimizer of its own"):
+        kc.Cohort(nets)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": {"a": data()[0]}}, "data for every member. Received: none for 'b'"),
+        ({"x": {"a": data()[0], "bb": data()[0]}}, "Received: 'bb'. Did you mean 'b'"),
+        ({"y": {"a": data(39)[1], "b": data()[1]}}, "Member 'a': .*cardinality"),
+        ({"x": {"a": data()[0], "b": data(40, 7)[0]}}, "Member 'b': .*shape"),
+        ({"epochs": {"c": 2}}, "keys of `epochs` to be names of members: a, b. Received: 'c'"),
+        ({"epoch": 2}, "arguments of `keras.Model.fit`. Received: epoch=2. Did you mean 'epochs'"),
+        ({"validation_split": {"b": 0.999}}, "Member 'b': .*not sufficient to split"),
+        ({"sample_weight": np.ones(40), "class_weight": {0: 1.0}}, "Member 'a': "),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_training(change, message):
+    nets = {"a": model("a"), "b": model("b", seed=1)}
+    x, y = data()
+    with Untouched(*nets.values()), pytest.raises(kc.CohortError, match=message):
+        kc.Cohort(nets).fit(**{"x": x, "y": y, "verbose": 0, **change})
+
+
+def test_an_uncompiled_member_is_named():
+    net = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
+    with pytest.raises(kc.CohortError, match=r"Member 'raw': you must call `compile\(\)`"):
+        kc.Cohort({"raw": net}).fit(*data(), verbose=0)
+
+
+def test_one_generator_for_all_is_refused():
+    def stream():
+        while True:
+            yield data(4)
+
+    with pytest.raises(kc.CohortError, match="one generator for all members"):
+        kc.Cohort([model("a"), model("b")]).fit(stream(), steps_per_epoch=2, verbose=0)
+
+
+def test_one_file_for_all_members_is_refused(tmp_path):
+    logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    with pytest.raises(kc.CohortError, match="CSVLogger for each member"):
+        kc.Cohort([model("a"), model("b")]).fit(*data(), callbacks=[logger], verbose=0)
+
+
+def test_replicas_of_a_model_with_its_own_train_step_are_refused():
+    class Own(keras.Sequential):
+        def train_step(self, *args):
+            return super().train_step(*args)
+
+    net = Own([keras.Input((4,)), layers.Dense(1)], name="own")
+    net.compile("adam", "mse")
+    with pytest.raises(kc.CohortError, match="Member 'own': expected `replicas=1`"):
+        kc.Cohort([net], replicas=2).fit(*data(), verbose=0)
+
+
+def test_replicas_that_do_not_split_the_batches_are_refused():
+    def stream():
+        while True:
+            yield data(5)
+
+    net = model()
+    made = kc.Cohort([net], replicas=2)
+    x, y = data(10)
+    made.fit(x, y, batch_size=5, verbose=0)  # arrays are cut to fit
+    made.fit(stream(), steps_per_epoch=1, shuffle=False, verbose=0)  # two batches are joined
+    assert len(made.history["a"].epoch) == 1
+
+
+class Boom(keras.callbacks.Callback):
+    def __init__(self, error, epoch):
+        super().__init__()
+        self.error, self.epoch = error, epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_a_failing_callback_leaves_weights_and_histories(error):
+    nets = {"good": model("good"), "bad": model("bad", seed=1)}
+    cohort = kc.Cohort(nets)
+    with Changed(nets["good"]), pytest.raises(type(error)) as caught:
+        cohort.fit(*data(), epochs=5, callbacks={"bad": [Boom(error, 2)]}, verbose=0)
+    assert len(cohort.history["good"].epoch) >= 2
+    assert cohort.history["bad"].epoch == [0, 1, 2] or cohort.history["bad"].epoch == [0, 1]
+    notes = getattr(caught.value, "__notes__", [])
+    assert isinstance(error, KeyboardInterrupt) or "member 'bad'" in notes[0]
+    cohort.fit(*data(), epochs=1, verbose=0)  # and it can go on
+
+
+class Changed:
+    """Checks that the model was trained inside the block, and holds usable weights."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def __enter__(self):
+        self.before = weights(self.net)
+
+    def __exit__(self, *_):
+        pairs = zip(self.before, weights(self.net), strict=True)
+        assert any(not np.array_equal(one, other) for one, other in pairs)
+        assert all(np.isfinite(w).all() for w in weights(self.net))
+
+
+def steps_of(net):
+    return int(keras.ops.convert_to_numpy(net.optimizer.iterations.value))
+
+
+def classifier(name, seed):
+    keras.utils.set_random_seed(seed)
+    net = keras.Sequential([keras.Input((4,)), layers.Dense(5, activation="softmax")], name=name)
+    net.compile("sgd", "sparse_categorical_crossentropy")
+    return net
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="only TensorFlow on a CPU checks labels while it computes"
+)
+def test_a_step_that_fails_names_its_member_and_tears_no_other():
+    """A label out of range in the 23rd batch of one member."""
+    import tensorflow as tf
+
+    nets = {name: classifier(name, seed) for seed, name in enumerate(["one", "bad", "two"])}
+    x, labels = data(40 * 4)[0], np.arange(160) % 5
+    wrong = labels.copy()
+    wrong[22 * 4] = 99
+    cohort = kc.Cohort(nets)
+    y = {"one": labels, "bad": wrong, "two": labels}
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        cohort.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    assert "member 'bad'" in caught.value.__notes__[0]
+    assert steps_of(nets["bad"]) == 22
+    for name in ("one", "two"):
+        alone = classifier(name, ["one", "bad", "two"].index(name))
+        alone.fit(
+            x, labels, batch_size=4, shuffle=False, verbose=0, steps_per_epoch=steps_of(nets[name])
+        )
+        for a, b in zip(weights(alone), weights(nets[name]), strict=True):
+            assert_array_equal(a, b)
+
+
+def test_a_second_fit_traces_nothing():
+    traces = []
+
+    class Counting(keras.Sequential):
+        def call(self, *args, **kwargs):
+            traces.append(self.name)
+            return super().call(*args, **kwargs)
+
+    nets = []
+    for name in ("a", "b"):
+        net = Counting([keras.Input((4,)), layers.Dense(1)], name=name)
+        net.compile("adam", "mse")
+        nets.append(net)
+    cohort = kc.Cohort(nets)
+    arguments = {"epochs": 2, "validation_split": 0.25, "verbose": 0, "batch_size": 8}
+    cohort.fit(*data(), **arguments)
+    traced = len(traces)
+    cohort.fit(*data(), **arguments)
+    assert traced > 0
+    assert BACKEND == "torch" or len(traces) == traced
+
+
+def test_compiling_a_member_anew_is_noticed():
+    net = model(optimizer=keras.optimizers.SGD(0.0))
+    cohort = kc.Cohort([net])
+    with Untouched(net):
+        cohort.fit(*data(), verbose=0)
+    net.compile(keras.optimizers.SGD(0.1), "mse")
+    with Changed(net):
+        cohort.fit(*data(), verbose=0)
+
+
+def test_a_list_of_callbacks_is_copied_for_each_member():
+    stopper = keras.callbacks.EarlyStopping("loss", mode="max", patience=0)
+    nets = [model("a"), model("b")]
+    history = kc.Cohort(nets).fit(*data(), epochs=9, callbacks=[stopper], verbose=0)
+    assert [len(history[name].epoch) for name in history] == [2, 2]
+    assert stopper.model is None
+
+
+def test_progress_shows_a_bar_per_member(capsys):
+    nets = [model("first"), model("second")]
+    kc.Cohort(nets).fit(*data(), epochs={"first": 1, "second": 2})
+    shown = capsys.readouterr().err
+    assert "first: 100%" in shown and "second: 100%" in shown and "epoch=2/2" in shown
+
+
+def test_progress_by_lines_and_silence(capsys):
+    nets = [model("first"), model("second")]
+    cohort = kc.Cohort(nets)
+    cohort.fit(*data(), epochs=1, verbose={"first": 2, "second": 0})
+    out, err = capsys.readouterr()
+    assert out.startswith("first: Epoch 1/1 - loss: ") and "second" not in out + err
+
+
+def test_a_cohort_shows_its_members():
+    cohort = kc.Cohort([model("a"), model("b")])
+    assert repr(cohort) == "Cohort(a, b, layout='joined')"
+    assert list(cohort.members) == ["a", "b"]
