@@ -417,7 +417,7 @@ class Cohort:
             want.kind,
             apart,
             want.limited,
-            backend.is_eager(member.model),
+            backend.execution(member.model),
             name if alone else None,
         )
 
@@ -485,7 +485,8 @@ class _Program:
 
     def __init__(self, kind: str, members: list[Member]):
         backend = programs.backend_module()
-        make = eager.Program if backend.is_eager(members[0].model) else backend.Program
+        is_eager = backend.execution(members[0].model) == "eager"
+        make = eager.Program if is_eager else backend.Program
         self.kind = kind
         self.signatures: dict[str, tuple] = {}
         self._run = make(kind, members)

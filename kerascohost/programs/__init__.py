@@ -10,8 +10,9 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
 - `build(model, batch)`: creates what a model, its metrics and its optimizer lack;
 - `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
-- `is_eager(model)`: whether the model's steps must not be compiled;
-- `eager_step(model, kind, batch)`: one step of those.
+- `execution(model)`: how the model's steps run: `"loop"`, many of them in one compiled function,
+  `"step"`, each in a call of a compiled function, or `"eager"`, not compiled at all;
+- `eager_step(model, kind, batch)`: one step of the last sort.
 """
 
 import dataclasses

@@ -17,6 +17,22 @@ from kerascohost.programs.replicas import applied_in_pieces
 
 COMPILES_PER_SHAPE = True
 
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3D,
+    keras.layers.Conv3DTranspose,
+    keras.layers.ConvLSTM1D,
+    keras.layers.ConvLSTM2D,
+    keras.layers.ConvLSTM3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+
 State = tuple[list[jax.Array], ...]
 
 
@@ -25,8 +41,8 @@ class Program:
 
     Members that always have equally much to do advance in one loop, which XLA runs fastest. Others
     have a loop each, which may be run zero times: one compilation serves every subset of the
-    members. The loops' bounds are arguments, so a chunk can be worked through in several calls;
-    only another shape compiles anew.
+    members. What loses by a loop is called step by step, see `execution`. Bounds are arguments, so
+    a chunk can be worked through in several calls; only another shape compiles anew.
 
     State is read from the variables before a call and written back after it. It is not donated: a
     call that fails or is interrupted must leave every variable as it was.
@@ -45,6 +61,9 @@ class Program:
         self._lockstep = jax.jit(self._one_loop)
         self._apart = jax.jit(self._a_loop_each)
         self._predict = jax.jit(self._predictions)
+        self._steps: list[Callable] = []
+        if execution(members[0].model) == "step":
+            self._steps = [jax.jit(self._single_step(member)) for member in self.members]
 
     def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
         """Runs the steps asked for in `works`, by member; the first call must name all members.
@@ -62,7 +81,8 @@ class Program:
         if self.kind == "predict":
             outputs = self._predict(states, data)
             return {m.name: outputs[i] for i, m in enumerate(self.members)}
-        logs, states = self._choose(works)(states, data, self._bounds(works))
+        run = self._step_by_step if self._steps else self._choose(works)
+        logs, states = run(states, data, self._bounds(works))
         jax.block_until_ready(states)  # a failure must show before anything is written back
         busy = [i for i, member in enumerate(self.members) if member.name in works]
         _write_back([owned[i] for i in busy], [states[i] for i in busy])
@@ -78,6 +98,23 @@ class Program:
     def _bounds(self, works: Mapping[str, Work]) -> np.ndarray:
         spans = [works.get(member.name) for member in self.members]
         return np.array([(w.start, w.stop) if w else (0, 0) for w in spans], np.int32)
+
+    def _single_step(self, member: Any) -> Callable:
+        step = _step(member, self.kind)
+
+        def run(state: State, data: Any, position: Any) -> tuple:
+            with errors.about(member.name):
+                return step(state, _take(data, position))
+
+        return run
+
+    def _step_by_step(self, states: list[State], data: list[Any], bounds: np.ndarray) -> tuple:
+        logs: list[Any] = [None] * len(self.members)
+        for turn in range(max(stop - start for start, stop in bounds)):
+            for i, (start, stop) in enumerate(bounds):
+                if start + turn < stop:
+                    logs[i], states[i] = self._steps[i](states[i], data[i], start + turn)
+        return logs, states
 
     def _one_loop(self, states: list[State], data: list[Any], bounds: Any) -> tuple:
         bodies = [self._body(i, data[i], states[i]) for i in range(len(self.members))]
@@ -209,9 +246,17 @@ def build(model: keras.Model, batch: Any) -> bool:
     return symbolic_build(model, batch)
 
 
-def is_eager(model: keras.Model) -> bool:
-    """Whether the model's steps are not jitted: `run_eagerly=True`, or layers that forbid it."""
-    return bool(model.run_eagerly) or not model.jit_compile
+def execution(model: keras.Model) -> str:
+    """How the model's steps run.
+
+    Steps are not jitted with `run_eagerly=True`, or where a layer forbids it. Convolutions on a CPU
+    are called step by step: inside a loop XLA runs them on one core, which made a small CNN three
+    times slower (JAX 0.10.2, 2 cores).
+    """
+    if model.run_eagerly or not model.jit_compile:
+        return "eager"
+    convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
+    return "step" if convolves and jax.default_backend() == "cpu" else "loop"
 
 
 def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:

@@ -246,9 +246,9 @@ def build(model: keras.Model, batch: Any) -> bool:
     return False
 
 
-def is_eager(model: keras.Model) -> bool:
-    """Whether the model was compiled with `run_eagerly=True`."""
-    return bool(model.run_eagerly)
+def execution(model: keras.Model) -> str:
+    """`"eager"` for a model compiled with `run_eagerly=True`, else `"loop"`."""
+    return "eager" if model.run_eagerly else "loop"
 
 
 def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:

@@ -27,9 +27,9 @@ def build(model: keras.Model, batch: Any) -> bool:
     return symbolic_build(model, batch)
 
 
-def is_eager(model: keras.Model) -> bool:
-    """Always: torch runs step by step (a model's own `torch.compile` setting is followed)."""
-    return True
+def execution(model: keras.Model) -> str:
+    """Always `"eager"`; a model's own `torch.compile` setting is followed inside its step."""
+    return "eager"
 
 
 def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:

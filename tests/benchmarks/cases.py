@@ -1,0 +1,77 @@
+"""The models and data of the benchmarks."""
+
+import keras
+import numpy as np
+from keras import layers
+
+
+def normal(rows, shape, outputs):
+    """Random inputs and targets; what they are does not matter to speed."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows, *shape)).astype("float32")
+    return x, random.normal(size=(rows, outputs)).astype("float32")
+
+
+def compiled(net, **kwargs):
+    net.compile(**{"optimizer": "adam", "loss": "mse", **kwargs})
+    return net
+
+
+def mlp(seed, features=20, units=64, **kwargs):
+    keras.utils.set_random_seed(seed)
+    return compiled(
+        keras.Sequential(
+            [
+                keras.Input((features,)),
+                layers.Dense(units, activation="relu"),
+                layers.Dense(units, activation="relu"),
+                layers.Dense(1),
+            ]
+        ),
+        **kwargs,
+    )
+
+
+def founding_pair(**kwargs):
+    """The two models of the founding answer: one of images, one of two numbers."""
+    keras.utils.set_random_seed(0)
+    images = [
+        keras.Input((20, 20, 3)),
+        layers.Conv2D(10, 3, activation="tanh"),
+        layers.Flatten(),
+        layers.Dense(1, activation="sigmoid"),
+    ]
+    numbers = [keras.Input((2,)), layers.Dense(20), layers.Dense(3)]
+    return {
+        "cnn": compiled(keras.Sequential(images), **kwargs),
+        "mlp": compiled(keras.Sequential(numbers), **kwargs),
+    }
+
+
+def cnn(seed, **kwargs):
+    keras.utils.set_random_seed(seed)
+    net = [
+        keras.Input((28, 28, 1)),
+        layers.Conv2D(16, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(32, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Flatten(),
+        layers.Dense(10),
+    ]
+    return compiled(keras.Sequential(net), **kwargs)
+
+
+def named(make, count):
+    """`count` models made by `make(seed, **compile_arguments)`, by name."""
+    return lambda **kwargs: {f"m{i}": make(i, **kwargs) for i in range(count)}
+
+
+PAIR_DATA = {"cnn": normal(3000, (20, 20, 3), 1), "mlp": normal(6000, (2,), 3)}
+MLP_DATA = normal(2048, (20,), 1)
+CNN_DATA = normal(1024, (28, 28, 1), 10)
+LARGE_DATA = normal(1024, (256,), 1)
+
+
+def shared(data, count):
+    return {f"m{i}": data for i in range(count)}

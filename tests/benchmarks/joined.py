@@ -1,0 +1,129 @@
+"""Measures cohorts against separate `fit` on the current backend; prints rows as JSON lines.
+
+Fairness: in one process, both sides from the same weights over the same batches in the same order;
+warm rounds interleaved, medians of them; cold is a first epoch with fresh models, tracing and
+compiling included. The other side is plain `fit`, and `fit` with `steps_per_execution=32`, which
+is what a knowing user would try first. A weight difference is taken after the cold epoch.
+"""
+
+import json
+import statistics
+import sys
+import time
+
+import keras
+import numpy as np
+
+import kerascohost as kc
+from tests.benchmarks import cases
+
+ROUNDS = 7
+BATCH = 32
+
+
+def fit_separately(models, data, factors=None):
+    for name, model in models.items():
+        size = BATCH * (factors or {}).get(name, 1)
+        model.fit(*data[name], batch_size=size, shuffle=False, verbose=0)
+
+
+def fit_together(cohort, data):
+    x, y = ({name: pair[i] for name, pair in data.items()} for i in (0, 1))
+    cohort.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+
+
+def seconds(function, *args):
+    began = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - began
+
+
+def difference(models, others):
+    return max(
+        float(np.abs(np.subtract(a, b)).max())
+        for name in models
+        for a, b in zip(models[name].get_weights(), others[name].get_weights(), strict=True)
+    )
+
+
+def compare(case, make, data, layout="joined", group_factor=1, by_hand=False, cold_rounds=2):
+    """One row of the table."""
+    cold = {"fit": [], "tuned": [], "cohort": []}
+    for _ in range(cold_rounds):
+        plain, tuned = make(), make(steps_per_execution=32)
+        members = make()
+        cohort = kc.Cohort(members, group_factor=group_factor)
+        cold["cohort"].append(seconds(fit_together, cohort, data))
+        cold["fit"].append(seconds(fit_separately, plain, data))
+        cold["tuned"].append(seconds(fit_separately, tuned, data))
+    reference = plain
+    if group_factor != 1:
+        reference = make()
+        fit_separately(reference, data, group_factor)
+    apart = difference(reference, members)
+
+    warm = {"fit": [], "tuned": [], "cohort": [], "by_hand": []}
+    fused = Fused(make(), data) if by_hand else None
+    for _ in range(ROUNDS):
+        warm["cohort"].append(seconds(fit_together, cohort, data))
+        warm["fit"].append(seconds(fit_separately, plain, data))
+        warm["tuned"].append(seconds(fit_separately, tuned, data))
+        if fused:
+            warm["by_hand"].append(seconds(fused.fit))
+    ours = statistics.median(warm["cohort"])
+
+    def over(side):
+        return statistics.median(warm[side]) / ours if warm[side] else None
+
+    def first(side):
+        return statistics.median(cold[side]) / statistics.median(cold["cohort"])
+
+    emit(
+        case=case,
+        layout=layout,
+        warm=over("fit"),
+        warm_tuned=over("tuned"),
+        by_hand=over("by_hand"),
+        cold=first("fit"),
+        cold_tuned=first("tuned"),
+        spread=[min(warm["cohort"]) / ours, max(warm["cohort"]) / ours],
+        difference=apart,
+        seconds=ours,
+    )
+
+
+class Fused:
+    """The same models joined by hand as one functional model, trained by plain `fit`."""
+
+    def __init__(self, models, data):
+        self.model = kc.fuse(models)
+        self.model.compile("adam", "mse")
+        self.x = [data[name][0] for name in models]
+        self.y = [data[name][1] for name in models]
+        self.fit()  # the first epoch traces
+
+    def fit(self):
+        self.model.fit(self.x, self.y, batch_size=BATCH, shuffle=False, verbose=0)
+
+
+def emit(**row):
+    print(json.dumps({"backend": keras.backend.backend(), **row}), flush=True)
+
+
+def main():
+    cases.mlp(99).fit(*cases.MLP_DATA, verbose=0)  # the backend's own start is nobody's cost
+    pair = cases.founding_pair
+    compare("founding pair", pair, cases.PAIR_DATA)
+    compare("founding pair", pair, cases.PAIR_DATA, "grouped", group_factor={"mlp": 2})
+    sixteen = cases.named(cases.mlp, 16)
+    compare("16 MLPs", sixteen, cases.shared(cases.MLP_DATA, 16), by_hand=True)
+    eight = cases.named(cases.cnn, 8)
+    compare("8 CNNs", eight, cases.shared(cases.CNN_DATA, 8), cold_rounds=1)
+    one = cases.named(cases.mlp, 1)
+    compare("one small MLP", one, cases.shared(cases.MLP_DATA, 1))
+    large = cases.named(lambda seed, **k: cases.mlp(seed, 256, 2048, **k), 1)
+    compare("one large MLP (4.7 M weights)", large, cases.shared(cases.LARGE_DATA, 1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
