@@ -1,0 +1,303 @@
+"""Callbacks see and change their own member exactly as in its own `fit`."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import callbacks, layers
+
+import kerascohost as kc
+from tests.parity import compare
+from tests.parity.compare import Member
+
+BACKEND = keras.backend.backend()
+
+
+def member(make_callbacks=None, seed=4, **fit):
+    """A small model that is validated, and does not improve for ever."""
+
+    def build():
+        model = keras.Sequential(
+            [
+                keras.Input((4,)),
+                layers.Dense(8, "tanh"),
+                layers.BatchNormalization(),
+                layers.Dense(1),
+            ]
+        )
+        model.compile(keras.optimizers.Adam(0.05), loss="mse", metrics=["mae"])
+        return model
+
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(60, 4)).astype("float32")
+    y = random.normal(size=(60, 1)).astype("float32")
+    defaults = {
+        "x": x,
+        "y": y,
+        "batch_size": 8,
+        "epochs": 6,
+        "shuffle": False,
+        "validation_split": 0.25,
+    }
+    if make_callbacks:
+        fit["callbacks"] = make_callbacks
+    return Member(build, **{**defaults, **fit})
+
+
+def assert_callbacks(make_callbacks, **fit):
+    """Compares a member with callbacks, beside one without any and of another length."""
+    members = {"watched": member(make_callbacks, **fit), "free": member(seed=5, epochs=8)}
+    compare.assert_parity(members)
+
+
+def test_early_stopping_restores_the_best_weights_and_the_others_go_on():
+    stop = lambda: [callbacks.EarlyStopping(patience=2, restore_best_weights=True)]  # noqa: E731
+    members = {"watched": member(stop, epochs=30), "free": member(seed=5, epochs=30)}
+    apart, together = compare.train_apart(members), compare.train_together(members)
+    compare.assert_same(apart, together)
+    assert len(together["watched"].history.epoch) < len(together["free"].history.epoch) == 30
+
+
+def test_learning_rate_scheduler_and_reduce_on_plateau():
+    def make():
+        return [
+            callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.8),
+            callbacks.ReduceLROnPlateau(patience=1, factor=0.5),
+        ]
+
+    assert_callbacks(make)
+
+
+def test_terminate_on_nan_stops_at_the_batch():
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
+    x[37] = np.nan
+    assert_callbacks(lambda: [callbacks.TerminateOnNaN()], x=x, validation_split=0.0)
+
+
+def test_swap_ema_weights():
+    def build():
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.8), loss="mse")
+        return model
+
+    ema = member(lambda: [callbacks.SwapEMAWeights(swap_on_epoch=True)])
+    ema.build = build
+    compare.assert_parity({"ema": ema, "free": member(seed=5)})
+
+
+@pytest.mark.parametrize("save_freq", ["epoch", 5])
+def test_checkpoints_hold_the_same_weights(tmp_path, save_freq):
+    folders = iter([tmp_path / "apart", tmp_path / "together"])
+
+    def make():
+        path = next(folders) / "{epoch}.weights.h5"
+        return [callbacks.ModelCheckpoint(path, save_weights_only=True, save_freq=save_freq)]
+
+    assert_callbacks(make)
+    files = sorted(path.name for path in (tmp_path / "apart").iterdir())
+    assert files and files == sorted(path.name for path in (tmp_path / "together").iterdir())
+    one, other = member().build(), member().build()
+    for model in (one, other):
+        model.optimizer.build(model.trainable_variables)  # which the files hold too
+    for file in files:
+        one.load_weights(tmp_path / "apart" / file)
+        other.load_weights(tmp_path / "together" / file)
+        for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_csv_loggers_write_the_same_lines(tmp_path):
+    files = iter([tmp_path / "apart.csv", tmp_path / "together.csv"])
+    assert_callbacks(lambda: [callbacks.CSVLogger(next(files))])
+    apart = np.genfromtxt(tmp_path / "apart.csv", delimiter=",", names=True)
+    together = np.genfromtxt(tmp_path / "together.csv", delimiter=",", names=True)
+    assert apart.dtype.names == together.dtype.names and len(apart) == 6
+    for name in apart.dtype.names:
+        np.testing.assert_allclose(apart[name], together[name], atol=1e-6)
+
+
+class Interrupt(callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 3:
+            raise RuntimeError("interrupted")
+
+
+def test_backup_and_restore_goes_on_where_it_was_interrupted(tmp_path):
+    def resumed(train, folder):
+        backup = lambda: callbacks.BackupAndRestore(folder)  # noqa: E731
+        model = member().build()
+        with pytest.raises(RuntimeError, match="interrupted"):
+            train(model, [backup(), Interrupt()])
+        model = member(seed=9).build()
+        return compare.Trained(model, train(model, [backup()]))
+
+    fit = member().arguments(verbose=0)
+
+    def apart(model, given):
+        keras.utils.set_random_seed(3)
+        return model.fit(**fit, callbacks=given)
+
+    def together(model, given):
+        keras.utils.set_random_seed(3)
+        return kc.Cohort({"m": model}).fit(**fit, callbacks=given)["m"]
+
+    keras.utils.set_random_seed(1)
+    one = resumed(apart, tmp_path / "apart")
+    keras.utils.set_random_seed(1)
+    other = resumed(together, tmp_path / "together")
+    assert one.history.epoch == [3, 4, 5]
+    compare.assert_same({"m": one}, {"m": other})
+
+
+class Diary(callbacks.Callback):
+    """Writes down everything it is told, and a weight and the learning rate at each batch."""
+
+    def __init__(self, pages):
+        super().__init__()
+        self.pages = pages
+
+    def note(self, event, number, logs):
+        weight = float(np.ravel(self.model.get_weights()[0])[0])
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        self.pages.append((event, number, weight, rate, values))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.note("train begin", batch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.note("train end", batch, logs)
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.note("test end", batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.note("epoch end", epoch, logs)
+
+
+def assert_same_pages(apart, together):
+    assert [page[:2] for page in apart] == [page[:2] for page in together] != []
+    for one, other in zip(apart, together, strict=True):
+        np.testing.assert_allclose(one[2:4], other[2:4], atol=1e-6)
+        assert one[4].keys() == other[4].keys()
+        np.testing.assert_allclose(list(one[4].values()), list(other[4].values()), atol=1e-5)
+
+
+def test_batch_hooks_see_every_batch_with_its_logs_and_the_weights_of_that_moment():
+    books = [[], []]
+    pages = iter(books)
+    assert_callbacks(lambda: [Diary(next(pages))])
+    assert_same_pages(*books)
+
+
+class Meddler(callbacks.Callback):
+    """Sets weights and the learning rate in the middle of an epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            self.model.optimizer.learning_rate = 0.01
+            self.model.set_weights([w * 0.9 for w in self.model.get_weights()])
+
+
+def test_weights_and_learning_rates_set_in_mid_epoch_are_taken_up():
+    assert_callbacks(lambda: [Meddler()])
+
+
+class StopAtBatch(callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 3 and self.model.optimizer.iterations > 8:
+            self.model.stop_training = True
+
+
+def test_training_stopped_in_mid_epoch_ends_there():
+    assert_callbacks(lambda: [StopAtBatch()])
+
+
+class ChangeAtEpoch(callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = 0.05 / (epoch + 2)
+        self.model.set_weights([w + 0.01 for w in self.model.get_weights()])
+
+
+def test_weights_set_between_epochs_are_taken_up():
+    assert_callbacks(lambda: [ChangeAtEpoch()])
+
+
+def test_lambda_callbacks_with_batch_hooks():
+    books = [[], []]
+    pages = iter(books)
+
+    def make():
+        page = next(pages)
+        return [
+            callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, logs: page.append((batch, float(logs["loss"]))),
+                on_epoch_end=lambda epoch, logs: page.append((epoch, float(logs["val_loss"]))),
+            )
+        ]
+
+    assert_callbacks(make)
+    assert len(books[0]) == 6 * 6 + 6
+    np.testing.assert_allclose(books[0], books[1], atol=1e-6)
+
+
+class Identity(callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.models = set()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.models.add(self.model)
+
+
+def test_each_members_callbacks_know_that_member_only():
+    models = {"a": member().build(), "b": member(seed=5).build()}
+    known = {name: Identity() for name in models}
+    fit = member().arguments(verbose=0)
+    kc.Cohort(models).fit(**fit, callbacks={name: [known[name]] for name in models})
+    assert {name: callback.models for name, callback in known.items()} == {
+        name: {model} for name, model in models.items()
+    }
+
+
+def test_one_list_for_all_acts_on_each_member_apart():
+    stop = lambda: [callbacks.EarlyStopping(patience=1)]  # noqa: E731
+    members = {"a": member(stop, epochs=20), "b": member(stop, seed=8, epochs=20)}
+    apart = compare.train_apart(members)
+    for each in members.values():
+        del each.fit["callbacks"]
+    compare.assert_same(apart, compare.train_together(members, shared={"callbacks": stop()}))
+
+
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="TensorBoard's graph of a model needs TensorFlow ops"
+)
+def test_tensorboard_logs_the_same_scalars(tmp_path):
+    tf = pytest.importorskip("tensorflow", reason="TensorBoard writes through TensorFlow")
+    folders = iter([tmp_path / "apart", tmp_path / "together"])
+    assert_callbacks(lambda: [callbacks.TensorBoard(next(folders), update_freq=2)])
+
+    def scalars(folder):
+        events = [
+            (event.step, value.tag, float(tf.make_ndarray(value.tensor)))
+            for path in sorted(folder.rglob("events.*"))
+            for event in tf.compat.v1.train.summary_iterator(str(path))
+            for value in event.summary.value
+            if value.tensor.dtype == tf.float32.as_datatype_enum
+            and not value.tensor.tensor_shape.dim
+        ]
+        return [scalar for scalar in events if "per_second" not in scalar[1]]
+
+    one, other = scalars(tmp_path / "apart"), scalars(tmp_path / "together")
+    assert [s[:2] for s in one] == [s[:2] for s in other] != []
+    np.testing.assert_allclose([s[2] for s in one], [s[2] for s in other], atol=1e-6)
+
+
+def test_a_remote_monitor_like_callback_gets_plain_floats():
+    seen = []
+    record = callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(json.dumps(logs))
+    )
+    kc.Cohort({"m": member().build()}).fit(**member().arguments(verbose=0), callbacks=[record])
+    assert len(seen) == 6
