@@ -411,7 +411,8 @@ class Cohort:
     def _placement(self, name: str, want: Want) -> tuple:
         """Members of one placement share a program."""
         member, backend = self._members[name], programs.backend_module()
-        apart = backend.COMPILES_PER_SHAPE and not want.chunk.usual
+        needs_shape = backend.COMPILES_PER_SHAPE or member.piece
+        apart = bool(needs_shape) and not want.chunk.usual
         alone = want.kind == "predict" or self._is_heavy(name)
         return (
             want.kind,

@@ -85,8 +85,8 @@ class Program:
 
     def _trace(self, specs: list[list[tf.TensorSpec]]) -> None:
         if self._specs:
-            pairs = zip(self._specs, specs, strict=True)
-            specs = [list(map(_common, known, new)) for known, new in pairs]
+            triples = zip(self.members, self._specs, specs, strict=True)
+            specs = [new if m.piece else list(map(_common, old, new)) for m, old, new in triples]
         bounds = tf.TensorSpec((len(self.members), 2), tf.int32)
         function = tf.function(self._run, autograph=False)
         self._function = function.get_concrete_function(specs, bounds)

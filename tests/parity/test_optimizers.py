@@ -1,4 +1,4 @@
-"""Members with every Keras optimizer and its options end as their own `fit` would have left them."""
+"""Members with every Keras optimizer, and its options, end as their own `fit` would end."""
 
 import functools
 import inspect

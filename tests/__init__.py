@@ -1,0 +1,1 @@
+"""Tests of kerascohost, one run per Keras backend."""

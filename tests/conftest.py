@@ -1,0 +1,50 @@
+"""What all tests share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import keras
+import pytest
+
+BACKEND = keras.backend.backend()
+
+# Warnings of others that no test can avoid; every other warning is an error (pyproject).
+FOREIGN_WARNINGS = [
+    # Keras 3.15 calls `np.array(tf.Variable)` in `get_weights`; TensorFlow 2.21 lacks `copy`.
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+]
+
+
+def pytest_configure(config):
+    for line in FOREIGN_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture
+def float64():
+    """Keras computes in float64."""
+    before = keras.config.floatx()
+    x64 = None
+    if BACKEND == "jax":
+        import jax
+
+        x64 = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", True)
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(before)
+        if x64 is not None:
+            jax.config.update("jax_enable_x64", x64)
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Every test starts from the same seed and the same automatic names."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
