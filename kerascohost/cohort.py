@@ -1,6 +1,5 @@
 """The cohort: members, and the scheduler that runs them together."""
 
-import contextlib
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -158,7 +157,7 @@ class Cohort:
             y: Targets, where `x` is arrays.
             batch_size: Samples per batch, default 32. A step of a member takes
                 `group_factor * replicas` times as many.
-            epochs: The epoch at which to stop, counted from `initial_epoch`.
+            epochs: The number of epochs, those before `initial_epoch` included.
             verbose: `"auto"` or 1: a progress bar per member; 2: a line per epoch; 0: silence.
             callbacks: A list of `keras.callbacks.Callback`. A list for all members is copied, so
                 that each member has callbacks of its own.
@@ -182,18 +181,15 @@ class Cohort:
         given = {name: value for name, value in locals().items() if name in _FIT_DEFAULTS}
         self._check_known(unknown, _FIT_DEFAULTS)
         arguments = self._per_member(given)
-        bars = {
-            name: Progress(name, arguments[name]["verbose"], position)
-            for position, name in enumerate(self._members)
-        }
         for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
             member.model.history = keras.callbacks.History()  # nothing recorded yet, for `history`
+        bars = self._bars("train", arguments)
         runs = {name: member.training([bars[name]]) for name, member in self._members.items()}
-        with contextlib.ExitStack() as stack:
-            for name, member in self._members.items():
-                stack.callback(bars[name].close)
-                stack.callback(member.close)
-            self._run(runs, {name: bar.advance for name, bar in bars.items()})
+        try:
+            self._run(runs, bars)
+        finally:
+            for member in self._members.values():
+                member.close()
         return self.history
 
     def evaluate(
@@ -201,6 +197,7 @@ class Cohort:
         x: Any = None,
         y: Any = None,
         batch_size: Any = None,
+        verbose: Any = "auto",
         sample_weight: Any = None,
         steps: Any = None,
         callbacks: Any = None,
@@ -212,6 +209,7 @@ class Cohort:
             x: Input data, for all or as a dict by member, like all that follow.
             y: Targets.
             batch_size: Samples per batch, default 32.
+            verbose: `"auto"` or 1: a progress bar per member; 2: a line each; 0: silence.
             sample_weight: Weights of the samples.
             steps: How many batches to take.
             callbacks: Callbacks for the evaluation.
@@ -225,27 +223,34 @@ class Cohort:
             "x": x,
             "y": y,
             "batch_size": batch_size,
+            "verbose": verbose,
             "sample_weight": sample_weight,
             "steps": steps,
             "callbacks": callbacks,
         }
         arguments = self._per_member(given)
         self._ready(lambda m: m.prepare_evaluate(arguments[m.name]))
-        return self._run(
-            {
-                name: member.evaluation(arguments[name]["callbacks"], return_dict)
-                for name, member in self._members.items()
-            }
-        )
+        bars = self._bars("test", arguments)
+        runs = {
+            name: member.evaluation(arguments[name], [bars[name]], return_dict)
+            for name, member in self._members.items()
+        }
+        return self._run(runs, bars)
 
     def predict(
-        self, x: Any, batch_size: Any = None, steps: Any = None, callbacks: Any = None
+        self,
+        x: Any,
+        batch_size: Any = None,
+        verbose: Any = "auto",
+        steps: Any = None,
+        callbacks: Any = None,
     ) -> dict[str, Any]:
         """Predicts with all members, each as its own `predict` would.
 
         Args:
             x: Input data, for all or as a dict by member, like all that follow.
             batch_size: Samples per batch, default 32.
+            verbose: `"auto"` or 1: a progress bar per member; 2: a line each; 0: silence.
             steps: How many batches to take.
             callbacks: Callbacks for the prediction.
 
@@ -253,17 +258,23 @@ class Cohort:
             A dict from each member's name to its predictions: NumPy arrays, structured as the
             model's output.
         """
-        given = {"x": x, "batch_size": batch_size, "steps": steps, "callbacks": callbacks}
+        given = {
+            "x": x,
+            "batch_size": batch_size,
+            "verbose": verbose,
+            "steps": steps,
+            "callbacks": callbacks,
+        }
         arguments = self._per_member(given)
         for name, member in self._members.items():
             with errors.about(name):
                 member.prepare_predict(arguments[name])
-        return self._run(
-            {
-                name: member.prediction(arguments[name]["callbacks"])
-                for name, member in self._members.items()
-            }
-        )
+        bars = self._bars("predict", arguments)
+        runs = {
+            name: member.prediction(arguments[name], [bars[name]])
+            for name, member in self._members.items()
+        }
+        return self._run(runs, bars)
 
     # Arguments
 
@@ -327,10 +338,11 @@ class Cohort:
                     raise CohortError(
                         "You must call `compile()` before using the model in a cohort."
                     )
-                if getattr(member.model, "_distribute_strategy", None) is not None:
+                strategy = programs.strategy(member.model)
+                if strategy is not None:
                     raise CohortError(
                         "Expected a model made outside of a `tf.distribute` strategy. Received: "
-                        f"one made under {type(member.model._distribute_strategy).__name__}."
+                        f"one made under a {type(strategy).__name__}."
                     )
                 prepare(member)
         self._check_separate(("optimizer", _optimizers), ("variable", programs.variables))
@@ -352,9 +364,13 @@ class Cohort:
 
     # Running
 
-    def _run(
-        self, runs: dict[str, Run], advance: Mapping[str, Callable[[int], None]] | None = None
-    ) -> dict[str, Any]:
+    def _bars(self, kind: str, arguments: dict[str, dict[str, Any]]) -> dict[str, Progress]:
+        return {
+            name: Progress(name, kind, arguments[name]["verbose"], position)
+            for position, name in enumerate(self._members)
+        }
+
+    def _run(self, runs: dict[str, Run], bars: dict[str, Progress]) -> dict[str, Any]:
         """Takes turns until every run has ended; returns what each returned."""
         results: dict[str, Any] = {}
         wants: dict[str, Want] = {}
@@ -375,12 +391,12 @@ class Cohort:
                     works = self._works(program, {name: wants[name] for name in names})
                     logs = self._call(program, works)
                     for name, work in works.items():
-                        if advance and wants[name].kind == "train":
-                            advance[name](work.stop - work.start)
+                        bars[name].advance(wants[name].kind, work.stop - work.start)
                         resume(name, (work.stop - work.start, logs[name]))
         finally:
-            for run in runs.values():
+            for name, run in runs.items():
                 run.close()
+                bars[name].close()
         return {name: results[name] for name in runs}
 
     def _turn(self, wants: dict[str, Want]) -> list[tuple["_Program", list[str]]]:
@@ -542,10 +558,8 @@ def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:
 
 
 def _copied(callback: keras.callbacks.Callback) -> keras.callbacks.Callback:
-    twin = copy.copy(callback)
-    vars(twin).pop("_model", None)
     try:
-        return copy.deepcopy(twin)
+        return copy.deepcopy(callback, {id(callback.model): callback.model})  # not the model too
     except Exception as error:
         raise CohortError(
             f"Expected callbacks that can be copied, one for each member. Received: {callback!r}, "

@@ -190,21 +190,16 @@ class Member:
         dispatch.on_test_end(logs)
         return logs
 
-    def evaluation(self, callbacks: Any, return_dict: bool) -> Run:
+    def evaluation(self, evaluate: dict[str, Any], callbacks: list, return_dict: bool) -> Run:
         """A run that is only an evaluation; returns what `evaluate` returns."""
-        steps = self._evaluate_batches.steps_per_epoch
-        dispatch = keras.callbacks.CallbackList(
-            callbacks, model=self.model, verbose=0, epochs=1, steps=steps
-        )
+        dispatch = self._plain_dispatch(evaluate, callbacks, self._evaluate_batches)
         logs = yield from self.evaluating(self._evaluate_batches, dispatch)
         return logs if return_dict else programs.flat_results(self.model, logs)
 
-    def prediction(self, callbacks: Any) -> Run:
+    def prediction(self, predict: dict[str, Any], callbacks: list) -> Run:
         """A run that is only a prediction; returns what `predict` returns."""
         batches = self._predict_batches
-        dispatch = keras.callbacks.CallbackList(
-            callbacks, model=self.model, verbose=0, epochs=1, steps=batches.steps_per_epoch
-        )
+        dispatch = self._plain_dispatch(predict, callbacks, batches)
         self.model.stop_predicting = False
         dispatch.on_predict_begin()
         parts = []
@@ -258,6 +253,15 @@ class Member:
             verbose=fit["verbose"],
             epochs=epochs,
             steps=self._train.steps_per_epoch,
+        )
+
+    def _plain_dispatch(self, asked: dict, callbacks: list, batches: Batches) -> Any:
+        return keras.callbacks.CallbackList(
+            [*_as_list(asked["callbacks"]), *callbacks],
+            model=self.model,
+            verbose=asked["verbose"],
+            epochs=1,
+            steps=batches.steps_per_epoch,
         )
 
     def close(self) -> None:

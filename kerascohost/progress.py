@@ -7,57 +7,67 @@ from tqdm.auto import tqdm
 
 
 class Progress(keras.callbacks.Callback):
-    """Shows one member's training as Keras's own progress bar would, beside the other members'.
+    """Shows one member's run as Keras's own progress bar would, beside the other members'.
 
     Args:
         name: The member's name.
+        kind: What is run: `"train"`, `"test"` or `"predict"`. A validation is part of training.
         verbose: 1 or `"auto"`: a bar with the metrics; 2: a line per epoch; 0: nothing.
         position: The line on which the bar stands.
     """
 
-    def __init__(self, name: str, verbose: int | str, position: int):
+    def __init__(self, name: str, kind: str, verbose: int | str, position: int):
         super().__init__()
-        self._name, self._position = name, position
+        self._name, self._kind, self._position = name, kind, position
         self._verbose = 1 if verbose == "auto" else int(verbose)
         self._bar: Any = None
-        self._epoch = 0
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        if self._verbose == 1:
+        self._open("train")
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        self._open("test")
+
+    def on_predict_begin(self, logs: dict | None = None) -> None:
+        self._open("predict")
+
+    def _open(self, kind: str) -> None:
+        if self._verbose == 1 and kind == self._kind:
+            steps = self.params["steps"]
             self._bar = tqdm(
-                total=self._total(self.params["epochs"]),
+                total=steps * self.params["epochs"] if steps else None,
                 desc=self._name,
                 position=self._position,
                 unit="step",
                 dynamic_ncols=True,
             )
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._epoch = epoch
-
-    def advance(self, steps: int) -> None:
-        """Counts `steps` more training steps."""
-        if self._bar is not None:
+    def advance(self, kind: str, steps: int) -> None:
+        """Counts `steps` more steps, if they are of the kind shown."""
+        if self._bar is not None and kind == self._kind:
             self._bar.update(steps)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        epochs = f"{epoch + 1}/{self.params['epochs']}"
+        self._show(logs, f"{epoch + 1}/{self.params['epochs']}")
+
+    def on_test_end(self, logs: dict | None = None) -> None:
+        if self._kind == "test":
+            self._show(logs)
+
+    def _show(self, logs: dict | None, epoch: str = "") -> None:
         values = {name: _short(value) for name, value in (logs or {}).items()}
         if self._verbose == 2:
-            text = "".join(f" - {name}: {value}" for name, value in values.items())
-            tqdm.write(f"{self._name}: Epoch {epochs}{text}")
+            text = " - ".join(f"{name}: {value}" for name, value in values.items())
+            tqdm.write(f"{self._name}: " + (f"Epoch {epoch} - " if epoch else "") + text)
         if self._bar is not None:
-            self._bar.set_postfix({"epoch": epochs, **values}, refresh=False)
+            self._bar.set_postfix({"epoch": epoch, **values} if epoch else values, refresh=False)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
         if self._bar is not None:
-            if self.model.stop_training:
+            if getattr(self.model, "stop_training", False):
                 self._bar.total = self._bar.n  # stopped early: what was asked is done
             self._bar.close()
-
-    def _total(self, epochs: int) -> int | None:
-        return self.params["steps"] * epochs if self.params["steps"] else None
 
 
 def _short(value: Any) -> str:

@@ -287,3 +287,11 @@ def test_a_cohort_shows_its_members():
     cohort = kc.Cohort([model("a"), model("b")])
     assert repr(cohort) == "Cohort(a, b, layout='joined')"
     assert list(cohort.members) == ["a", "b"]
+
+
+def test_evaluate_and_predict_show_progress_too(capsys):
+    cohort = kc.Cohort([model("first"), model("second")])
+    cohort.evaluate(*data(), verbose={"first": 2, "second": 0})
+    cohort.predict(data()[0], verbose={"first": 1, "second": 0})
+    out, err = capsys.readouterr()
+    assert out.startswith("first: loss: ") and "first: 100%" in err and "second" not in out + err

@@ -92,6 +92,14 @@ def _bytes_per_element(dtype: str) -> int:
     return int(bits[0]) // 8 if bits else 1
 
 
+def strategy(model: keras.Model) -> Any:
+    """The `tf.distribute` strategy that a model was made under, or `None`.
+
+    `_distribute_strategy`: the public property answers with a default strategy where there is none.
+    """
+    return getattr(model, "_distribute_strategy", None)
+
+
 def compile_stamp(model: keras.Model) -> tuple:
     """Changes whenever `model.compile` is called again.
 
