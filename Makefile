@@ -10,10 +10,14 @@ BACKEND := $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo gpu; \
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-tensorflow test-jax test-torch bench lint clean
+.PHONY: demo lab test test-tensorflow test-jax test-torch bench lint clean
 
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
+
+lab: $(STAMP)
+	$(BIN)/python -c "import jupyterlab" 2>/dev/null || $(BIN)/pip install --quiet --group lab
+	$(BIN)/jupyter lab notebooks/01-quickstart.ipynb
 
 test: test-tensorflow test-jax
 

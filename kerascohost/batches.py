@@ -14,7 +14,8 @@ from kerascohost.programs import Chunk
 from kerascohost.programs import data as keras_data
 from kerascohost.programs.data import RowOrder
 
-_CHUNK_BYTES = 16 * 2**20
+# Large enough for a call of a program not to be felt, small enough for a hundred members.
+_CHUNK_BYTES = 8 * 2**20
 
 
 def batches(

@@ -334,16 +334,7 @@ class Cohort:
         members = list(self._members.values())
         for member in members:
             with errors.about(member.name):
-                if not member.model.compiled:
-                    raise CohortError(
-                        "You must call `compile()` before using the model in a cohort."
-                    )
-                strategy = programs.strategy(member.model)
-                if strategy is not None:
-                    raise CohortError(
-                        "Expected a model made outside of a `tf.distribute` strategy. Received: "
-                        f"one made under a {type(strategy).__name__}."
-                    )
+                _check_trainable_here(member.model)
                 prepare(member)
         self._check_separate(("optimizer", _optimizers), ("variable", programs.variables))
         return members
@@ -536,6 +527,24 @@ _WAY_OUT = {
     "variable": "To apply one model several times, make it one member with `replicas`.",
     "optimizer": "Compile each model with an optimizer of its own.",
 }
+
+
+def _check_trainable_here(model: keras.Model) -> None:
+    """Refuses what a cohort would train otherwise than the model's own `fit`."""
+    if not model.compiled:
+        raise CohortError("You must call `compile()` before using the model in a cohort.")
+    distribution = programs.distribution(model)
+    if distribution is not None:
+        raise CohortError(
+            "Expected a model that is trained on one device. Received: one distributed by a "
+            f"{type(distribution).__name__}."
+        )
+    own = programs.overridden(model, "fit", "make_train_function", "evaluate", "make_test_function")
+    if own:
+        raise CohortError(
+            f"Expected a model trained by Keras's own `fit`. Received: {type(model).__name__} with "
+            f"its own `{own[0]}`, which a cohort would not call. A `train_step` of its own is fine."
+        )
 
 
 def _optimizers(model: keras.Model) -> list:

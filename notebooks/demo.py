@@ -148,6 +148,7 @@ def main():
     print("(both from the first step on, tracing and compiling included)")
     print(f"\nLargest weight difference between the two: {largest_difference(together, apart):.1e}")
     print(f"Loss curves: {CURVES.resolve()}")
+    print("The same in a notebook: make lab")
 
 
 if __name__ == "__main__":

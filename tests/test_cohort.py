@@ -114,6 +114,17 @@ def test_an_uncompiled_member_is_named():
         kc.Cohort({"raw": net}).fit(*data(), verbose=0)
 
 
+def test_a_model_with_its_own_fit_is_refused():
+    class Own(keras.Sequential):
+        def fit(self, *args, **kwargs):
+            return super().fit(*args, **kwargs)
+
+    net = Own([keras.Input((4,)), layers.Dense(1)], name="own")
+    net.compile("adam", "mse")
+    with pytest.raises(kc.CohortError, match=r"'own': .* its own `fit`.*`train_step` .* is fine"):
+        kc.Cohort([net]).fit(*data(), verbose=0)
+
+
 def test_one_generator_for_all_is_refused():
     def stream():
         while True:

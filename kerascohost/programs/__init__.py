@@ -92,12 +92,12 @@ def _bytes_per_element(dtype: str) -> int:
     return int(bits[0]) // 8 if bits else 1
 
 
-def strategy(model: keras.Model) -> Any:
-    """The `tf.distribute` strategy that a model was made under, or `None`.
+def distribution(model: keras.Model) -> Any:
+    """What distributes the model's training over devices, or `None`.
 
     `_distribute_strategy`: the public property answers with a default strategy where there is none.
     """
-    return getattr(model, "_distribute_strategy", None)
+    return getattr(model, "_distribute_strategy", None) or keras.distribution.distribution()
 
 
 def compile_stamp(model: keras.Model) -> tuple:
@@ -110,11 +110,16 @@ def compile_stamp(model: keras.Model) -> tuple:
 
 def has_own_step(model: keras.Model, kind: str) -> bool:
     """Whether the logs of a step may be anything but the model's metrics."""
-    names = (f"{kind}_step", "compute_metrics", "get_metrics_result")
-    return any(
-        getattr(type(model), name) is not getattr(keras.Model, name) or name in vars(model)
+    return bool(overridden(model, f"{kind}_step", "compute_metrics", "get_metrics_result"))
+
+
+def overridden(model: keras.Model, *names: str) -> list[str]:
+    """Those of Keras's methods that the model has in a form of its own."""
+    return [
+        name
         for name in names
-    )
+        if getattr(type(model), name) is not getattr(keras.Model, name) or name in vars(model)
+    ]
 
 
 def first_epoch(model: keras.Model, initial_epoch: int) -> int:

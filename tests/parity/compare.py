@@ -1,7 +1,8 @@
 """Trains models twice, apart and as a cohort, and compares all that training leaves behind."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -53,11 +54,17 @@ class Trained:
         }
 
 
+def built(member: Member, seed: int = 7) -> keras.Model:
+    """The member's model, with the same initial weights each time."""
+    keras.utils.set_random_seed(seed)
+    return member.build()
+
+
 def train_apart(members: Mapping[str, Member], seed: int = 7) -> dict[str, Trained]:
     """Every member by its own `fit`."""
     trained = {}
     for name, member in members.items():
-        model = _built(member, seed)
+        model = built(member, seed)
         keras.utils.set_random_seed(seed)
         trained[name] = Trained(model, model.fit(**member.arguments(verbose=0, **member.apart)))
     return trained
@@ -70,7 +77,7 @@ def train_together(
     **cohort: Any,
 ) -> dict[str, Trained]:
     """All members by one `Cohort.fit`; `shared` are arguments given as one value for all."""
-    cohort_ = kc.Cohort({name: _built(m, seed) for name, m in members.items()}, **cohort)
+    cohort_ = kc.Cohort({name: built(m, seed) for name, m in members.items()}, **cohort)
     keras.utils.set_random_seed(seed)
     history = cohort_.fit(verbose=0, **by_argument(members), **(shared or {}))
     assert list(history) == list(members)
@@ -95,6 +102,25 @@ def assert_parity(
         The largest difference found.
     """
     return assert_same(train_apart(members), train_together(members, **together), tolerance)
+
+
+def assert_member(name: str, names: Iterable[str], make: Callable[[str], Member]) -> None:
+    """Asserts parity of one member of the cohort `names`, which is trained once for all of them.
+
+    Args:
+        name: The member.
+        names: All members of the cohort.
+        make: Makes a member by its name.
+    """
+    apart, together = _trained(tuple(names), make, keras.config.floatx())
+    difference = assert_same({name: apart[name]}, {name: together[name]})
+    print(f"{name}: largest difference {difference:.1e}")
+
+
+@functools.cache
+def _trained(names: tuple[str, ...], make: Callable, floatx: str) -> tuple[dict, dict]:
+    members = {name: make(name) for name in names}
+    return train_apart(members), train_together(members)
 
 
 def assert_same(
@@ -145,8 +171,3 @@ def _difference(expected: Any, actual: Any, what: str, tolerance: float) -> floa
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance, err_msg=what)
     known = np.isfinite(expected)
     return float(np.abs(expected[known] - actual[known]).max(initial=0.0))
-
-
-def _built(member: Member, seed: int) -> keras.Model:
-    keras.utils.set_random_seed(seed)
-    return member.build()

@@ -1,7 +1,5 @@
 """Members of every layer family end as their own `fit` would have left them."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
@@ -163,7 +161,8 @@ IN_DOUBLE_PRECISION = (
 )
 
 
-def member(name, shape, make_layers):
+def member(name):
+    shape, make_layers = FAMILIES[name]
     stateful = name.startswith("stateful")
     size = EVEN if stateful else UNEVEN if name in COHORTS[0] | COHORTS[1] else USUAL
 
@@ -181,23 +180,12 @@ def member(name, shape, make_layers):
     return Member(build, x=x, y=y, batch_size=BATCH, epochs=size["epochs"], shuffle=False)
 
 
-@functools.cache
-def trained(families):
-    """Apart and together: a cohort is trained once, for the tests of all its families."""
-    members = {name: member(name, *FAMILIES[name]) for name in families}
-    return compare.train_apart(members), compare.train_together(members)
-
-
-def assert_family(family, cohort):
-    apart, together = ({family: arm[family]} for arm in trained(tuple(cohort)))
-    print(f"{family}: largest difference {compare.assert_same(apart, together):.1e}")
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_family_in_a_cohort_ends_as_by_its_own_fit(family):
-    assert_family(family, next(cohort for cohort in COHORTS if family in cohort))
+    cohort = next(cohort for cohort in COHORTS if family in cohort)
+    compare.assert_member(family, cohort, member)
 
 
 @pytest.mark.parametrize("family", IN_DOUBLE_PRECISION)
 def test_a_layer_family_agrees_to_1e_12_in_float64(family, float64):
-    assert_family(family, IN_DOUBLE_PRECISION)
+    compare.assert_member(family, IN_DOUBLE_PRECISION, member)
