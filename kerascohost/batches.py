@@ -170,7 +170,6 @@ class StreamBatches:
         self._group = group
         self._usual: tuple | None = None
         self._waiting: Iterator | None = None
-        self.reset()
 
     @property
     def steps_per_epoch(self) -> int | None:

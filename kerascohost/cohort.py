@@ -182,7 +182,7 @@ class Cohort:
         self._check_known(unknown, _FIT_DEFAULTS)
         arguments = self._per_member(given)
         for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
-            member.model.history = keras.callbacks.History()  # nothing recorded yet, for `history`
+            member.model.history = _empty_history()
         bars = self._bars("train", arguments)
         runs = {name: member.training([bars[name]]) for name, member in self._members.items()}
         try:
@@ -455,6 +455,9 @@ class Cohort:
         try:
             return program(works)
         except Exception as error:
+            if not program.has_run:  # perhaps not even traced: the next fit must begin anew
+                for known in self._programs.values():
+                    known[:] = [other for other in known if other is not program]
             if program.is_protected and not errors.is_attributed(error):
                 self._replay(program.kind, works)
             if len(works) == 1:
@@ -510,6 +513,11 @@ class _Program:
         self._calls += 1
         return logs
 
+    @property
+    def has_run(self) -> bool:
+        """Whether a call has succeeded."""
+        return self._calls > 0
+
     def steps_per_turn(self) -> int:
         """How many steps take about `_TURN_SECONDS`.
 
@@ -545,6 +553,13 @@ def _check_trainable_here(model: keras.Model) -> None:
             f"Expected a model trained by Keras's own `fit`. Received: {type(model).__name__} with "
             f"its own `{own[0]}`, which a cohort would not call. A `train_step` of its own is fine."
         )
+
+
+def _empty_history() -> keras.callbacks.History:
+    """What `history` shows until training has begun."""
+    history = keras.callbacks.History()
+    history.epoch = []
+    return history
 
 
 def _optimizers(model: keras.Model) -> list:

@@ -81,12 +81,12 @@ class CohortHistory(Mapping):
         history = self[member]
         last = {name: values[-1] for name, values in getattr(history, "history", {}).items()}
         values = "".join(f", {name}={value:.4g}" for name, value in last.items())
-        return f"{member}: {len(history.epoch)} epochs{values}"
+        return f"{member}: {len(getattr(history, 'epoch', []))} epochs{values}"
 
     def _repr_html_(self) -> str:
         final = {
             member: {
-                "epochs": len(history.epoch),
+                "epochs": len(getattr(history, "epoch", [])),
                 **{name: values[-1] for name, values in history.history.items()},
             }
             for member, history in self.items()

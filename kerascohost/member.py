@@ -95,36 +95,45 @@ class Member:
         )
         self._validation = None
         if validation is not None:
-            size = fit["validation_batch_size"] or (fit["batch_size"] or 32) * self._group
+            size = fit["validation_batch_size"] or fit["batch_size"]
+            if self._group > 1 and not fit["validation_batch_size"]:
+                size = (fit["batch_size"] or 32) * self._group
             self._validation = self._batches(
                 keras.utils.unpack_x_y_sample_weight(validation), size, fit["validation_steps"]
             )
-        self._build(self._train)
+        self._train.reset()
+        first = self._build(self._train)
+        if self.replicas > 1:
+            self.piece = self._rows_per_replica(self._train, first)
 
     def prepare_evaluate(self, evaluate: dict[str, Any]) -> None:
         """Takes the arguments of `evaluate`, as `prepare_fit` those of `fit`."""
         data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
         self._evaluate_batches = self._batches(data, evaluate["batch_size"], evaluate["steps"])
+        self._evaluate_batches.reset()
         self._build(self._evaluate_batches)
 
     def prepare_predict(self, predict: dict[str, Any]) -> None:
         """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
         data = (predict["x"], None, None)
         self._predict_batches = self._batches(data, predict["batch_size"], predict["steps"])
-        self._check_shapes(self._predict_batches.peek())
+        first = self._predict_batches.peek()
+        self._check_shapes(first)
+        if not self.model.built and first is not None:
+            self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
 
     def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
         return batches(data, programs.backend_module().row_order, *args, **kwargs)
 
-    def _build(self, batches: Batches) -> None:
+    def _build(self, batches: Batches) -> Any:
+        """Builds the model from its first batch, which is returned."""
         first = batches.peek()
         if first is None:
             raise errors.CohortError("Expected at least one batch of data. Received: none.")
         self._check_shapes(first)
         if programs.backend_module().build(self.model, first):
             batches.look_ahead()
-        if self.replicas > 1:
-            self.piece = self._rows_per_replica(batches, first)
+        return first
 
     def _check_shapes(self, batch: Any) -> None:
         """Raises what the model itself would raise for data of another shape."""
@@ -202,18 +211,23 @@ class Member:
         dispatch = self._plain_dispatch(predict, callbacks, batches)
         self.model.stop_predicting = False
         dispatch.on_predict_begin()
-        parts = []
+        limit = _step_limit(self.model, dispatch, "predict")
+        parts: list = []
         step = 0
-        for chunk in batches.epoch(_step_limit(self.model, dispatch, "predict")):
-            dispatch.on_predict_batch_begin(step)
-            done, outputs = yield Want("predict", chunk, chunk.start, chunk.stop, limited=False)
-            step += done
-            dispatch.on_predict_batch_end(step - 1, {"outputs": outputs})
-            parts.append(outputs)
+        for chunk in batches.epoch(limit):
+            for start in range(chunk.start, chunk.stop, limit or chunk.stop):
+                dispatch.on_predict_batch_begin(step)
+                stop = min(chunk.stop, start + (limit or chunk.stop))
+                done, outputs = yield Want("predict", chunk, start, stop, limited=False)
+                step += done
+                parts.append(tree.map_structure(_rows_in_order, outputs))
+                dispatch.on_predict_batch_end(step - 1, {"outputs": parts[-1]})
+                if self.model.stop_predicting:
+                    break
             if self.model.stop_predicting:
                 break
         dispatch.on_predict_end()
-        return tree.map_structure(_rows_in_order, *parts)
+        return tree.map_structure(lambda *rows: np.concatenate(rows), *parts)
 
     def _epoch(
         self, kind: str, batches: Batches, dispatch: keras.callbacks.CallbackList, limit: int | None
@@ -222,11 +236,13 @@ class Member:
         on_begin = getattr(dispatch, f"on_{kind}_batch_begin")
         on_end = getattr(dispatch, f"on_{kind}_batch_end")
         stop = "stop_training" if kind == "train" else "stop_evaluating"
+        if getattr(self.model, stop):  # set before the epoch's first step, it ends the epoch there
+            limit = self.model.steps_per_execution
         logs: Any = {}
         step = 0
         for chunk in batches.epoch(limit):
             position = chunk.start
-            while position < chunk.stop and not (limit and getattr(self.model, stop)):
+            while position < chunk.stop:
                 if limit:
                     on_begin(step)
                 until = min(chunk.stop, position + limit) if limit else chunk.stop
@@ -234,8 +250,8 @@ class Member:
                 position, step = position + done, step + done
                 if limit:
                     on_end(step - 1, logs)
-            if limit and getattr(self.model, stop):
-                break
+                    if getattr(self.model, stop):
+                        return self._metrics_or(logs, kind)
         return self._metrics_or(logs, kind)
 
     def _metrics_or(self, logs: Any, kind: str) -> Any:
@@ -265,9 +281,10 @@ class Member:
         )
 
     def close(self) -> None:
-        """Ends the use of the training data."""
-        if hasattr(self, "_train"):
-            self._train.settle()
+        """Ends the use of the training data, and lets go of it."""
+        self._train.settle()
+        self._fit = {}
+        del self._train, self._validation
 
 
 def _step_limit(
@@ -280,9 +297,8 @@ def _step_limit(
 
 
 def _looks_at_batches(callback: keras.callbacks.Callback, kind: str) -> bool:
-    if getattr(callback, "save_freq", None) == "epoch" and isinstance(
-        callback, (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
-    ):
+    savers = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
+    if type(callback) in savers and callback.save_freq == "epoch":
         return False  # their batch hook only counts batches for an integer `save_freq`
     return any(
         hook in vars(callback)
@@ -342,7 +358,7 @@ def _symbolic(array: Any) -> Any:
     return keras.KerasTensor(array.shape, keras.backend.standardize_dtype(array.dtype))
 
 
-def _rows_in_order(*parts: Any) -> Any:
-    """The outputs of chunks, each `(steps, batch, ...)`, as one `(rows, ...)` NumPy array."""
-    arrays = [keras.ops.convert_to_numpy(part) for part in parts]
-    return np.concatenate([a.reshape((-1, *a.shape[2:])) for a in arrays])
+def _rows_in_order(outputs: Any) -> np.ndarray:
+    """The outputs of several steps, `(steps, batch, ...)`, as one `(rows, ...)` NumPy array."""
+    outputs = keras.ops.convert_to_numpy(outputs)
+    return outputs.reshape((outputs.shape[0] * outputs.shape[1], *outputs.shape[2:]))

@@ -42,6 +42,10 @@ class Progress(keras.callbacks.Callback):
                 dynamic_ncols=True,
             )
 
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        if self._bar is not None and self._bar.n == 0 and self.params["steps"]:
+            self._bar.total = self.params["steps"] * (self.params["epochs"] - epoch)
+
     def advance(self, kind: str, steps: int) -> None:
         """Counts `steps` more steps, if they are of the kind shown."""
         if self._bar is not None and kind == self._kind:

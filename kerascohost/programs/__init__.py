@@ -105,7 +105,8 @@ def compile_stamp(model: keras.Model) -> tuple:
 
     `_loss_tracker`: `compile` makes a new one each time, also when it is given the same optimizer.
     """
-    return (model.optimizer, model._loss_tracker, model.jit_compile, model.run_eagerly)
+    optimizer = getattr(model, "optimizer", None)  # a model need not be compiled to predict
+    return (optimizer, model._loss_tracker, model.jit_compile, model.run_eagerly)
 
 
 def has_own_step(model: keras.Model, kind: str) -> bool:

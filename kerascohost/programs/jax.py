@@ -72,7 +72,7 @@ class Program:
 
         Returns:
             For each member of `works`, the logs of its last step as arrays (its metrics, where
-            these are what its step returns), or the outputs of the whole chunk when predicting.
+            these are what its step returns), or the outputs of all steps when predicting.
         """
         owned = [_state_variables(member.model, self.kind) for member in self.members]
         states = [tuple([v.value for v in group] for group in groups) for groups in owned]
@@ -80,7 +80,10 @@ class Program:
         data = [self._data[member.name] for member in self.members]
         if self.kind == "predict":
             outputs = self._predict(states, data)
-            return {m.name: outputs[i] for i, m in enumerate(self.members)}
+            return {
+                m.name: jax.tree.map(lambda a, w=works[m.name]: a[w.start : w.stop], outputs[i])
+                for i, m in enumerate(self.members)
+            }
         run = self._step_by_step if self._steps else self._choose(works)
         logs, states = run(states, data, self._bounds(works))
         jax.block_until_ready(states)  # a failure must show before anything is written back

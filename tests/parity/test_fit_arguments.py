@@ -271,3 +271,44 @@ def test_any_two_members(rows, size, epochs, factor):
         fit = {"x": X[:n], "y": Y[:n], "batch_size": size, "epochs": length}
         members[name] = member(apart=alone, **fit)
     compare.assert_parity(members, group_factor={"a": factor})
+
+
+def test_predictions_of_several_chunks_are_whole(monkeypatch):
+    monkeypatch.setattr("kerascohost.batches._CHUNK_BYTES", 400)
+    model = regressor()
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_predict_batch_end=lambda batch, logs: seen.append((batch, len(logs["outputs"])))
+    )
+    cohort = kc.Cohort({"m": model})
+    own = model.predict(X, batch_size=8, verbose=0)
+    assert_allclose(cohort.predict(X, batch_size=8, verbose=0)["m"], own, atol=1e-6)
+    watched = cohort.predict(X, batch_size=8, verbose=0, callbacks=[watch])["m"]
+    assert_allclose(watched, own, atol=1e-6)
+    assert seen == [(batch, 8) for batch in range(7)] + [(7, 4)]
+
+
+def test_an_uncompiled_model_predicts():
+    model = keras.Sequential([layers.Dense(2)])
+    predicted = kc.Cohort({"m": model}).predict(X, verbose=0)["m"]
+    assert_allclose(predicted, model.predict(X, verbose=0), atol=1e-6)
+
+
+def test_validation_steps_without_a_batch_size():
+    fit = {"batch_size": None, "validation_data": (X, Y), "validation_steps": 2}
+    compare.assert_parity({"a": member(**fit), "b": member()})
+
+
+def test_training_stopped_before_an_epoch_takes_one_more_step():
+    class StopAtEpoch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    stopped = member(callbacks=lambda: [StopAtEpoch()])
+    compare.assert_parity({"stopped": stopped, "free": member()})
+
+
+def test_evaluating_replicas_of_any_batch():
+    model = regressor()
+    value = kc.Cohort({"m": model}, replicas=7).evaluate(X, Y, verbose=0)["m"]
+    assert_allclose(value, model.evaluate(X, Y, verbose=0), atol=1e-6)
