@@ -10,12 +10,17 @@ import keras
 import numpy as np
 from keras import tree
 
+from kerascohost import programs
+from kerascohost.errors import CohortError
 from kerascohost.programs import Chunk
 from kerascohost.programs import data as keras_data
 from kerascohost.programs.data import RowOrder
 
 # Large enough for a call of a program not to be felt, small enough for a hundred members.
 _CHUNK_BYTES = 8 * 2**20
+
+# TensorFlow's and JAX's tensors that are not one block of numbers, by name, as neither is imported.
+_NOT_DENSE = ("RaggedTensor", "SparseTensor", "BCOO", "BCSR")
 
 
 def batches(
@@ -41,7 +46,11 @@ def batches(
         class_weight: As in `fit`.
         group: How many batches are merged into one step. The last step of an epoch holds what is
             left.
+
+    Raises:
+        CohortError: If the data is sparse or ragged.
     """
+    _check_dense(data[0])
     steps = steps_per_epoch * group if steps_per_epoch else None
     iterator = keras_data.epoch_iterator(data, batch_size, steps, shuffle, class_weight)
     columns = keras_data.columns(iterator)
@@ -207,9 +216,15 @@ class StreamBatches:
         size = sum(np.asarray(leaf).nbytes for leaf in _leaves(first))
         most = max(1, min(at_most or 2**31, _CHUNK_BYTES // max(1, size)))
         for run in _runs(itertools.chain([first], items), most):
-            data = _combine(np.stack, run)
+            data = _combine(np.stack, [*run, *self._padding(run)])
             self._usual = self._usual or _signature(data)
             yield Chunk(data, 0, len(run), usual=_signature(data) == self._usual)
+
+    def _padding(self, run: list) -> list:
+        """Batches beyond the chunk's stop: they let runs of many lengths share few shapes."""
+        if not programs.backend_module().COMPILES_PER_SHAPE:
+            return []
+        return [run[-1]] * (2 ** math.ceil(math.log2(len(run))) - len(run))
 
     def _items(self) -> Iterator:
         """Whole batches, one for each step."""
@@ -226,10 +241,14 @@ class _Column:
     """
 
     def __init__(self, array: Any):
+        if type(array).__name__ in _NOT_DENSE:
+            raise _not_dense(type(array).__name__)
         self._is_frame = hasattr(array, "iloc")
         self._is_tensor = not self._is_frame and keras.ops.is_tensor(array)
         # NumPy does not copy here: it is given an array, or shares its memory.
         self._array: Any = array if self._is_frame or self._is_tensor else np.asarray(array)
+        if self._array.ndim == 0:  # NumPy's form of what it does not know, as SciPy's matrices
+            raise _not_dense(type(array).__name__)
 
     def __len__(self) -> int:
         return int(self._array.shape[0])
@@ -245,7 +264,8 @@ class _Column:
             values = self._tensor_rows(rows)
             return keras.ops.reshape(values, (steps, values.shape[0] // steps, *values.shape[1:]))
         values = self._array.iloc[rows].to_numpy() if self._is_frame else self._array[rows]
-        if np.issubdtype(values.dtype, np.floating):
+        of_unlike_columns = self._is_frame and values.dtype == object
+        if of_unlike_columns or keras.backend.is_float_dtype(values.dtype.name):
             values = values.astype(keras.config.floatx(), copy=False)
         return values.reshape((steps, len(values) // steps, *values.shape[1:]))
 
@@ -256,6 +276,21 @@ class _Column:
             values = keras.ops.take(self._array, rows, axis=0)
         floats = keras.backend.is_float_dtype(keras.backend.standardize_dtype(values.dtype))
         return keras.ops.cast(values, keras.config.floatx()) if floats else values
+
+
+def _check_dense(dataset: Any) -> None:
+    """Refuses a `tf.data.Dataset` that Keras would make dense on its way through NumPy."""
+    for spec in tree.flatten(getattr(dataset, "element_spec", None)):
+        kind = type(spec).__name__.removesuffix("Spec")
+        if kind in _NOT_DENSE:
+            raise _not_dense(f"a dataset of {kind}")
+
+
+def _not_dense(received: str) -> CohortError:
+    return CohortError(
+        f"Expected dense data. Received: {received}. Make it dense (`.toarray()`, `.to_tensor()`), "
+        "or train this model by its own `fit`."
+    )
 
 
 def _capped(steps_per_epoch: int | None) -> int | None:

@@ -185,11 +185,7 @@ class Cohort:
             member.model.history = _empty_history()
         bars = self._bars("train", arguments)
         runs = {name: member.training([bars[name]]) for name, member in self._members.items()}
-        try:
-            self._run(runs, bars)
-        finally:
-            for member in self._members.values():
-                member.close()
+        self._run(runs, bars)
         return self.history
 
     def evaluate(
@@ -281,7 +277,9 @@ class Cohort:
     def _per_member(self, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Every member's own arguments, from values for all and dicts by member."""
         split = {key: self._split(key, value) for key, value in given.items()}
-        return {name: {key: split[key][name] for key in split} for name in self._members}
+        own = {name: {key: split[key][name] for key in split} for name in self._members}
+        self._check_own(own)
+        return own
 
     def _split(self, key: str, value: Any) -> dict[str, Any]:
         names = list(self._members)
@@ -307,17 +305,23 @@ class Cohort:
     def _shared(self, key: str, value: Any) -> dict[str, Any]:
         if key == "callbacks" and value and len(self._members) > 1:
             return _copied_callbacks(value, list(self._members))
-        if (
-            len(self._members) > 1
-            and key in ("x", "validation_data")
-            and hasattr(value, "__next__")
-        ):
-            raise CohortError(
-                f"Expected `{key}` to be data that every member can read from its start. "
-                f"Received: one {type(value).__name__} for all members; "
-                f"give each member its own: {key}={{{next(iter(self._members))!r}: ...}}."
-            )
         return dict.fromkeys(self._members, value)
+
+    @staticmethod
+    def _check_own(arguments: Mapping[str, dict[str, Any]]) -> None:
+        """What changes while it is used, one member may use: others would see it changed."""
+        for key in ("x", "validation_data", "callbacks"):
+            owner: dict[int, str] = {}
+            for name, given in arguments.items():
+                for thing in filter(_keeps_state, _parts(given.get(key))):
+                    first = owner.setdefault(id(thing), name)
+                    if first != name:
+                        raise CohortError(
+                            f"Expected `{key}` that each member has for itself. Received: one "
+                            f"{type(thing).__name__} for {first!r} and {name!r}, which changes "
+                            f"while it is used; give each its own: {key}={{{first!r}: ..., "
+                            f"{name!r}: ...}}."
+                        )
 
     @staticmethod
     def _check_known(unknown: dict[str, Any], known: Mapping[str, Any]) -> None:
@@ -388,6 +392,7 @@ class Cohort:
             for name, run in runs.items():
                 run.close()
                 bars[name].close()
+                self._members[name].close()
         return {name: results[name] for name in runs}
 
     def _turn(self, wants: dict[str, Want]) -> list[tuple["_Program", list[str]]]:
@@ -409,6 +414,7 @@ class Cohort:
                     turn.append((program, served))
                     names = [name for name in names if name not in served]
             if names:
+                known[:] = [program for program in known if not self._is_outdated(program)]
                 program = _Program(placement[0], [self._members[name] for name in names])
                 program.signatures = {name: signatures[name] for name in names}
                 known.append(program)
@@ -418,7 +424,7 @@ class Cohort:
     def _placement(self, name: str, want: Want) -> tuple:
         """Members of one placement share a program."""
         member, backend = self._members[name], programs.backend_module()
-        needs_shape = backend.COMPILES_PER_SHAPE or member.piece
+        needs_shape = backend.COMPILES_PER_SHAPE or (want.kind == "train" and member.piece)
         apart = bool(needs_shape) and not want.chunk.usual
         alone = want.kind == "predict" or self._is_heavy(name)
         return (
@@ -443,6 +449,13 @@ class Cohort:
             _structure(want.chunk.data),
         )
 
+    def _is_outdated(self, program: "_Program") -> bool:
+        """Whether all its members have been compiled anew since it was made."""
+        return all(
+            stamp != programs.compile_stamp(self._members[name].model)
+            for name, (stamp, *_) in program.signatures.items()
+        )
+
     def _works(self, program: "_Program", wants: dict[str, Want]) -> dict[str, Work]:
         """As many steps for each member as it and time allow."""
         most = program.steps_per_turn()
@@ -454,15 +467,20 @@ class Cohort:
     def _call(self, program: "_Program", works: dict[str, Work]) -> dict[str, Any]:
         try:
             return program(works)
-        except Exception as error:
+        except BaseException as error:
             if not program.has_run:  # perhaps not even traced: the next fit must begin anew
-                for known in self._programs.values():
-                    known[:] = [other for other in known if other is not program]
+                self._forget(program)
+            if not isinstance(error, Exception):  # an interrupt
+                raise
             if program.is_protected and not errors.is_attributed(error):
                 self._replay(program.kind, works)
             if len(works) == 1:
                 errors.attributed(error, next(iter(works)))
             raise
+
+    def _forget(self, program: "_Program") -> None:
+        for known in self._programs.values():
+            known[:] = [other for other in known if other is not program]
 
     def _replay(self, kind: str, works: dict[str, Work]) -> None:
         """Repeats a call that failed, member by member and step by step.
@@ -567,9 +585,23 @@ def _optimizers(model: keras.Model) -> list:
     return [] if optimizer is None else [optimizer]
 
 
+def _parts(value: Any) -> list:
+    """The objects that an argument consists of."""
+    if isinstance(value, keras.callbacks.CallbackList):
+        return list(value.callbacks)
+    return [value] if hasattr(value, "__next__") else tree.flatten(value)
+
+
+def _keeps_state(thing: Any) -> bool:
+    """Whether using the object for one member changes what another would find."""
+    if isinstance(thing, keras.utils.PyDataset):
+        return type(thing).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
+    return isinstance(thing, keras.callbacks.Callback) or hasattr(thing, "__next__")
+
+
 def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:
     """Callbacks for all members, copied for each: a callback keeps the state of one model."""
-    for callback in tree.flatten(callbacks):
+    for callback in _parts(callbacks):
         for attribute in ("filepath", "filename", "log_dir", "backup_dir", "directory"):
             path = getattr(callback, attribute, None)
             if path:
@@ -578,15 +610,17 @@ def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:
                     f"one place. Received: {attribute}={str(path)!r} for all members; give "
                     f"callbacks={{{names[0]!r}: [...], ...}}."
                 )
-    return {name: [_copied(callback) for callback in tree.flatten(callbacks)] for name in names}
+    return {name: _copied(_parts(callbacks)) for name in names}
 
 
-def _copied(callback: keras.callbacks.Callback) -> keras.callbacks.Callback:
+def _copied(callbacks: list) -> list:
+    """Copies that share among themselves what the callbacks share, but not their model."""
+    models = {id(model): model for model in (callback.model for callback in callbacks)}
     try:
-        return copy.deepcopy(callback, {id(callback.model): callback.model})  # not the model too
+        return copy.deepcopy(callbacks, models)
     except Exception as error:
         raise CohortError(
-            f"Expected callbacks that can be copied, one for each member. Received: {callback!r}, "
+            f"Expected callbacks that can be copied, one for each member. Received: {callbacks!r}, "
             f"which cannot ({error}). Give each member its own: callbacks={{name: [...]}}."
         ) from error
 

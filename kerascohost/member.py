@@ -67,11 +67,11 @@ class Member:
         self.piece = 0
         self.validated: list[int] = []
         self._group = group_factor * replicas
-
-    @property
-    def batch_growth(self) -> int:
-        """By how much a step's batch is larger than the batch size asked for."""
-        return self._group
+        self._fit: dict[str, Any] = {}
+        self._train: Any = None
+        self._validation: Any = None
+        self._evaluated: Any = None
+        self._predicted: Any = None
 
     def prepare_fit(self, fit: dict[str, Any]) -> None:
         """Takes the arguments of `fit`, reads a first batch and builds the model from it.
@@ -109,15 +109,15 @@ class Member:
     def prepare_evaluate(self, evaluate: dict[str, Any]) -> None:
         """Takes the arguments of `evaluate`, as `prepare_fit` those of `fit`."""
         data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
-        self._evaluate_batches = self._batches(data, evaluate["batch_size"], evaluate["steps"])
-        self._evaluate_batches.reset()
-        self._build(self._evaluate_batches)
+        self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
+        self._evaluated.reset()
+        self._build(self._evaluated)
 
     def prepare_predict(self, predict: dict[str, Any]) -> None:
         """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
         data = (predict["x"], None, None)
-        self._predict_batches = self._batches(data, predict["batch_size"], predict["steps"])
-        first = self._predict_batches.peek()
+        self._predicted = self._batches(data, predict["batch_size"], predict["steps"])
+        first = self._predicted.peek()
         self._check_shapes(first)
         if not self.model.built and first is not None:
             self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
@@ -171,22 +171,31 @@ class Member:
         model.stop_training = False
         dispatch.on_train_begin()
         training_logs = None
-        for epoch in range(programs.first_epoch(model, fit["initial_epoch"]), epochs):
-            model.reset_metrics()
-            dispatch.on_epoch_begin(epoch)
-            logs = yield from self._epoch("train", self._train, dispatch, limit)
-            logs = dict(logs)
-            if self._validation is not None and _is_due(epoch, fit["validation_freq"]):
-                val_logs = yield from self.evaluating(self._validation, dispatch)
-                logs |= {f"val_{name}": value for name, value in val_logs.items()}
-                self.validated.append(epoch)
-            dispatch.on_epoch_end(epoch, logs)
-            training_logs = logs
-            if model.stop_training:
-                break
-        if isinstance(model.optimizer, keras.optimizers.Optimizer) and epochs > 0:
-            model.optimizer.finalize_variable_values(model.trainable_variables)
+        finished = False
+        try:
+            for epoch in range(programs.first_epoch(model, fit["initial_epoch"]), epochs):
+                model.reset_metrics()
+                dispatch.on_epoch_begin(epoch)
+                training_logs = yield from self._trained_epoch(epoch, dispatch, limit)
+                dispatch.on_epoch_end(epoch, training_logs)
+                if model.stop_training:
+                    break
+            finished = True
+        finally:
+            if epochs > 0 and (finished or programs.backend_module().FINALIZES_AFTER_FAILURE):
+                _finalize(model)
         dispatch.on_train_end(training_logs)
+
+    def _trained_epoch(
+        self, epoch: int, dispatch: keras.callbacks.CallbackList, limit: int | None
+    ) -> Run:
+        """One epoch and the validation that is due after it; returns the logs of both."""
+        logs = dict((yield from self._epoch("train", self._train, dispatch, limit)))
+        if self._validation is not None and _is_due(epoch, self._fit["validation_freq"]):
+            val_logs = yield from self.evaluating(self._validation, dispatch)
+            logs |= {f"val_{name}": value for name, value in val_logs.items()}
+            self.validated.append(epoch)
+        return logs
 
     def evaluating(self, batches: Batches, dispatch: keras.callbacks.CallbackList) -> Run:
         """Evaluates as `evaluate` does; returns the logs as floats."""
@@ -201,13 +210,13 @@ class Member:
 
     def evaluation(self, evaluate: dict[str, Any], callbacks: list, return_dict: bool) -> Run:
         """A run that is only an evaluation; returns what `evaluate` returns."""
-        dispatch = self._plain_dispatch(evaluate, callbacks, self._evaluate_batches)
-        logs = yield from self.evaluating(self._evaluate_batches, dispatch)
+        dispatch = self._plain_dispatch(evaluate, callbacks, self._evaluated)
+        logs = yield from self.evaluating(self._evaluated, dispatch)
         return logs if return_dict else programs.flat_results(self.model, logs)
 
     def prediction(self, predict: dict[str, Any], callbacks: list) -> Run:
         """A run that is only a prediction; returns what `predict` returns."""
-        batches = self._predict_batches
+        batches = self._predicted
         dispatch = self._plain_dispatch(predict, callbacks, batches)
         self.model.stop_predicting = False
         dispatch.on_predict_begin()
@@ -240,18 +249,25 @@ class Member:
             limit = self.model.steps_per_execution
         logs: Any = {}
         step = 0
+        # Hooks come in the rhythm of `steps_per_execution`, however chunks and turns fall.
         for chunk in batches.epoch(limit):
             position = chunk.start
             while position < chunk.stop:
-                if limit:
+                if limit and step % limit == 0:
                     on_begin(step)
-                until = min(chunk.stop, position + limit) if limit else chunk.stop
+                until = chunk.stop
+                if limit:
+                    until = min(until, position + limit - step % limit)
                 done, logs = yield Want(kind, chunk, position, until, limited=bool(limit))
                 position, step = position + done, step + done
+                if limit and step % limit:
+                    continue
                 if limit:
                     on_end(step - 1, logs)
-                    if getattr(self.model, stop):
-                        return self._metrics_or(logs, kind)
+                if getattr(self.model, stop):
+                    return self._metrics_or(logs, kind)
+        if limit and step % limit:
+            on_end(step + limit - step % limit - 1, logs)
         return self._metrics_or(logs, kind)
 
     def _metrics_or(self, logs: Any, kind: str) -> Any:
@@ -281,10 +297,11 @@ class Member:
         )
 
     def close(self) -> None:
-        """Ends the use of the training data, and lets go of it."""
-        self._train.settle()
+        """Ends the use of the data, and lets go of it."""
+        if self._train is not None:
+            self._train.settle()
         self._fit = {}
-        del self._train, self._validation
+        self._train = self._validation = self._evaluated = self._predicted = None
 
 
 def _step_limit(
@@ -305,6 +322,12 @@ def _looks_at_batches(callback: keras.callbacks.Callback, kind: str) -> bool:
         or getattr(type(callback), hook) is not getattr(keras.callbacks.Callback, hook)
         for hook in _BATCH_HOOKS[kind]
     )
+
+
+def _finalize(model: keras.Model) -> None:
+    """Lets the optimizer hand over its last weights, such as their moving average."""
+    if isinstance(model.optimizer, keras.optimizers.Optimizer):
+        model.optimizer.finalize_variable_values(model.trainable_variables)
 
 
 def _as_list(callbacks: Any) -> list:
@@ -355,7 +378,9 @@ def _fits(given: Any, wanted: keras.KerasTensor) -> bool:
 def _symbolic(array: Any) -> Any:
     if array is None:
         return None
-    return keras.KerasTensor(array.shape, keras.backend.standardize_dtype(array.dtype))
+    is_text = isinstance(array, np.ndarray) and array.dtype.kind in "OSU"
+    dtype = "string" if is_text else keras.backend.standardize_dtype(array.dtype)
+    return keras.KerasTensor(array.shape, dtype)
 
 
 def _rows_in_order(outputs: Any) -> np.ndarray:

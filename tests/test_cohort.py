@@ -130,8 +130,41 @@ def test_one_generator_for_all_is_refused():
         while True:
             yield data(4)
 
-    with pytest.raises(kc.CohortError, match="one generator for all members"):
+    with pytest.raises(kc.CohortError, match="Received: one generator for 'a' and 'b'"):
         kc.Cohort([model("a"), model("b")]).fit(stream(), steps_per_epoch=2, verbose=0)
+
+
+class Reshuffled(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return data(4)
+
+    def on_epoch_end(self):
+        pass
+
+
+def test_what_changes_while_it_is_used_is_not_shared():
+    cohort = kc.Cohort([model("a"), model("b")])
+    one = Reshuffled()
+    with pytest.raises(kc.CohortError, match=r"one Reshuffled for 'a' and 'b'.*x=\{'a': \.\.\.,"):
+        cohort.fit({"a": one, "b": one}, verbose=0)
+    stop = keras.callbacks.EarlyStopping()
+    with pytest.raises(kc.CohortError, match=r"`callbacks` that each .* one EarlyStopping for"):
+        cohort.fit(*data(), callbacks={"a": [stop], "b": [stop]}, verbose=0)
+    cohort.fit({"a": Reshuffled(), "b": Reshuffled()}, verbose=0)
+
+
+def test_sparse_and_ragged_data_is_refused():
+    sparse = pytest.importorskip("scipy.sparse", reason="a sparse matrix is SciPy's")
+    with pytest.raises(kc.CohortError, match=r"'a': expected dense data. Received: csr_matrix"):
+        kc.Cohort([model("a")]).fit(sparse.csr_matrix(data()[0]), data()[1], verbose=0)
+    tf = pytest.importorskip("tensorflow", reason="ragged tensors are TensorFlow's")
+    ragged = tf.ragged.constant([[1.0], [2.0, 3.0]])
+    dataset = tf.data.Dataset.from_tensor_slices((ragged, [[1.0], [2.0]])).batch(2)
+    with pytest.raises(kc.CohortError, match="Received: a dataset of RaggedTensor"):
+        kc.Cohort([model("a")]).fit(dataset, verbose=0)
 
 
 def test_one_file_for_all_members_is_refused(tmp_path):
@@ -185,6 +218,40 @@ def test_a_failing_callback_leaves_weights_and_histories(error):
     notes = getattr(caught.value, "__notes__", [])
     assert isinstance(error, KeyboardInterrupt) or "member 'bad'" in notes[0]
     cohort.fit(*data(), epochs=1, verbose=0)  # and it can go on
+
+
+def test_an_interrupt_while_tracing_leaves_a_usable_cohort():
+    class Slow(keras.Sequential):
+        interrupts = 0
+
+        def train_step(self, *args):
+            if Slow.interrupts:
+                Slow.interrupts -= 1
+                raise KeyboardInterrupt
+            return super().train_step(*args)
+
+    nets = {"a": model("a"), "b": Slow([keras.Input((4,)), layers.Dense(1)])}
+    nets["b"].compile("sgd", "mse")
+    cohort = kc.Cohort(nets)
+    Slow.interrupts = 1
+    with pytest.raises(KeyboardInterrupt):
+        cohort.fit(*data(), verbose=0)
+    cohort.fit(*data(), epochs={"a": 2, "b": 1}, verbose=0)
+    assert len(cohort.history["a"].epoch) == 2
+
+
+def test_stop_from_outside_ends_within_the_epoch():
+    net = model("a")
+    other = model("b", seed=1)
+    stopper = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: setattr(net, "stop_training", True)
+    )
+    x, y = data(400)
+    cohort = kc.Cohort([net, other])
+    cohort.fit(x, y, batch_size=4, epochs=3, callbacks={"b": [stopper]}, verbose=0)
+    assert cohort.history["a"].epoch == [0]
+    assert steps_of(net) < 100
+    assert steps_of(other) == 300
 
 
 class Changed:

@@ -8,6 +8,8 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
   calling it with `Work` for some or all of them returns their logs. Where its `is_protected` is
   true, a call that fails leaves all of them as they were before it;
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
+- `FINALIZES_AFTER_FAILURE`: whether `fit` hands its model over (averaged weights taken up) also
+  when it fails or is interrupted, as Keras's does on JAX only;
 - `build(model, batch)`: creates what a model, its metrics and its optimizer lack;
 - `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
 - `execution(model)`: how the model's steps run: `"loop"`, many of them in one compiled function,

@@ -1,6 +1,7 @@
 """Programs on JAX: one jitted loop over the members' own, pure `train_step`s."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from kerascohost.programs.data import RowOrder, shuffled_rows
 from kerascohost.programs.replicas import applied_in_pieces
 
 COMPILES_PER_SHAPE = True
+FINALIZES_AFTER_FAILURE = True
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -60,7 +62,7 @@ class Program:
         self._alike: bool | None = None
         self._lockstep = jax.jit(self._one_loop)
         self._apart = jax.jit(self._a_loop_each)
-        self._predict = jax.jit(self._predictions)
+        self._predict = jax.jit(self._predictions, static_argnames="size")
         self._steps: list[Callable] = []
         if execution(members[0].model) == "step":
             self._steps = [jax.jit(self._single_step(member)) for member in self.members]
@@ -79,17 +81,27 @@ class Program:
         self._data |= {name: _on_device(work.chunk) for name, work in works.items()}
         data = [self._data[member.name] for member in self.members]
         if self.kind == "predict":
-            outputs = self._predict(states, data)
-            return {
-                m.name: jax.tree.map(lambda a, w=works[m.name]: a[w.start : w.stop], outputs[i])
-                for i, m in enumerate(self.members)
-            }
+            return self._predicted(states, data, works)
         run = self._step_by_step if self._steps else self._choose(works)
         logs, states = run(states, data, self._bounds(works))
         jax.block_until_ready(states)  # a failure must show before anything is written back
         busy = [i for i, member in enumerate(self.members) if member.name in works]
         _write_back([owned[i] for i in busy], [states[i] for i in busy])
         return {self.members[i].name: logs[i] for i in busy}
+
+    def _predicted(self, states: list[State], data: list[Any], works: Mapping[str, Work]) -> dict:
+        """Predictions of few batches of a chunk do not cost those of all of them."""
+        most = max(work.stop - work.start for work in works.values())
+        length = min(jax.tree.leaves(batches)[0].shape[0] for batches in data)
+        size = min(length, 2 ** math.ceil(math.log2(most)))  # few sizes, as each is compiled
+        firsts = np.array([min(works[m.name].start, length - size) for m in self.members], np.int32)
+        outputs = self._predict(states, data, firsts, size=size)
+        return {
+            m.name: jax.tree.map(
+                lambda a, w=works[m.name], first=first: a[w.start - first : w.stop - first], output
+            )
+            for m, first, output in zip(self.members, firsts, outputs, strict=True)
+        }
 
     def _choose(self, works: Mapping[str, Work]) -> Callable:
         if self._alike is None:
@@ -161,11 +173,17 @@ class Program:
         ]
         return logs, [state for state, _ in carries]
 
-    def _predictions(self, states: list[State], data: list[Any]) -> list[Any]:
+    def _predictions(
+        self, states: list[State], data: list[Any], firsts: Any, size: int
+    ) -> list[Any]:
         outputs = []
-        for member, state, batches in zip(self.members, states, data, strict=True):
+        for i, (member, state) in enumerate(zip(self.members, states, strict=True)):
+            cut = functools.partial(
+                lax.dynamic_slice_in_dim, start_index=firsts[i], slice_size=size
+            )
             step = functools.partial(member.model.predict_step, state)
             with errors.about(member.name):
+                batches = jax.tree.map(cut, data[i])
                 outputs.append(lax.map(lambda batch, step=step: step(batch)[0], batches))
         return outputs
 

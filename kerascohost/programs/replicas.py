@@ -23,7 +23,7 @@ def applied_in_pieces(model: keras.Model, piece: int) -> Iterator[None]:
         model: The model. Its `call` is replaced on the instance and put back at the end.
         piece: Rows per replica. A last, smaller piece takes what is left.
     """
-    call = model.call
+    call, own = model.call, vars(model).get("call")
 
     def call_in_pieces(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         rows = tree.flatten(inputs)[0].shape[0]
@@ -41,6 +41,8 @@ def applied_in_pieces(model: keras.Model, piece: int) -> Iterator[None]:
         yield
     finally:
         del model.call
+        if own is not None:
+            model.call = own
 
 
 def _rows_of(inputs: Any, start: int, stop: int) -> Any:

@@ -24,6 +24,7 @@ from kerascohost.programs.data import RowOrder, shuffled_rows
 from kerascohost.programs.replicas import applied_in_pieces
 
 COMPILES_PER_SHAPE = False  # dimensions may be unknown
+FINALIZES_AFTER_FAILURE = False
 
 _UNSET_SEED = 87654321  # what `get_seed` answers where no global seed was set
 
@@ -234,14 +235,13 @@ def build(model: keras.Model, batch: Any) -> bool:
         Whether `fit` would have taken a batch for this before its first epoch: it never does.
     """
     own_step = has_own_step(model, "train")
+    # NumPy's strings are objects, for which Keras has no dtype.
+    tensors = tree.map_structure(lambda a: None if a is None else tf.convert_to_tensor(a), batch)
     try:
-        symbolic_build(model, batch)
+        symbolic_build(model, tensors)
     except Exception:
         if not own_step:
             raise
-        tensors = tree.map_structure(
-            lambda a: None if a is None else tf.convert_to_tensor(a), batch
-        )
         tf.function(model.train_step, autograph=False).get_concrete_function(tensors)
     return False
 
@@ -272,7 +272,7 @@ def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
     return RowOrder(lambda: shuffled_rows(permutation, num_rows, batch_size, shuffle))
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def _seeded_order(num_rows: int, batch_size: int, by_batch: bool, seed: int) -> np.ndarray:
     """The order that Keras's own `tf.data` pipeline gives, made by the same operations.
 

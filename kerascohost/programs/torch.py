@@ -16,6 +16,7 @@ from kerascohost.programs.data import RowOrder
 from kerascohost.programs.eager import Program as Program
 
 COMPILES_PER_SHAPE = False
+FINALIZES_AFTER_FAILURE = False
 
 
 def build(model: keras.Model, batch: Any) -> bool:

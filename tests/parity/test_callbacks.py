@@ -8,13 +8,14 @@ import pytest
 from keras import callbacks, layers
 
 import kerascohost as kc
+from kerascohost import batches
 from tests.parity import compare
 from tests.parity.compare import Member
 
 BACKEND = keras.backend.backend()
 
 
-def member(make_callbacks=None, seed=4, **fit):
+def member(make_callbacks=None, seed=4, steps_per_execution=1, **fit):
     """A small model that is validated, and does not improve for ever."""
 
     def build():
@@ -26,7 +27,12 @@ def member(make_callbacks=None, seed=4, **fit):
                 layers.Dense(1),
             ]
         )
-        model.compile(keras.optimizers.Adam(0.05), loss="mse", metrics=["mae"])
+        model.compile(
+            keras.optimizers.Adam(0.05),
+            loss="mse",
+            metrics=["mae"],
+            steps_per_execution=steps_per_execution,
+        )
         return model
 
     random = np.random.default_rng(seed)
@@ -240,6 +246,53 @@ def test_lambda_callbacks_with_batch_hooks():
     assert_callbacks(make)
     assert len(books[0]) == 6 * 6 + 6
     np.testing.assert_allclose(books[0], books[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_batch_hooks_keep_the_rhythm_of_steps_per_execution(steps, monkeypatch):
+    monkeypatch.setattr(batches, "_CHUNK_BYTES", 5 * 4 * 8)  # few batches in a chunk
+    books = []
+
+    def make():
+        books.append([])
+        names = ("begin", "end")
+        return [
+            callbacks.LambdaCallback(
+                **{
+                    f"on_train_batch_{name}": lambda batch, logs, name=name, book=books[-1]: (
+                        book.append((name, batch))
+                    )
+                    for name in names
+                }
+            )
+        ]
+
+    fit = {"validation_split": 0.0, "epochs": 2, "steps_per_execution": steps}
+    assert_callbacks(make, **fit)
+    assert books[0] == books[1]
+    assert len(books[0]) == 2 * 2 * -(-8 // steps)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only Keras on JAX finishes a fit that fails")
+def test_averaged_weights_are_taken_up_also_after_a_failure():
+    def build():
+        net = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
+        net.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), "mse")
+        return net
+
+    def fail(epoch, logs):
+        if epoch == 2:
+            raise RuntimeError("boom")
+
+    make = lambda: [callbacks.LambdaCallback(on_epoch_end=fail)]  # noqa: E731
+    each = Member(build, **{**member(make).fit, "validation_split": 0.0})
+    alone, together = compare.built(each), compare.built(each)
+    with pytest.raises(RuntimeError):
+        alone.fit(**each.arguments(verbose=0))
+    with pytest.raises(RuntimeError):
+        kc.Cohort({"m": together}).fit(**compare.by_argument({"m": each}), verbose=0)
+    for one, other in zip(alone.get_weights(), together.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 class Identity(callbacks.Callback):

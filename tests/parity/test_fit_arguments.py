@@ -288,6 +288,57 @@ def test_predictions_of_several_chunks_are_whole(monkeypatch):
     assert seen == [(batch, 8) for batch in range(7)] + [(7, 4)]
 
 
+def test_predictions_with_batch_hooks_are_the_same():
+    seen = []
+    each = member()
+    model, x = compare.built(each), each.arguments()["x"]
+    hook = keras.callbacks.LambdaCallback(
+        on_predict_batch_end=lambda batch, logs: seen.append((batch, len(logs["outputs"])))
+    )
+    alone = model.predict(x, batch_size=8, verbose=0)
+    together = kc.Cohort([model]).predict(x, batch_size=8, callbacks=[hook], verbose=0)
+    assert_allclose(together[model.name], alone, atol=1e-6)
+    assert [batch for batch, _ in seen] == list(range(-(-len(x) // 8)))
+    assert sum(rows for _, rows in seen) == len(x)
+
+
+def of_many_shapes():
+    random = np.random.default_rng(0)
+    for rows in [4, 4, 4, 2, 2, 4, 3, 4, 4, 4, 4, 4, 2] * 2:
+        x = random.normal(size=(rows, 4)).astype("float32")
+        yield x, x[:, :1]
+
+
+def test_streams_of_varying_batch_sizes():
+    fit = {"x": of_many_shapes, "y": None, "steps_per_epoch": 13, "epochs": 2}
+    compare.assert_parity({"varying": member(**fit), "even": member()})
+
+
+def test_frames_of_columns_of_several_types():
+    numbers = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
+    frame = pd.DataFrame(numbers, columns=list("abcd"))
+    mixed = frame.assign(a=frame["a"] > 0, b=np.arange(40) % 3, c=frame["c"].astype("float64"))
+    compare.assert_parity({"mixed": member(x=mixed, y=numbers[:, :1])})
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has tensors of strings")
+def test_datasets_of_strings_and_a_model_that_is_not_built():
+    import tensorflow as tf
+
+    words = np.random.default_rng(0).choice(["yes", "no", "perhaps"], (40, 1))
+
+    def build():
+        lookup = layers.StringLookup(vocabulary=["yes", "no"], output_mode="multi_hot")
+        net = keras.Sequential([lookup, layers.Dense(1)])
+        net.compile("sgd", "mse")
+        return net
+
+    dataset = lambda: (  # noqa: E731
+        tf.data.Dataset.from_tensor_slices((words, np.ones((40, 1)))).batch(8)
+    )
+    compare.assert_parity({"words": Member(build, x=dataset, epochs=2)})
+
+
 def test_an_uncompiled_model_predicts():
     model = keras.Sequential([layers.Dense(2)])
     predicted = kc.Cohort({"m": model}).predict(X, verbose=0)["m"]
