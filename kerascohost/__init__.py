@@ -1,5 +1,6 @@
 """Train several Keras models together on one device, each exactly as if it were alone."""
 
+from kerascohost.capture import cohost
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup
@@ -12,6 +13,7 @@ __all__ = [
     "CohortHistory",
     "GroupBatch",
     "UngroupBatch",
+    "cohost",
     "fuse",
     "group",
     "plot_losses",

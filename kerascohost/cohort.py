@@ -1,7 +1,6 @@
-"""The cohort: members, and the scheduler that runs them together."""
+"""The cohort: members, and the arguments given to them."""
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,15 +11,11 @@ from kerascohost import errors, programs
 from kerascohost.errors import CohortError
 from kerascohost.fusion import factors_of, named_models
 from kerascohost.history import CohortHistory
-from kerascohost.member import Member, Run, Want
-from kerascohost.programs import Work, eager
+from kerascohost.member import Member, Run
 from kerascohost.progress import Progress
+from kerascohost.scheduler import Scheduler, Task
 
 LAYOUTS = ("joined",)
-
-# A turn should last about this long (in seconds): short enough for Stop and the progress bars,
-# long enough for the dispatch of a call not to be felt.
-_TURN_SECONDS = 0.5
 
 # `fit`'s arguments and defaults, which are Keras's.
 _FIT_DEFAULTS: dict[str, Any] = {
@@ -89,11 +84,7 @@ class Cohort:
         replicas: int | Mapping[str, int] = 1,
     ):
         named = named_models(models)
-        if layout not in LAYOUTS:
-            raise CohortError(
-                f"Expected `layout` to be one of {', '.join(map(repr, LAYOUTS))}. "
-                f"Received: layout={layout!r}.{errors.did_you_mean(layout, LAYOUTS)}"
-            )
+        check_layout(layout)
         group_factors = factors_of("group_factor", group_factor, named)
         replica_counts = factors_of("replicas", replicas, named)
         self.layout = layout
@@ -102,8 +93,7 @@ class Cohort:
             for name, model in named.items()
         }
         self._check_separate(("optimizer", _optimizers))
-        self._programs: dict[tuple, list[_Program]] = {}
-        self._state_bytes: dict[str, int] = {}
+        self._scheduler = Scheduler()
 
     @property
     def members(self) -> dict[str, keras.Model]:
@@ -182,10 +172,8 @@ class Cohort:
         self._check_known(unknown, _FIT_DEFAULTS)
         arguments = self._per_member(given)
         for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
-            member.model.history = _empty_history()
-        bars = self._bars("train", arguments)
-        runs = {name: member.training([bars[name]]) for name, member in self._members.items()}
-        self._run(runs, bars)
+            member.forget_history()
+        self._run("train", arguments, lambda member, bar: member.training([bar]))
         return self.history
 
     def evaluate(
@@ -226,12 +214,11 @@ class Cohort:
         }
         arguments = self._per_member(given)
         self._ready(lambda m: m.prepare_evaluate(arguments[m.name]))
-        bars = self._bars("test", arguments)
-        runs = {
-            name: member.evaluation(arguments[name], [bars[name]], return_dict)
-            for name, member in self._members.items()
-        }
-        return self._run(runs, bars)
+
+        def begin(member: Member, bar: Progress) -> Run:
+            return member.evaluation(arguments[member.name], [bar], return_dict)
+
+        return self._run("test", arguments, begin)
 
     def predict(
         self,
@@ -265,12 +252,11 @@ class Cohort:
         for name, member in self._members.items():
             with errors.about(name):
                 member.prepare_predict(arguments[name])
-        bars = self._bars("predict", arguments)
-        runs = {
-            name: member.prediction(arguments[name], [bars[name]])
-            for name, member in self._members.items()
-        }
-        return self._run(runs, bars)
+
+        def begin(member: Member, bar: Progress) -> Run:
+            return member.prediction(arguments[member.name], [bar])
+
+        return self._run("predict", arguments, begin)
 
     # Arguments
 
@@ -338,7 +324,6 @@ class Cohort:
         members = list(self._members.values())
         for member in members:
             with errors.about(member.name):
-                _check_trainable_here(member.model)
                 prepare(member)
         self._check_separate(("optimizer", _optimizers), ("variable", programs.variables))
         return members
@@ -357,196 +342,14 @@ class Cohort:
                             f"{name!r} with the same {kind} ({label}). {_WAY_OUT[kind]}"
                         )
 
-    # Running
-
-    def _bars(self, kind: str, arguments: dict[str, dict[str, Any]]) -> dict[str, Progress]:
-        return {
-            name: Progress(name, kind, arguments[name]["verbose"], position)
-            for position, name in enumerate(self._members)
-        }
-
-    def _run(self, runs: dict[str, Run], bars: dict[str, Progress]) -> dict[str, Any]:
-        """Takes turns until every run has ended; returns what each returned."""
-        results: dict[str, Any] = {}
-        wants: dict[str, Want] = {}
-
-        def resume(name: str, answer: Any) -> None:
-            wants.pop(name, None)
-            try:
-                with errors.about(name):
-                    wants[name] = runs[name].send(answer)
-            except StopIteration as end:
-                results[name] = end.value
-
-        try:
-            for name in runs:
-                resume(name, None)
-            while wants:
-                for program, names in self._turn(wants):
-                    works = self._works(program, {name: wants[name] for name in names})
-                    logs = self._call(program, works)
-                    for name, work in works.items():
-                        bars[name].advance(wants[name].kind, work.stop - work.start)
-                        resume(name, (work.stop - work.start, logs[name]))
-        finally:
-            for name, run in runs.items():
-                run.close()
-                bars[name].close()
-                self._members[name].close()
-        return {name: results[name] for name in runs}
-
-    def _turn(self, wants: dict[str, Want]) -> list[tuple["_Program", list[str]]]:
-        """The programs that do what the members want next, each with the members it serves.
-
-        A program that once was made for several members serves each subset of them, so what is
-        traced and compiled is every member's step once per kind, however they meet.
-        """
-        groups: dict[tuple, list[str]] = {}
-        for name, want in wants.items():
-            groups.setdefault(self._placement(name, want), []).append(name)
-        turn = []
-        for placement, names in groups.items():
-            signatures = {name: self._signature(name, wants[name]) for name in names}
-            known = self._programs.setdefault(placement, [])
-            for program in known:
-                served = [n for n in names if program.signatures.get(n) == signatures[n]]
-                if served:
-                    turn.append((program, served))
-                    names = [name for name in names if name not in served]
-            if names:
-                known[:] = [program for program in known if not self._is_outdated(program)]
-                program = _Program(placement[0], [self._members[name] for name in names])
-                program.signatures = {name: signatures[name] for name in names}
-                known.append(program)
-                turn.append((program, names))
-        return turn
-
-    def _placement(self, name: str, want: Want) -> tuple:
-        """Members of one placement share a program."""
-        member, backend = self._members[name], programs.backend_module()
-        needs_shape = backend.COMPILES_PER_SHAPE or (want.kind == "train" and member.piece)
-        apart = bool(needs_shape) and not want.chunk.usual
-        alone = want.kind == "predict" or self._is_heavy(name)
-        return (
-            want.kind,
-            apart,
-            want.limited,
-            backend.execution(member.model),
-            name if alone else None,
-        )
-
-    def _is_heavy(self, name: str) -> bool:
-        if name not in self._state_bytes:
-            self._state_bytes[name] = programs.state_bytes(self._members[name].model)
-        return self._state_bytes[name] > programs.FUSED_STATE_LIMIT / len(self._members)
-
-    def _signature(self, name: str, want: Want) -> tuple:
-        """Changes when a program made for this member no longer does what it wants."""
-        member = self._members[name]
-        return (
-            programs.compile_stamp(member.model),
-            member.piece,
-            _structure(want.chunk.data),
-        )
-
-    def _is_outdated(self, program: "_Program") -> bool:
-        """Whether all its members have been compiled anew since it was made."""
-        return all(
-            stamp != programs.compile_stamp(self._members[name].model)
-            for name, (stamp, *_) in program.signatures.items()
-        )
-
-    def _works(self, program: "_Program", wants: dict[str, Want]) -> dict[str, Work]:
-        """As many steps for each member as it and time allow."""
-        most = program.steps_per_turn()
-        return {
-            name: Work(want.chunk, want.start, min(want.stop, want.start + most))
-            for name, want in wants.items()
-        }
-
-    def _call(self, program: "_Program", works: dict[str, Work]) -> dict[str, Any]:
-        try:
-            return program(works)
-        except BaseException as error:
-            if not program.has_run:  # perhaps not even traced: the next fit must begin anew
-                self._forget(program)
-            if not isinstance(error, Exception):  # an interrupt
-                raise
-            if program.is_protected and not errors.is_attributed(error):
-                self._replay(program.kind, works)
-            if len(works) == 1:
-                errors.attributed(error, next(iter(works)))
-            raise
-
-    def _forget(self, program: "_Program") -> None:
-        for known in self._programs.values():
-            known[:] = [other for other in known if other is not program]
-
-    def _replay(self, kind: str, works: dict[str, Work]) -> None:
-        """Repeats a call that failed, member by member and step by step.
-
-        The failing member stops before its failing step, the others finish theirs, and the failure
-        gets its member's name.
-
-        Raises:
-            Exception: What the member raises that fails on its own; nothing if none does.
-        """
-        failure: Exception | None = None
-        for name, work in works.items():
-            try:
-                program = _Program(kind, [self._members[name]])
-                for i in range(work.start, work.stop):
-                    program({name: Work(work.chunk, i, i + 1)})
-            except Exception as error:
-                failure = failure or errors.attributed(error, name)
-        if failure is not None:
-            raise failure
-
-
-class _Program:
-    """A compiled program, and what the scheduler knows of it.
-
-    Attributes:
-        kind: `"train"`, `"test"` or `"predict"`.
-        is_protected: Whether a call that fails leaves the members as they were before it.
-        signatures: For each member that it serves, what it was made for.
-    """
-
-    def __init__(self, kind: str, members: list[Member]):
-        backend = programs.backend_module()
-        is_eager = backend.execution(members[0].model) == "eager"
-        make = eager.Program if is_eager else backend.Program
-        self.kind = kind
-        self.signatures: dict[str, tuple] = {}
-        self._run = make(kind, members)
-        self.is_protected = self._run.is_protected
-        self._calls = 0
-        self._seconds_per_step = 0.0
-
-    def __call__(self, works: dict[str, Work]) -> dict[str, Any]:
-        began = time.perf_counter()
-        logs = self._run(works)
-        steps = max(work.stop - work.start for work in works.values())
-        self._seconds_per_step = (time.perf_counter() - began) / steps
-        self._calls += 1
-        return logs
-
-    @property
-    def has_run(self) -> bool:
-        """Whether a call has succeeded."""
-        return self._calls > 0
-
-    def steps_per_turn(self) -> int:
-        """How many steps take about `_TURN_SECONDS`.
-
-        The first call takes one step, as it also traces and compiles, the second one a few, to see
-        how fast they are.
-        """
-        if self.kind == "predict":
-            return 2**31  # predictions are made for a whole chunk at once
-        if self._calls < 2:
-            return 1 if self._calls == 0 else 8
-        return max(1, int(_TURN_SECONDS / self._seconds_per_step))
+    def _run(self, kind: str, arguments: dict[str, dict[str, Any]], begin: Callable) -> dict:
+        """Runs what `begin` makes for each member and its progress bar."""
+        tasks = []
+        for position, (name, member) in enumerate(self._members.items()):
+            bar = Progress(name, kind, arguments[name]["verbose"], position)
+            tasks.append(Task(member, begin(member, bar), bar))
+        results = self._scheduler.run(tasks)
+        return {name: results[name] for name in self._members}
 
 
 _WAY_OUT = {
@@ -555,29 +358,17 @@ _WAY_OUT = {
 }
 
 
-def _check_trainable_here(model: keras.Model) -> None:
-    """Refuses what a cohort would train otherwise than the model's own `fit`."""
-    if not model.compiled:
-        raise CohortError("You must call `compile()` before using the model in a cohort.")
-    distribution = programs.distribution(model)
-    if distribution is not None:
-        raise CohortError(
-            "Expected a model that is trained on one device. Received: one distributed by a "
-            f"{type(distribution).__name__}."
-        )
-    own = programs.overridden(model, "fit", "make_train_function", "evaluate", "make_test_function")
-    if own:
-        raise CohortError(
-            f"Expected a model trained by Keras's own `fit`. Received: {type(model).__name__} with "
-            f"its own `{own[0]}`, which a cohort would not call. A `train_step` of its own is fine."
-        )
+def check_layout(layout: str) -> None:
+    """Refuses a layout that there is not.
 
-
-def _empty_history() -> keras.callbacks.History:
-    """What `history` shows until training has begun."""
-    history = keras.callbacks.History()
-    history.epoch = []
-    return history
+    Raises:
+        CohortError: With those that there are.
+    """
+    if layout not in LAYOUTS:
+        raise CohortError(
+            f"Expected `layout` to be one of {', '.join(map(repr, LAYOUTS))}. "
+            f"Received: layout={layout!r}.{errors.did_you_mean(layout, LAYOUTS)}"
+        )
 
 
 def _optimizers(model: keras.Model) -> list:
@@ -623,8 +414,3 @@ def _copied(callbacks: list) -> list:
             f"Expected callbacks that can be copied, one for each member. Received: {callbacks!r}, "
             f"which cannot ({error}). Give each member its own: callbacks={{name: [...]}}."
         ) from error
-
-
-def _structure(data: Any) -> str:
-    """What of a batch's structure decides which code runs: its nesting, and what is missing."""
-    return repr(tree.map_structure(lambda leaf: leaf is not None, data))

@@ -56,6 +56,11 @@ def is_attributed(error: BaseException) -> bool:
     return hasattr(error, "cohort_member")
 
 
+def member_of(error: BaseException) -> str:
+    """The member to which an attributed error belongs."""
+    return error.cohort_member  # type: ignore[attr-defined]  # set by `attributed`
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """A sentence with the known name nearest to `name`, or nothing where none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)

@@ -79,6 +79,7 @@ class Member:
         Raises:
             CohortError: If the model or the data cannot be trained as asked.
         """
+        check_trainable_here(self.model)
         data = (fit["x"], fit["y"], fit["sample_weight"])
         validation = fit["validation_data"]
         if fit["validation_split"] and validation is None:
@@ -106,8 +107,15 @@ class Member:
         if self.replicas > 1:
             self.piece = self._rows_per_replica(self._train, first)
 
+    def forget_history(self) -> None:
+        """Makes the model's `history` that of a training which has not begun."""
+        history = keras.callbacks.History()
+        history.epoch = []
+        self.model.history = history
+
     def prepare_evaluate(self, evaluate: dict[str, Any]) -> None:
         """Takes the arguments of `evaluate`, as `prepare_fit` those of `fit`."""
+        check_trainable_here(self.model)
         data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
         self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
         self._evaluated.reset()
@@ -302,6 +310,28 @@ class Member:
             self._train.settle()
         self._fit = {}
         self._train = self._validation = self._evaluated = self._predicted = None
+
+
+def check_trainable_here(model: keras.Model) -> None:
+    """Refuses what a cohort would train otherwise than the model's own `fit`.
+
+    Raises:
+        CohortError: With the reason.
+    """
+    if not model.compiled:
+        raise errors.CohortError("You must call `compile()` before using the model in a cohort.")
+    distribution = programs.distribution(model)
+    if distribution is not None:
+        raise errors.CohortError(
+            "Expected a model that is trained on one device. Received: one distributed by a "
+            f"{type(distribution).__name__}."
+        )
+    own = programs.overridden(model, "fit", "make_train_function", "evaluate", "make_test_function")
+    if own:
+        raise errors.CohortError(
+            f"Expected a model trained by Keras's own `fit`. Received: {type(model).__name__} with "
+            f"its own `{own[0]}`, which a cohort would not call. A `train_step` of its own is fine."
+        )
 
 
 def _step_limit(

@@ -66,11 +66,14 @@ class Progress(keras.callbacks.Callback):
         if self._bar is not None:
             self._bar.set_postfix({"epoch": epoch, **values} if epoch else values, refresh=False)
 
+    def on_train_end(self, logs: dict | None = None) -> None:
+        if self._bar is not None and getattr(self.model, "stop_training", False):
+            self._bar.total = self._bar.n  # stopped early: what was asked is done
+            self._bar.refresh()
+
     def close(self) -> None:
         """Leaves the bar as it stands."""
         if self._bar is not None:
-            if getattr(self.model, "stop_training", False):
-                self._bar.total = self._bar.n  # stopped early: what was asked is done
             self._bar.close()
 
 

@@ -15,7 +15,10 @@ FLOORS = [
     {"errors", "plotting", "progress"},
     {"fusion", "batches", "history", "programs"},
     {"member"},
-    {"cohort"},
+    {"scheduler"},
+    {"cohort", "held"},
+    {"capture", "benchmark"},
+    {"scripts"},
 ]
 
 

@@ -11,6 +11,7 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 - `FINALIZES_AFTER_FAILURE`: whether `fit` hands its model over (averaged weights taken up) also
   when it fails or is interrupted, as Keras's does on JAX only;
 - `build(model, batch)`: creates what a model, its metrics and its optimizer lack;
+- `random_state()`, `set_random_state(state)`: the backend's global random state;
 - `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
 - `execution(model)`: how the model's steps run: `"loop"`, many of them in one compiled function,
   `"step"`, each in a call of a compiled function, or `"eager"`, not compiled at all;
@@ -20,11 +21,14 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 import dataclasses
 import importlib
 import math
+import pickle
+import random
 import re
 from types import ModuleType
 from typing import Any
 
 import keras
+import numpy as np
 
 # Members with more state than this in all (in bytes) run one after another instead of fused: their
 # steps are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
@@ -147,6 +151,30 @@ def symbolic_build(model: keras.Model, batch: object) -> bool:
     needed = not all(part.built for part in [*model._flatten_layers(), *compiled])
     model._symbolic_build(data_batch=batch)
     return needed
+
+
+def parts(model: keras.Model) -> list:
+    """The objects through which a fit of `model` and one of another model can meet.
+
+    `_flatten_layers`: only it finds layers inside layers. Layers that never have weights (as the
+    `InputLayer` that two models begin with) may be shared freely.
+    """
+    layers = [layer for layer in model._flatten_layers() if layer.variables or not layer.built]
+    optimizer = getattr(model, "optimizer", None)
+    return [*layers, *variables(model), *([] if optimizer is None else [optimizer])]
+
+
+def random_state() -> bytes:
+    """The random states that all programs of a process share: Python's, NumPy's, the backend's."""
+    return pickle.dumps((random.getstate(), np.random.get_state(), backend_module().random_state()))
+
+
+def set_random_state(state: bytes) -> None:
+    """Goes back to what `random_state` returned."""
+    of_python, of_numpy, of_backend = pickle.loads(state)
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
+    backend_module().set_random_state(of_backend)
 
 
 def flat_results(model: keras.Model, logs: dict) -> object:

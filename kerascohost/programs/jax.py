@@ -291,6 +291,14 @@ def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
     return logs
 
 
+def random_state() -> None:
+    """JAX has no global random state."""
+
+
+def set_random_state(state: None) -> None:
+    """Nothing: see `random_state`."""
+
+
 def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
     """The rows of each coming epoch in the order in which `fit` would visit them.
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
+from tensorflow.python.eager import context  # holds the global seed, which nothing public reads
 
 from kerascohost import errors
 from kerascohost.programs import (
@@ -255,6 +256,30 @@ def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
     """One step without compiling anything; returns the step's logs."""
     batch = tree.map_structure(lambda a: None if a is None else tf.convert_to_tensor(a), batch)
     return getattr(model, f"{kind}_step")(batch)
+
+
+def random_state() -> tuple:
+    """The global seed, and how far its sequence of operation seeds has come.
+
+    `_seed`, `_rng`: there is a public way to set the seed, none to read it or to go on from it.
+    """
+    eager = context.context()
+    return eager._seed, None if eager._seed is None else eager._rng.getstate()
+
+
+def set_random_state(state: tuple) -> None:
+    """Goes back to what `random_state` returned.
+
+    `_set_global_seed`: unlike `tf.random.set_seed` it takes back "no seed" too. It also drops the
+    kernels, which hold random states of their own.
+    """
+    if state == random_state():
+        return
+    seed, sequence = state
+    eager = context.context()
+    eager._set_global_seed(seed)
+    if sequence is not None:
+        eager._rng.setstate(sequence)
 
 
 def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:

@@ -42,6 +42,16 @@ def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
     return getattr(model, f"{kind}_function")([batch])
 
 
+def random_state() -> np.ndarray:
+    """The state of torch's global generator."""
+    return torch.random.get_rng_state().numpy()
+
+
+def set_random_state(state: np.ndarray) -> None:
+    """Goes back to what `random_state` returned."""
+    torch.random.set_rng_state(torch.from_numpy(state))
+
+
 def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
     """The rows of each coming epoch in the order in which `fit` would visit them.
 

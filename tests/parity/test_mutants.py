@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kerascohost import batches, cohort, programs
+from kerascohost import batches, programs, scheduler
 from tests.parity import compare
 from tests.parity.compare import Member
 
@@ -30,12 +30,12 @@ def twins():
 
 def change_works(monkeypatch, change):
     """Lets `change(name, work)` alter what a program is asked to do."""
-    original = cohort._Program.__call__
+    original = scheduler._Program.__call__
 
     def changed(self, works):
         return original(self, {name: change(name, work) for name, work in works.items()})
 
-    monkeypatch.setattr(cohort._Program, "__call__", changed)
+    monkeypatch.setattr(scheduler._Program, "__call__", changed)
 
 
 def test_the_unbroken_core_passes():
@@ -63,7 +63,7 @@ def test_a_batch_trained_twice_is_seen(monkeypatch):
 
 
 def test_swapped_members_are_seen(monkeypatch):
-    original = cohort._Program.__call__
+    original = scheduler._Program.__call__
 
     def swapped(self, works):
         if len(works) < 2:
@@ -72,7 +72,7 @@ def test_swapped_members_are_seen(monkeypatch):
         logs = original(self, {one: second, two: first})
         return {one: logs[two], two: logs[one]}
 
-    monkeypatch.setattr(cohort._Program, "__call__", swapped)
+    monkeypatch.setattr(scheduler._Program, "__call__", swapped)
     members = twins()
     members["two"].fit["x"] = -members["two"].fit["x"]
     with pytest.raises(AssertionError):
@@ -112,7 +112,7 @@ def test_shuffled_instead_of_ordered_batches_are_seen(monkeypatch):
 
 
 def test_a_stale_optimizer_state_is_seen(monkeypatch):
-    original = cohort._Program.__call__
+    original = scheduler._Program.__call__
 
     def forgetting(self, works):
         logs = original(self, works)
@@ -121,7 +121,7 @@ def test_a_stale_optimizer_state_is_seen(monkeypatch):
             slot.assign(keras.ops.zeros_like(slot.value))
         return logs
 
-    monkeypatch.setattr(cohort._Program, "__call__", forgetting)
+    monkeypatch.setattr(scheduler._Program, "__call__", forgetting)
     with pytest.raises(AssertionError, match="one"):
         compare.assert_parity(twins())
 

@@ -1,0 +1,205 @@
+"""Fits that are held: what they would draw, what they share, and how they are trained together."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from kerascohost import errors, programs
+from kerascohost.errors import CohortError
+from kerascohost.member import Member, Run
+from kerascohost.progress import Progress
+from kerascohost.scheduler import Scheduler, Task
+
+
+class HeldHistoryError(CohortError, AttributeError):
+    """The `History` of a held fit is read before the fit has run."""
+
+
+class HeldHistory(keras.callbacks.History):
+    """What a held `fit` returns: a `History` that is filled when its block ends."""
+
+    def __init__(self) -> None:  # without Keras's: what it would set is not known yet
+        self._reason = "its `fit` is held until the `with` block or the cell ends"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("history", "epoch", "params", "model", "_model"):
+            reason = vars(self).get("_reason")
+            raise HeldHistoryError(
+                f"Expected `{name}` to be read after the training. Received: a History that is "
+                f"still empty, as {reason}."
+            )
+        raise AttributeError(f"'History' object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        epochs = vars(self).get("epoch")
+        return "<History, held>" if epochs is None else f"<History of {len(epochs)} epochs>"
+
+    def was_not_run(self) -> None:
+        """Says why this will stay empty."""
+        self._reason = "its `fit` was not run: the block around it failed"
+
+    def fill(self, history: keras.callbacks.History) -> None:
+        """Takes over what the training recorded."""
+        self.__dict__.update(vars(history))
+
+
+class HeldFit:
+    """One call of `fit` that waits for others, or is trained beside them.
+
+    Args:
+        model: The model.
+        arguments: All arguments of `fit`, by name.
+        history: What the caller was given for a `History`, if anything.
+
+    Attributes:
+        name: The member's name.
+        label: The name of this fit, if its member has several.
+        error: The exception that ended the training.
+    """
+
+    def __init__(
+        self, model: keras.Model, arguments: dict[str, Any], history: HeldHistory | None = None
+    ):
+        self.model = model
+        self.arguments = arguments
+        self.history: Any = history
+        self.name = self.label = model.name
+        self.error: BaseException | None = None
+        self.has_begun = False
+        self.validated: list[int] = []
+        self.called_in = self.random = programs.random_state()
+        self._shared = [model, *programs.parts(model), *_stateful(arguments)]
+
+    def meets(self, other: "HeldFit") -> bool:
+        """Whether the two change the same things, so that one must wait for the other."""
+        known = {id(thing) for thing in self._shared}
+        return any(id(thing) in known for thing in other._shared)
+
+    def continues(self, earlier: "HeldFit") -> None:
+        """Draws on where `earlier` stopped, unless the program set a random state in between."""
+        if self.called_in == earlier.called_in:
+            self.random = earlier.random
+
+    @contextlib.contextmanager
+    def own_random_state(self) -> Iterator[None]:
+        """Lets the block draw the random numbers that this fit would draw if it were alone."""
+        outside = programs.random_state()
+        programs.set_random_state(self.random)
+        try:
+            yield
+        finally:
+            self.random = programs.random_state()
+            programs.set_random_state(outside)
+
+    def hand_over(self) -> None:
+        """Gives the caller's `History` what was recorded, as much as there is."""
+        if not self.has_begun:
+            self.history.was_not_run()
+            return
+        self.history.fill(self._recorded)
+        if self.model.history is self._recorded:
+            self.model.history = self.history
+
+    def record(self) -> None:
+        """Keeps the model's history, which its next fit replaces."""
+        self._recorded = self.model.history
+
+
+class Together:
+    """Trains fits together, each from when nothing that it meets is left before it.
+
+    Args:
+        factors: The group factor and the replicas of each member that has any, by name.
+    """
+
+    def __init__(self, factors: Mapping[str, tuple[int, ...]] | None = None):
+        self._factors = factors or {}
+        self._scheduler = Scheduler()
+        self._members: dict[str, Member] = {}
+        self._running: dict[str, HeldFit] = {}
+        self._waiting: list[HeldFit] = []
+        self._positions = itertools.count()
+
+    def run(self, fits: Iterable[HeldFit], ended: Callable[[HeldFit], Iterable[HeldFit]]) -> None:
+        """Trains `fits`, and those that join in.
+
+        Args:
+            fits: The fits to begin with, in the order of the program.
+            ended: Called with each fit that has ended, perhaps by an `error`; what it returns joins
+                in.
+        """
+        self._ended = ended
+        self._waiting.extend(fits)
+        self._scheduler.run(self._next_tasks(), self._on_end)
+
+    def _next_tasks(self) -> list[Task]:
+        tasks = []
+        while (fit := next(filter(self._can_start, self._waiting), None)) is not None:
+            self._waiting.remove(fit)
+            try:
+                with errors.about(fit.name):
+                    tasks.append(self._task(fit))
+            except Exception as error:
+                fit.error = error
+                self._waiting.extend(self._ended(fit))
+            else:
+                self._running[fit.name] = fit
+        return tasks
+
+    def _can_start(self, fit: HeldFit) -> bool:
+        earlier = itertools.takewhile(lambda other: other is not fit, self._waiting)
+        return not any(map(fit.meets, [*self._running.values(), *earlier]))
+
+    def _task(self, fit: HeldFit) -> Task:
+        member = self._members.get(fit.name)
+        if member is None or member.model is not fit.model:
+            member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
+        self._members[fit.name] = member
+        with fit.own_random_state():
+            member.prepare_fit(fit.arguments)
+        fit.validated = member.validated
+        bar = Progress(fit.label, "train", fit.arguments["verbose"], next(self._positions))
+        return Task(member, _in_own_random_state(fit, member, member.training([bar])), bar)
+
+    def _on_end(self, task: Task, outcome: Any) -> list[Task]:
+        fit = self._running.pop(task.member.name)
+        if isinstance(outcome, Exception):
+            fit.error = outcome
+        for later in filter(fit.meets, self._waiting):
+            later.continues(fit)
+        self._waiting.extend(self._ended(fit))
+        return self._next_tasks()
+
+
+def _in_own_random_state(fit: HeldFit, member: Member, run: Run) -> Run:
+    """`run`, with the random numbers that it would have drawn alone."""
+    answer: Any = None
+    member.forget_history()
+    fit.has_begun = True
+    try:
+        while True:
+            try:
+                with fit.own_random_state():
+                    want = run.send(answer)
+            except StopIteration as end:
+                return end.value
+            fit.record()
+            answer = yield want
+    finally:
+        with fit.own_random_state():
+            run.close()
+            member.close()
+        fit.record()
+
+
+def _stateful(arguments: Mapping[str, Any]) -> Iterator:
+    """Callbacks and iterators among the arguments, which only one training can use at a time."""
+    for key in ("x", "validation_data"):
+        if hasattr(arguments[key], "__next__"):
+            yield arguments[key]
+    callbacks = arguments["callbacks"]
+    if isinstance(callbacks, (list, tuple)):
+        yield from callbacks

@@ -1,0 +1,300 @@
+"""Turns: which members' steps are run next, by which program, and how many of them."""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from keras import tree
+
+from kerascohost import errors, programs
+from kerascohost.member import Member, Run, Want
+from kerascohost.programs import Work, eager
+from kerascohost.progress import Progress
+
+# A turn should last about this long (in seconds): short enough for Stop and the progress bars,
+# long enough for the dispatch of a call not to be felt.
+_TURN_SECONDS = 0.5
+
+
+@dataclasses.dataclass
+class Task:
+    """Something that a member is to do: to train, to evaluate or to predict.
+
+    Attributes:
+        member: The member, ready for it.
+        run: Its state machine for this.
+        bar: Where its progress is shown.
+    """
+
+    member: Member
+    run: Run
+    bar: Progress
+
+
+class Scheduler:
+    """Runs tasks side by side, and keeps the programs that it made for their members."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, Member] = {}
+        self._programs: dict[tuple, list[_Program]] = {}
+        self._state_bytes: dict[str, tuple[Any, int]] = {}
+
+    def run(
+        self,
+        tasks: Iterable[Task],
+        ended: Callable[[Task, Any], Iterable[Task]] | None = None,
+    ) -> dict[str, Any]:
+        """Takes turns until every task has ended.
+
+        Args:
+            tasks: The tasks to begin with, of members with different names.
+            ended: Called with each task that has ended and what it returned, or the exception that
+                ended it; the tasks that it returns join in. Without it, the first exception ends
+                all tasks.
+
+        Returns:
+            What each task returned, by its member's name.
+        """
+        results: dict[str, Any] = {}
+
+        def collect(task: Task, outcome: Any) -> Iterable[Task]:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            results[task.member.name] = outcome
+            return ()
+
+        _Tasks(self, ended or collect).run(tasks)
+        return results
+
+    def turn(self, wants: dict[str, Want]) -> Iterable[tuple[dict[str, Work], dict[str, Any]]]:
+        """One call for each program that does what the members want next.
+
+        Yields:
+            What was asked of the program, and what came of it: for each member its logs, or the
+            exception that it raised; members that are missing have done nothing yet.
+        """
+        for program, names in self._programs_for(wants):
+            works = self._works(program, {name: wants[name] for name in names})
+            yield works, self._call(program, works)
+
+    def admit(self, member: Member) -> None:
+        """Makes `member` known under its name, perhaps instead of another one."""
+        self._members[member.name] = member
+
+    def _programs_for(self, wants: dict[str, Want]) -> list[tuple["_Program", list[str]]]:
+        """The programs that do what the members want next, each with the members it serves.
+
+        A program that once was made for several members serves each subset of them, so what is
+        traced and compiled is every member's step once per kind, however they meet.
+        """
+        groups: dict[tuple, list[str]] = {}
+        for name, want in wants.items():
+            groups.setdefault(self._placement(name, want), []).append(name)
+        turn = []
+        for placement, names in groups.items():
+            signatures = {name: self._signature(name, wants[name]) for name in names}
+            known = self._programs.setdefault(placement, [])
+            for program in known:
+                served = [n for n in names if program.signatures.get(n) == signatures[n]]
+                if served:
+                    turn.append((program, served))
+                    names = [name for name in names if name not in served]
+            if names:
+                known[:] = [program for program in known if not self._is_outdated(program)]
+                program = _Program(placement[0], [self._members[name] for name in names])
+                program.signatures = {name: signatures[name] for name in names}
+                known.append(program)
+                turn.append((program, names))
+        return turn
+
+    def _placement(self, name: str, want: Want) -> tuple:
+        """Members of one placement share a program."""
+        member, backend = self._members[name], programs.backend_module()
+        needs_shape = backend.COMPILES_PER_SHAPE or (want.kind == "train" and member.piece)
+        apart = bool(needs_shape) and not want.chunk.usual
+        execution = backend.execution(member.model)
+        # What is not compiled gains nothing from company, and is best stopped by its own failure.
+        alone = execution == "eager" or want.kind == "predict" or self._is_heavy(name)
+        return (want.kind, apart, want.limited, execution, name if alone else None)
+
+    def _is_heavy(self, name: str) -> bool:
+        model = self._members[name].model
+        measured, size = self._state_bytes.get(name, (None, 0))
+        if measured is not model:
+            size = programs.state_bytes(model)
+            self._state_bytes[name] = (model, size)
+        return size > programs.FUSED_STATE_LIMIT / len(self._members)
+
+    def _signature(self, name: str, want: Want) -> tuple:
+        """Changes when a program made for this member no longer does what it wants."""
+        member = self._members[name]
+        return (
+            programs.compile_stamp(member.model),
+            member.piece,
+            _structure(want.chunk.data),
+        )
+
+    def _is_outdated(self, program: "_Program") -> bool:
+        """Whether all its members have been compiled anew since it was made."""
+        return all(
+            stamp != programs.compile_stamp(self._members[name].model)
+            for name, (stamp, *_) in program.signatures.items()
+        )
+
+    def _works(self, program: "_Program", wants: dict[str, Want]) -> dict[str, Work]:
+        """As many steps for each member as it and time allow."""
+        most = program.steps_per_turn()
+        return {
+            name: Work(want.chunk, want.start, min(want.stop, want.start + most))
+            for name, want in wants.items()
+        }
+
+    def _call(self, program: "_Program", works: dict[str, Work]) -> dict[str, Any]:
+        try:
+            return program(works)
+        except BaseException as error:
+            if not program.has_run:  # perhaps not even traced: the next turn must begin anew
+                self._forget(program)
+            if not isinstance(error, Exception):  # an interrupt
+                raise
+            if len(works) == 1:
+                errors.attributed(error, next(iter(works)))
+            if errors.is_attributed(error):  # while tracing, before any step was taken
+                return {errors.member_of(error): error}
+            if program.is_protected:
+                return self._replay(program.kind, works)
+            raise
+
+    def _forget(self, program: "_Program") -> None:
+        for known in self._programs.values():
+            known[:] = [other for other in known if other is not program]
+
+    def _replay(self, kind: str, works: dict[str, Work]) -> dict[str, Any]:
+        """Repeats a call that failed, member by member and step by step.
+
+        The failing member stops before its failing step, the others finish theirs, and the failure
+        gets its member's name.
+
+        Returns:
+            The members' logs, or the exceptions that they raise on their own.
+        """
+        outcomes: dict[str, Any] = {}
+        for name, work in works.items():
+            try:
+                program = _Program(kind, [self._members[name]])
+                for i in range(work.start, work.stop):
+                    outcomes |= program({name: Work(work.chunk, i, i + 1)})
+            except Exception as error:
+                outcomes[name] = errors.attributed(error, name)
+        return outcomes
+
+
+class _Tasks:
+    """The tasks of one `Scheduler.run`, by the names of their members."""
+
+    def __init__(self, scheduler: Scheduler, ended: Callable[[Task, Any], Iterable[Task]]):
+        self._scheduler = scheduler
+        self._ended = ended
+        self._active: dict[str, Task] = {}
+        self._wants: dict[str, Want] = {}
+        self._arriving: deque[Task] = deque()
+        self._bars: list[Progress] = []
+
+    def run(self, tasks: Iterable[Task]) -> None:
+        self._arriving.extend(tasks)
+        try:
+            while self._arriving or self._wants:
+                while self._arriving:
+                    self._begin(self._arriving.popleft())
+                for works, outcomes in self._scheduler.turn(dict(self._wants)):
+                    for name, outcome in outcomes.items():
+                        self._advance(name, works[name], outcome)
+        finally:
+            for task in [*self._active.values(), *self._arriving]:
+                task.run.close()
+                task.member.close()
+            for bar in self._bars:
+                bar.close()
+
+    def _begin(self, task: Task) -> None:
+        self._scheduler.admit(task.member)
+        self._active[task.member.name] = task
+        self._bars.append(task.bar)
+        self._resume(task.member.name, None)
+
+    def _advance(self, name: str, work: Work, outcome: Any) -> None:
+        if isinstance(outcome, Exception):
+            self._end(name, outcome)
+            return
+        steps = work.stop - work.start
+        self._active[name].bar.advance(self._wants[name].kind, steps)
+        self._resume(name, (steps, outcome))
+
+    def _resume(self, name: str, answer: Any) -> None:
+        try:
+            with errors.about(name):
+                self._wants[name] = self._active[name].run.send(answer)
+        except StopIteration as end:
+            self._end(name, end.value)
+        except Exception as error:
+            self._end(name, error)
+
+    def _end(self, name: str, outcome: Any) -> None:
+        self._wants.pop(name, None)
+        task = self._active.pop(name)
+        task.run.close()
+        task.member.close()
+        self._arriving.extend(self._ended(task, outcome))
+
+
+class _Program:
+    """A compiled program, and what the scheduler knows of it.
+
+    Attributes:
+        kind: `"train"`, `"test"` or `"predict"`.
+        is_protected: Whether a call that fails leaves the members as they were before it.
+        signatures: For each member that it serves, what it was made for.
+    """
+
+    def __init__(self, kind: str, members: list[Member]):
+        backend = programs.backend_module()
+        is_eager = backend.execution(members[0].model) == "eager"
+        make = eager.Program if is_eager else backend.Program
+        self.kind = kind
+        self.signatures: dict[str, tuple] = {}
+        self._run = make(kind, members)
+        self.is_protected = self._run.is_protected
+        self._calls = 0
+        self._seconds_per_step = 0.0
+
+    def __call__(self, works: dict[str, Work]) -> dict[str, Any]:
+        began = time.perf_counter()
+        logs = self._run(works)
+        steps = max(work.stop - work.start for work in works.values())
+        self._seconds_per_step = (time.perf_counter() - began) / steps
+        self._calls += 1
+        return logs
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a call has succeeded."""
+        return self._calls > 0
+
+    def steps_per_turn(self) -> int:
+        """How many steps take about `_TURN_SECONDS`.
+
+        The first call takes one step, as it also traces and compiles, the second one a few, to see
+        how fast they are.
+        """
+        if self.kind == "predict":
+            return 2**31  # predictions are made for a whole chunk at once
+        if self._calls < 2:
+            return 1 if self._calls == 0 else 8
+        return max(1, int(_TURN_SECONDS / self._seconds_per_step))
+
+
+def _structure(data: Any) -> str:
+    """What of a batch's structure decides which code runs: its nesting, and what is missing."""
+    return repr(tree.map_structure(lambda leaf: leaf is not None, data))
