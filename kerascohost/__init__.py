@@ -20,3 +20,17 @@ __all__ = [
     "ungroup",
 ]
 __version__ = "0.1.0"
+
+
+def load_ipython_extension(ipython: object) -> None:
+    """Adds the magics `%cohost` and `%%cohost`: what `%load_ext kerascohost` calls."""
+    from kerascohost.notebook import magic  # only here: IPython is not needed otherwise
+
+    magic.load(ipython)
+
+
+def unload_ipython_extension(ipython: object) -> None:
+    """Takes the magics away again: what `%unload_ext kerascohost` calls."""
+    from kerascohost.notebook import magic
+
+    magic.unload(ipython)

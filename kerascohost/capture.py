@@ -53,6 +53,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         layout: As in `Cohort`.
         group_factor: As in `Cohort`.
         replicas: As in `Cohort`.
+        verbose: Instead of each fit's own `verbose`, if given.
         names: Where to look for the names of models: a dict from names to objects; by default the
             variables of the code around the block.
 
@@ -88,10 +89,12 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         group_factor: int | Mapping[str, int] = 1,
         replicas: int | Mapping[str, int] = 1,
         *,
+        verbose: int | str | None = None,
         names: Mapping[str, Any] | None = None,
     ):
         check_layout(layout)
         self._factors = {"group_factor": group_factor, "replicas": replicas}
+        self._verbose = verbose
         self._names = names
         self._fits: list[HeldFit] = []
         self._histories: CohortHistory | None = None
@@ -105,6 +108,11 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 "been run to its end."
             )
         return self._histories
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the fits have been run, be it to a failure."""
+        return self._histories is not None
 
     def __repr__(self) -> str:
         return f"cohost({', '.join(dict.fromkeys(fit.name for fit in self._fits))})"
@@ -132,6 +140,8 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         name = _name_in({**caller.f_globals, **caller.f_locals}, model) or model.name
         with errors.about(name):
             check_trainable_here(model)
+        if self._verbose is not None:
+            arguments["verbose"] = self._verbose
         fit = HeldFit(model, arguments, HeldHistory())
         fit.name = name
         self._fits.append(fit)
@@ -147,7 +157,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         for fit in self._fits:
             if id(fit.model) not in named:
                 wanted = _name_in(names, fit.model) or fit.name
-                named[id(fit.model)] = _unique(wanted, named.values())
+                named[id(fit.model)] = unique(wanted, named.values())
             fit.name = named[id(fit.model)]
             before = sum(other.model is fit.model for other in self._fits[: self._fits.index(fit)])
             fit.label = f"{fit.name} ({before + 1})" if before else fit.name
@@ -156,6 +166,8 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         models = {fit.name: fit.model for fit in self._fits}
         if not models:
             warnings.warn("No `fit` was called inside `cohost()`.", stacklevel=3)
+            self._histories = CohortHistory({})
+            return
         factors = [factors_of(key, value, models) for key, value in self._factors.items()]
         together = Together({name: tuple(each[name] for each in factors) for name in models})
 
@@ -169,10 +181,18 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         finally:
             for fit in self._fits:
                 fit.hand_over()
+            self._draw_on()
             self._histories = CohortHistory(
                 {fit.label: fit.history for fit in self._fits if fit.has_begun},
                 {fit.label: fit.validated for fit in self._fits},
+                {fit.label: fit.seconds for fit in self._fits},
             )
+
+    def _draw_on(self) -> None:
+        """Random numbers go on after the last fit, unless they were set anew after it."""
+        last = self._fits[-1]
+        if last.called_in == programs.random_state():
+            programs.set_random_state(last.random)
 
 
 def _name_in(names: Mapping[str, Any], model: keras.Model) -> str | None:
@@ -181,7 +201,8 @@ def _name_in(names: Mapping[str, Any], model: keras.Model) -> str | None:
     return next((name for name in found if not name.startswith("_")), None)
 
 
-def _unique(wanted: str, taken: Iterable[str]) -> str:
+def unique(wanted: str, taken: Iterable[str]) -> str:
+    """`wanted`, with a number if it is taken."""
     taken = set(taken)
     numbered = (f"{wanted}_{i}" for i in itertools.count(1))
     return next(name for name in itertools.chain([wanted], numbered) if name not in taken)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -53,15 +54,22 @@ class HeldFit:
         model: The model.
         arguments: All arguments of `fit`, by name.
         history: What the caller was given for a `History`, if anything.
+        entered: Makes a context in which the process is as the fit would find it alone; by default
+            one with its own random numbers.
 
     Attributes:
         name: The member's name.
         label: The name of this fit, if its member has several.
         error: The exception that ended the training.
+        seconds: From the training's begin to its end, the others' part in it included.
     """
 
     def __init__(
-        self, model: keras.Model, arguments: dict[str, Any], history: HeldHistory | None = None
+        self,
+        model: keras.Model,
+        arguments: dict[str, Any],
+        history: HeldHistory | None = None,
+        entered: Callable[[], contextlib.AbstractContextManager] | None = None,
     ):
         self.model = model
         self.arguments = arguments
@@ -70,7 +78,9 @@ class HeldFit:
         self.error: BaseException | None = None
         self.has_begun = False
         self.validated: list[int] = []
+        self.seconds = 0.0
         self.called_in = self.random = programs.random_state()
+        self.entered = entered or self._own_random_state
         self._shared = [model, *programs.parts(model), *_stateful(arguments)]
 
     def meets(self, other: "HeldFit") -> bool:
@@ -84,7 +94,7 @@ class HeldFit:
             self.random = earlier.random
 
     @contextlib.contextmanager
-    def own_random_state(self) -> Iterator[None]:
+    def _own_random_state(self) -> Iterator[None]:
         """Lets the block draw the random numbers that this fit would draw if it were alone."""
         outside = programs.random_state()
         programs.set_random_state(self.random)
@@ -158,11 +168,11 @@ class Together:
         if member is None or member.model is not fit.model:
             member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
         self._members[fit.name] = member
-        with fit.own_random_state():
+        with fit.entered():
             member.prepare_fit(fit.arguments)
         fit.validated = member.validated
         bar = Progress(fit.label, "train", fit.arguments["verbose"], next(self._positions))
-        return Task(member, _in_own_random_state(fit, member, member.training([bar])), bar)
+        return Task(member, _entered(fit, member, member.training([bar])), bar)
 
     def _on_end(self, task: Task, outcome: Any) -> list[Task]:
         fit = self._running.pop(task.member.name)
@@ -174,25 +184,27 @@ class Together:
         return self._next_tasks()
 
 
-def _in_own_random_state(fit: HeldFit, member: Member, run: Run) -> Run:
-    """`run`, with the random numbers that it would have drawn alone."""
+def _entered(fit: HeldFit, member: Member, run: Run) -> Run:
+    """`run`, finding the process as it would have found it alone."""
     answer: Any = None
+    began = time.perf_counter()
     member.forget_history()
     fit.has_begun = True
     try:
         while True:
             try:
-                with fit.own_random_state():
+                with fit.entered():
                     want = run.send(answer)
             except StopIteration as end:
                 return end.value
             fit.record()
             answer = yield want
     finally:
-        with fit.own_random_state():
+        with fit.entered():
             run.close()
             member.close()
         fit.record()
+        fit.seconds = time.perf_counter() - began
 
 
 def _stateful(arguments: Mapping[str, Any]) -> Iterator:

@@ -16,6 +16,7 @@ class CohortHistory(Mapping):
         histories: The members' histories by name.
         validated: The epochs after which a member was validated, where that is not after each:
             Keras records the values, but not when.
+        seconds: How long each member's training took, where that was measured.
 
     Example:
 
@@ -28,9 +29,11 @@ class CohortHistory(Mapping):
         self,
         histories: Mapping[str, keras.callbacks.History],
         validated: Mapping[str, list[int]] | None = None,
+        seconds: Mapping[str, float] | None = None,
     ):
         self._histories = dict(histories)
         self._validated = dict(validated or {})
+        self._seconds = dict(seconds or {})
 
     def __getitem__(self, member: str) -> keras.callbacks.History:
         return self._histories[member]
@@ -55,6 +58,19 @@ class CohortHistory(Mapping):
             for epoch, value in zip(self._epochs(member, len(values)), values, strict=True)
         ]
         return pd.DataFrame(rows, columns=["member", "epoch", "metric", "split", "value"])
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A DataFrame with a row for each member: its epochs, its time, its last metrics."""
+        rows = {
+            member: {
+                "epochs": len(getattr(history, "epoch", [])),
+                **({"seconds": self._seconds[member]} if member in self._seconds else {}),
+                **{name: values[-1] for name, values in getattr(history, "history", {}).items()},
+            }
+            for member, history in self.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
         """Draws the members' losses; see `kerascohost.plotting.plot_losses`.
@@ -84,15 +100,12 @@ class CohortHistory(Mapping):
         return f"{member}: {len(getattr(history, 'epoch', []))} epochs{values}"
 
     def _repr_html_(self) -> str:
-        final = {
-            member: {
-                "epochs": len(getattr(history, "epoch", [])),
-                **{name: values[-1] for name, values in history.history.items()},
-            }
-            for member, history in self.items()
-        }
-        table = pd.DataFrame.from_dict(final, orient="index")
-        return table.to_html(float_format="{:.4g}".format, na_rep="", border=0)
+        return self.table.to_html(float_format="{:.4g}".format, na_rep="", border=0)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython shows in a terminal."""
+        text = self.table.to_string(float_format="{:.4g}".format, na_rep="")
+        printer.text(text if len(self) else repr(self))
 
 
 def _split(metric: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -270,15 +271,14 @@ def random_state() -> tuple:
 def set_random_state(state: tuple) -> None:
     """Goes back to what `random_state` returned.
 
-    `_set_global_seed`: unlike `tf.random.set_seed` it takes back "no seed" too. It also drops the
-    kernels, which hold random states of their own.
+    `_seed`, `_rng`: `tf.random.set_seed` also drops all kernels, so that every function would be
+    made anew at each turn. (The price: an eager `tf.random` op that two programs call under one
+    global seed goes on for the second where it was for the first. Keras uses stateless ones.)
     """
-    if state == random_state():
-        return
-    seed, sequence = state
     eager = context.context()
-    eager._set_global_seed(seed)
+    eager._seed, sequence = state
     if sequence is not None:
+        eager._rng = random.Random()
         eager._rng.setstate(sequence)
 
 

@@ -1,0 +1,50 @@
+"""The command line: `python -m kerascohost run train_a.py train_b.py -- --epochs 5`."""
+
+import argparse
+import sys
+
+from kerascohost import scripts
+from kerascohost.errors import CohortError
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command.
+
+    Args:
+        argv: The arguments after the program's name; those after `--` are the scripts' own.
+
+    Returns:
+        The exit status: 0, or that of the first script that failed.
+    """
+    own, _, arguments = _partition(argv, "--")
+    parser = argparse.ArgumentParser(
+        prog="python -m kerascohost", description="Train several Keras programs together."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run scripts, with their calls of `fit` trained together",
+        description="Runs scripts that build, fit, evaluate and save Keras models, unchanged, with "
+        "their calls of `fit` trained together as one program.",
+    )
+    run.add_argument("scripts", nargs="+", metavar="SCRIPT", help="a Python file")
+    run.epilog = "Arguments after `--` are handed to every script."
+    asked = parser.parse_args(own)
+    try:
+        outcomes = scripts.run(asked.scripts, arguments)
+    except CohortError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    for outcome in outcomes:
+        print(outcome, file=sys.stderr)
+    return next((outcome.status for outcome in outcomes if outcome.status), 0)
+
+
+def _partition(items: list[str], separator: str) -> tuple[list[str], list[str], list[str]]:
+    if separator not in items:
+        return items, [], []
+    at = items.index(separator)
+    return items[:at], items[at : at + 1], items[at + 1 :]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,233 @@
+"""The magics `%cohost` and `%%cohost`: they parse a line, and leave the work to the core."""
+
+import ast
+import io
+import shlex
+import traceback
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.core.magic_arguments import (
+    MagicArgumentParser,
+    argument,
+    magic_arguments,
+    parse_argstring,
+)
+from IPython.display import Image, display
+
+from kerascohost import scripts
+from kerascohost.capture import cohost
+from kerascohost.cohort import LAYOUTS
+from kerascohost.errors import CohortError
+from kerascohost.history import CohortHistory
+from kerascohost.notebook import namespace
+
+_COMMANDS = ("%cohost", "%%cohost")
+
+
+@magics_class
+class CohostMagics(Magics):
+    """`%cohost` and `%%cohost`."""
+
+    shell: Any
+    _file = ""  # under which name the last cell was compiled
+
+    @magic_arguments()
+    @argument("models", nargs="*", metavar="MODEL", help="Names of models; or: run SCRIPT ...")
+    @argument(
+        "-l",
+        "--layout",
+        choices=LAYOUTS,
+        default="joined",
+        help="How the members are placed in the one program.",
+    )
+    @argument(
+        "-g",
+        "--group-factor",
+        action="append",
+        default=[],
+        metavar="MODEL=N",
+        help="Merge N batches of the model into one step; a number alone is for all. Repeatable.",
+    )
+    @argument(
+        "-r",
+        "--replicas",
+        action="append",
+        default=[],
+        metavar="MODEL=N",
+        help="Apply the model N times in a step, with the same weights. Repeatable.",
+    )
+    @argument(
+        "-o",
+        "--output",
+        metavar="NAME",
+        help="The variable that gets the CohortHistory.",
+    )
+    @argument("-q", "--quiet", action="store_true", help="Neither progress bars nor the table.")
+    @argument("-p", "--plot", action="store_true", help="Draw the losses at the end.")
+    @line_cell_magic
+    def cohost(self, line: str, cell: str | None = None) -> Any:
+        """Trains Keras models together, each exactly as if it were alone.
+
+        As `%%cohost` before a cell: the calls of `fit` in the cell are held, and trained together
+        at its end; everything else runs as written. The histories that `fit` returns are filled
+        then, and a table shows how each model ended.
+
+            %%cohost --group-factor mlp=2 -o runs
+            h1 = cnn.fit(x1, y1, epochs=5)
+            h2 = mlp.fit(x2, y2, epochs=9)
+
+        As `%cohost`: a table of the models of the notebook, or of those named.
+
+        As `%cohost run a.py b.py [-- ARGUMENTS]`: runs whole scripts, unchanged, with their calls
+        of `fit` trained together.
+        """
+        __tracebackhide__ = True  # IPython leaves this frame out: an error is the cell's
+        try:
+            if cell is not None:
+                return self._train(line, cell)
+            if line.split()[:1] == ["run"]:
+                return self._run(line)
+            return self._show(line)
+        except CohortError as error:
+            raise UsageError(f"{error}{self._where(error)}") from None
+
+    def _train(self, line: str, cell: str) -> Any:
+        __tracebackhide__ = True
+        asked = _parsed(self.cohost, line)
+        if asked.models:
+            raise CohortError(
+                "Expected options only after `%%cohost`; the models are those that the cell fits. "
+                f"Received: {asked.models[0]!r}."
+            )
+        run = cohost(
+            asked.layout,
+            _by_name(asked.group_factor),
+            _by_name(asked.replicas),
+            verbose=0 if asked.quiet else None,
+            names=self.shell.user_ns,
+        )
+        try:
+            with run:
+                value = self._executed(cell)
+        finally:
+            # Also after a failure or an interrupt: what there is must not be lost.
+            if asked.output and run.has_run:
+                self.shell.user_ns[asked.output] = run.history
+        if not asked.quiet:
+            display(run.history)
+        if asked.plot:
+            display(_image(run.history))
+        return value
+
+    def _executed(self, cell: str) -> Any:
+        """Runs the cell; returns the value of its last expression, as a cell shows it."""
+        __tracebackhide__ = True
+        code = self.shell.transform_cell(cell)
+        self._file = name = self.shell.compile.cache(code)  # so that tracebacks show its lines
+        body = ast.parse(code, filename=name).body
+        last = body.pop() if body and _is_shown(body[-1], code) else None
+        variables = self.shell.user_ns
+        exec(compile(ast.Module(body, []), name, "exec"), variables)
+        if isinstance(last, ast.Expr):
+            return eval(compile(ast.Expression(last.value), name, "eval"), variables)
+        return None
+
+    def _where(self, error: BaseException) -> str:
+        """The line of the cell in which the error arose, if it did in the cell."""
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == self._file]
+        return f" (Line {lines[-1] + 1} of the cell.)" if lines and lines[-1] else ""
+
+    def _run(self, line: str) -> None:
+        own, _, arguments = line.partition(" -- ")
+        outcomes = scripts.run(shlex.split(own)[1:], shlex.split(arguments))
+        for outcome in outcomes:
+            print(outcome)
+        if any(isinstance(outcome.error, KeyboardInterrupt) for outcome in outcomes):
+            raise KeyboardInterrupt
+
+    def _show(self, line: str) -> None:
+        asked = _parsed(self.cohost, line)
+        variables = self.shell.user_ns
+        models = namespace.chosen(variables, asked.models) or namespace.models_in(variables)
+        if models:
+            display(namespace.table(models))
+        else:
+            print("There are no Keras models yet. Build one, then look again: %cohost")
+
+
+def load(ipython: Any) -> None:
+    """Registers the magics, and the completion of their arguments."""
+    ipython.register_magics(CohostMagics)
+    unload_completion(ipython)
+    for command in _COMMANDS:
+        ipython.set_hook("complete_command", _complete, str_key=command)
+
+
+def unload(ipython: Any) -> None:
+    """Takes back what `load` did."""
+    unload_completion(ipython)
+    for kind in ("line", "cell"):
+        ipython.magics_manager.magics[kind].pop("cohost", None)
+
+
+def unload_completion(ipython: Any) -> None:
+    """Takes back the completion only."""
+    for command in _COMMANDS:
+        ipython.strdispatchers["complete_command"].strs.pop(command, None)
+
+
+def _complete(shell: Any, event: Any) -> list[str]:
+    """Options, and the names of models where one may stand."""
+    models = namespace.models_in(shell.user_ns)
+    before = event.line.split()
+    previous = before[-1] if event.line.endswith(" ") else (before[-2:-1] or [""])[0]
+    if previous in ("-g", "--group-factor", "-r", "--replicas"):
+        return [f"{name}=" for name in models]
+    if previous in ("-l", "--layout"):
+        return list(LAYOUTS)
+    is_cell = event.line.startswith("%%")
+    return [*_options(), *([] if is_cell else [*models, "run"])]
+
+
+def _options() -> list[str]:
+    parser: MagicArgumentParser = CohostMagics.cohost.parser
+    return [
+        option
+        for action in parser._actions  # the public face of argparse lists none
+        for option in action.option_strings
+        if option.startswith("--")
+    ]
+
+
+def _parsed(magic: Any, line: str) -> Any:
+    if "--help" in line.split() or "-h" in line.split():
+        raise UsageError("Type %cohost? for help.")
+    return parse_argstring(magic, line)
+
+
+def _by_name(given: list[str]) -> Any:
+    """`["cnn=2", "mlp=4"]` as a dict, `["2"]` as a number, `[]` as 1."""
+    factors: dict[str, int] = {}
+    for text in given:
+        name, equals, number = text.rpartition("=")
+        if not number.isdigit() or (equals and not name):
+            raise CohortError(f"Expected MODEL=N, with a whole number N. Received: {text}.")
+        if not equals and len(given) == 1:
+            return int(number)
+        factors[name] = int(number)
+    return factors or 1
+
+
+def _is_shown(statement: ast.stmt, code: str) -> bool:
+    """Whether a cell shows this last statement: an expression without a `;` after it."""
+    return isinstance(statement, ast.Expr) and not code.rstrip().endswith(";")
+
+
+def _image(history: CohortHistory) -> Image:
+    """The losses as a picture, which needs no plotting set up in the notebook."""
+    picture = io.BytesIO()
+    history.plot().figure.savefig(picture, format="png", dpi=144, bbox_inches="tight")
+    return Image(picture.getvalue(), width=640)

@@ -1,0 +1,304 @@
+"""Whole programs: scripts that run in turn, and whose fits are trained together."""
+
+import contextlib
+import contextvars
+import ctypes
+import dataclasses
+import io
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import keras
+from tqdm.auto import tqdm
+
+from kerascohost import capture, programs
+from kerascohost.errors import CohortError
+from kerascohost.held import HeldFit, Together
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a script ended.
+
+    Attributes:
+        name: The script's name.
+        status: What its process would have exited with.
+        error: The exception that it did not catch.
+        seconds: When it ended, counted from the start of all.
+    """
+
+    name: str
+    status: int
+    error: BaseException | None
+    seconds: float
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{self.name}: {type(self.error).__name__} after {self.seconds:.1f} s"
+        failed = f" with exit status {self.status}" if self.status else ""
+        return f"{self.name}: ended{failed} after {self.seconds:.1f} s"
+
+
+def run(paths: Sequence[str | Path], arguments: Sequence[str] = ()) -> list[Outcome]:
+    """Runs scripts that train Keras models, with their calls of `fit` trained together.
+
+    Each script runs, unchanged, until it calls `fit`; what all of them ask for is trained as one
+    cohort; and each goes on from its own `fit` as soon as that has ended. Never do two run at once,
+    and each has a `__main__`, an `argv`, modules beside it and random states of its own, so that it
+    does what it does alone. What it prints is prefixed by its name. One that fails leaves the
+    others running.
+
+    Args:
+        paths: The scripts.
+        arguments: What each finds in `sys.argv[1:]`.
+
+    Returns:
+        How each script ended, in the order given.
+
+    Raises:
+        CohortError: If a script cannot be read.
+    """
+    scripts = [
+        _Script(name, path, arguments) for name, path in _names(list(map(Path, paths))).items()
+    ]
+    owners: dict[int, _Script] = {}
+
+    def resumed(script: _Script, error: BaseException | None = None) -> Iterable[HeldFit]:
+        fit = script.resume(error)
+        if fit is None:
+            return ()
+        owners[id(fit)] = script
+        return (fit,)
+
+    def ended(fit: HeldFit) -> Iterable[HeldFit]:
+        return resumed(owners.pop(id(fit)), fit.error)
+
+    try:
+        fits = [fit for script in scripts for fit in resumed(script)]
+        Together().run(fits, ended)
+    except BaseException as error:  # an interrupt, or what no member can be blamed for
+        for script in scripts:
+            script.interrupt(error)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+    return [script.outcome for script in scripts]
+
+
+class _Script:
+    """A script in a thread of its own, which runs only while `resume` waits for it."""
+
+    def __init__(self, name: str, path: Path, arguments: Sequence[str]):
+        self.name = name
+        self._began = time.perf_counter()
+        self._code = compile(_source(path), str(path), "exec")
+        self._world = _World(name, path, arguments)
+        self._fit: HeldFit | None = None
+        self._error: BaseException | None = None
+        self._go, self._parked = threading.Semaphore(0), threading.Semaphore(0)
+        self._has_ended = False
+        self.outcome = Outcome(name, 0, None, 0.0)
+        context = contextvars.copy_context()  # where a notebook shows what is printed
+        self._thread = threading.Thread(target=context.run, args=(self._main,), daemon=True)
+        self._thread.start()
+
+    def resume(self, error: BaseException | None = None) -> HeldFit | None:
+        """Lets the script run until it calls `fit`, or ends.
+
+        Args:
+            error: What the `fit` that it waits in shall raise.
+
+        Returns:
+            The call of `fit`, or `None` at the script's end.
+        """
+        self._error, self._fit = error, None
+        with self._world.entered():
+            self._go.release()
+            self._wait()
+        return self._fit
+
+    def interrupt(self, error: BaseException) -> None:
+        """Lets each `fit` that the script waits in, or still calls, raise `error`."""
+        while not self._has_ended:
+            self.resume(error)
+
+    def hold(self, model: keras.Model, arguments: dict[str, Any], caller: Any) -> Any:
+        """In the script's thread: gives way to the others until the fit has been run."""
+        self._fit = HeldFit(model, arguments, entered=self._world.entered)
+        self._fit.name = self._fit.label = self.name
+        self._parked.release()
+        self._go.acquire()
+        if self._error is not None:
+            raise self._error
+        return model.history
+
+    def holds(self, model: keras.Model) -> bool:
+        """Whether a fit of the model is put off beyond its call: never."""
+        return False
+
+    def _wait(self) -> None:
+        while True:
+            try:
+                self._parked.acquire()
+                return
+            except KeyboardInterrupt:  # it is the running script's, as if it were alone
+                ident = ctypes.c_ulong(self._thread.ident or 0)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ident, ctypes.py_object(KeyboardInterrupt)
+                )
+
+    def _main(self) -> None:
+        self._go.acquire()
+        try:
+            if self._error is not None:  # interrupted before it began
+                raise self._error
+            with capture.held_by(self):
+                exec(self._code, vars(self._world.module))
+        except SystemExit as end:
+            self.outcome.status = _status(end)
+        except BaseException as error:
+            self.outcome.error = error
+            self.outcome.status = 130 if isinstance(error, KeyboardInterrupt) else 1
+            own = error.__traceback__.tb_next if error.__traceback__ else None  # without `exec`
+            text = "".join(traceback.format_exception(type(error), error, own))
+            self._world.write(text, sys.stderr)
+        finally:
+            self.outcome.seconds = time.perf_counter() - self._began
+            self._world.flush()
+            self._fit, self._has_ended = None, True
+            self._parked.release()
+
+
+class _World:
+    """What a process has once, and each script for itself: it changes hands with the turn."""
+
+    def __init__(self, name: str, path: Path, arguments: Sequence[str]):
+        self.module = types.ModuleType("__main__")
+        self.module.__file__ = str(path)
+        self._folder = path.resolve().parent
+        self._argv = [str(path), *arguments]
+        self._path = [str(self._folder), *sys.path]
+        self._modules: dict[str, types.ModuleType] = {"__main__": self.module}
+        self._random = programs.random_state()
+        self._config = _config()
+        self._out = _Prefixed(f"[{name}] ", sys.stdout)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Within the block, the process is the script's."""
+        outside = (sys.argv, sys.path, programs.random_state(), _config())
+        main, known = sys.modules["__main__"], set(sys.modules)
+        sys.argv, sys.path = self._argv, self._path
+        programs.set_random_state(self._random)
+        _configure(self._config)
+        sys.modules.update(self._modules)
+        try:
+            with contextlib.redirect_stdout(self._out):
+                yield
+        finally:
+            self._argv, self._path = sys.argv, sys.path
+            self._random, self._config = programs.random_state(), _config()
+            self._modules = {"__main__": self.module, **self._take_modules(known)}
+            sys.argv, sys.path, random, config = outside
+            sys.modules["__main__"] = main
+            programs.set_random_state(random)
+            _configure(config)
+
+    def _take_modules(self, known: set[str]) -> dict[str, types.ModuleType]:
+        """The modules beside the script: another one's neighbours may have the same names."""
+        new = sys.modules.keys() - known
+        own = [name for name in new if self._is_beside(name.partition(".")[0])]
+        return {name: sys.modules.pop(name) for name in own}
+
+    def _is_beside(self, name: str) -> bool:
+        return any((self._folder / file).exists() for file in (f"{name}.py", f"{name}/__init__.py"))
+
+    def write(self, text: str, stream: TextIO) -> None:
+        """Writes whole lines with the script's name before each."""
+        out = _Prefixed(self._out.prefix, stream)
+        out.write(text)
+        out.flush()
+
+    def flush(self) -> None:
+        """Writes what is left of an unfinished line."""
+        self._out.finish()
+
+
+class _Prefixed(io.TextIOBase):
+    """A stream that puts a prefix before each line, and writes nothing but whole lines."""
+
+    def __init__(self, prefix: str, stream: TextIO):
+        self.prefix = prefix
+        self._stream = stream
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            tqdm.write(self.prefix + self._own(line), file=self._stream)
+        return len(text)
+
+    def _own(self, line: str) -> str:
+        """The line without what `verbose=2` puts before it, which is the prefix once more."""
+        return _last_state(line).removeprefix(self.prefix.strip("[] ") + ": ")
+
+    def finish(self) -> None:
+        """Writes the unfinished line too."""
+        if self._line:
+            self.write("\n")
+
+    def isatty(self) -> bool:
+        return False
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # read-only in typeshed's eyes
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+
+def _last_state(line: str) -> str:
+    """What a progress bar that redraws its line leaves on it."""
+    return line.rstrip("\r\b").split("\r")[-1].split("\b")[-1]
+
+
+def _config() -> tuple:
+    return keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format()
+
+
+def _configure(config: tuple) -> None:
+    floatx, epsilon, image_data_format = config
+    keras.config.set_floatx(floatx)
+    keras.config.set_epsilon(epsilon)
+    keras.config.set_image_data_format(image_data_format)
+
+
+def _status(end: SystemExit) -> int:
+    if end.code is None:
+        return 0
+    if isinstance(end.code, int):
+        return end.code
+    print(end.code, file=sys.stderr)
+    return 1
+
+
+def _source(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CohortError(
+            f"Expected scripts that can be read. Received: {str(path)!r} ({error.strerror})."
+        ) from error
+
+
+def _names(paths: list[Path]) -> Mapping[str, Path]:
+    """A unique name for each script: its file's, with its folder's or a number if need be."""
+    names: dict[str, Path] = {}
+    for path in paths:
+        twins = [other for other in paths if other.stem == path.stem]
+        name = f"{path.resolve().parent.name}/{path.stem}" if len(twins) > 1 else path.stem
+        names[capture.unique(name, names)] = path
+    return names
