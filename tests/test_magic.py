@@ -1,0 +1,230 @@
+"""The magics, in IPython's in-process shell and in a real kernel."""
+
+import re
+
+import keras
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+from kerascohost.notebook import namespace
+
+SETUP = """
+import keras, numpy as np
+from keras import layers
+
+def net(units):
+    keras.utils.set_random_seed(units)
+    made = keras.Sequential([keras.Input((4,)), layers.Dense(units), layers.Dense(1)])
+    made.compile("adam", "mse", metrics=["mae"])
+    return made
+
+cnn, mlp = net(3), net(8)
+x = np.random.default_rng(0).random((60, 4)).astype("float32")
+y = x[:, :1]
+"""
+TRAIN = """%%cohost -o runs
+h1 = cnn.fit(x, y, epochs=3, shuffle=False, verbose=0)
+h2 = mlp.fit(x, y, epochs=2, batch_size=16, shuffle=False, verbose=0)
+"""
+
+
+@pytest.fixture
+def shell():
+    InteractiveShell.clear_instance()
+    made = InteractiveShell.instance()
+    made.run_line_magic("load_ext", "kerascohost")
+    made.run_cell(SETUP).raise_error()
+    yield made
+    InteractiveShell.clear_instance()
+
+
+def run(shell, cell):
+    """What a cell displays, after checking that it ran."""
+    with capture_output() as captured:
+        shell.run_cell(cell).raise_error()
+    return captured
+
+
+def message(shell, cell):
+    """The one line that a refused cell shows."""
+    with capture_output() as captured:
+        result = shell.run_cell(cell)
+    assert isinstance(result.error_in_exec, UsageError), result.error_in_exec
+    assert "Traceback" not in captured.stdout + captured.stderr
+    return str(result.error_in_exec)
+
+
+def test_a_cell_equals_separate_training(shell):
+    run(shell, TRAIN)
+    names = shell.user_ns
+    together = {name: names[name].get_weights() for name in ("cnn", "mlp")}
+    histories = names["h1"].history, names["h2"].history
+    run(shell, SETUP)
+    run(shell, TRAIN.partition("\n")[2])
+    for name, weights in together.items():
+        for one, other in zip(weights, names[name].get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    for one, other in zip(histories, (names["h1"].history, names["h2"].history), strict=True):
+        for key in one:
+            np.testing.assert_allclose(one[key], other[key], rtol=1e-6, atol=1e-6)
+
+
+def test_a_cell_shows_a_table_and_its_last_expression(shell):
+    shown = run(shell, TRAIN + "2 + 2")
+    [table] = shown.outputs
+    assert list(shell.user_ns["runs"]) == ["cnn", "mlp"]
+    assert "<td>3</td>" in table.data["text/html"]
+    lines = table.data["text/plain"].splitlines()
+    assert lines[0].split() == ["epochs", "seconds", "loss", "mae"]
+    assert [line.split()[:2] for line in lines[1:]] == [["cnn", "3"], ["mlp", "2"]]
+    assert "4" in shown.stdout
+    assert "Out" not in run(shell, TRAIN + "2 + 2;").stdout
+
+
+def test_quiet_plot_and_factors(shell):
+    assert run(shell, TRAIN.replace("-o runs", "--quiet")).outputs == []
+    shown = run(shell, TRAIN.replace("-o runs", "--plot -q -g mlp=2 --replicas cnn=2"))
+    [picture] = [output.data for output in shown.outputs if "image/png" in output.data]
+    assert len(picture["image/png"]) > 5000
+    grouped = shell.user_ns["mlp"].get_weights()
+    run(shell, SETUP)
+    run(shell, "mlp.fit(x, y, batch_size=32, epochs=2, shuffle=False, verbose=0);")
+    for one, other in zip(grouped, shell.user_ns["mlp"].get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("%cohost cmn", "names of Keras models. Received: 'cmn'. Did you mean 'cnn'?"),
+        ("%cohost x", "Received: 'x', a ndarray. There are: cnn, mlp."),
+        ("%cohost --layout stack", "invalid choice: 'stack'"),
+        ("%cohost --nope", "unrecognized arguments: --nope"),
+        ("%cohost --help", "%cohost?"),
+        ("%%cohost cnn\n1", "options only after `%%cohost`"),
+        ("%%cohost -g mlp\nmlp.fit(x, y)", "Expected MODEL=N, with a whole number N. .* mlp"),
+        ("%%cohost -g 0\nmlp.fit(x, y)", "Member 'mlp': .* at least 1"),
+        ("%%cohost -g mpl=2\nmlp.fit(x, y)", "Received: 'mpl'. Did you mean 'mlp'?"),
+        ("%%cohost\nh = mlp.fit(x, y)\nh.history", r"after the training.* \(Line 3 of the cell.\)"),
+        ("%%cohost\nmlp.fit(x, y)\nmlp.predict(x)", r"`predict` of .* \(Line 3 of the cell.\)"),
+        ("%%cohost\nmlp.fit(x[:, :2], y, verbose=0)", "Member 'mlp': .*incompatible"),
+        ("%%cohost\nkeras.Sequential([layers.Dense(1)]).fit(x, y)", "must call `compile"),
+        ("%cohost run none.py", "scripts that can be read. Received: 'none.py'"),
+    ],
+)
+def test_bad_input_is_one_line(shell, cell, expected):
+    text = message(shell, cell)
+    assert re.search(expected.replace("?", r"\?"), text), text
+    assert "\n" not in text.strip()
+    assert vars(keras.Model).get("fit") is None
+
+
+def test_the_cells_own_error_is_shown_as_its_own(shell):
+    with capture_output() as captured:
+        result = shell.run_cell("%%cohost\nh = mlp.fit(x, y)\n1 / 0")
+    assert isinstance(result.error_in_exec, ZeroDivisionError)
+    assert "1 / 0" in captured.stdout + captured.stderr
+    assert "were not run: mlp" in result.error_in_exec.__notes__[0]
+    assert "magic.py" not in captured.stdout + captured.stderr
+
+
+def test_the_histories_of_a_training_that_fails_are_kept(shell):
+    with capture_output():
+        result = shell.run_cell(
+            "def fail(epoch, logs):\n    if epoch == 1: raise RuntimeError('boom')\n"
+        )
+        result = shell.run_cell(
+            "%%cohost -o runs\n"
+            "h = mlp.fit(x, y, epochs=3, verbose=0, callbacks=["
+            "keras.callbacks.LambdaCallback(on_epoch_end=fail)])"
+        )
+    assert isinstance(result.error_in_exec, RuntimeError)
+    assert shell.user_ns["runs"]["mlp"] is shell.user_ns["h"]
+    assert shell.user_ns["h"].epoch[0] == 0
+
+
+def test_bare_it_shows_the_models(shell):
+    run(shell, "same = cnn; bare = keras.Sequential([layers.Dense(1)])")
+    [shown] = run(shell, "%cohost").outputs
+    lines = shown.data["text/plain"].splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["cnn", "mlp", "bare"]
+    assert "Adam, mse" in lines[1]
+    assert "(4)" in lines[1]
+    assert "not built" in lines[3]
+    assert lines[3].split()[-1] == "no"
+    [shown] = run(shell, "%cohost mlp").outputs
+    assert len(shown.data["text/plain"].splitlines()) == 2
+    assert namespace.models_in({"_": shell.user_ns["cnn"], "n": 3}) == {}
+    shell.reset()
+    assert "no Keras models yet" in run(shell, "%cohost").stdout
+
+
+def test_completion_offers_options_and_models(shell):
+    def offered(line):
+        with provisionalcompleter():
+            return {found.text for found in shell.Completer.completions(line, len(line))}
+
+    assert {"cnn", "mlp", "run", "--layout"} <= offered("%cohost ")
+    assert "mlp" in offered("%cohost m")
+    assert offered("%%cohost --gro") == {"--group-factor"}
+    assert {"cnn=", "mlp="} <= offered("%%cohost -g ")
+    assert "joined" in offered("%cohost --layout ")
+    assert "cnn" not in offered("%%cohost ")
+
+
+def test_loading_twice_reloading_and_unloading_do_no_harm(shell):
+    for step in ("load_ext", "reload_ext", "unload_ext", "load_ext"):
+        with capture_output():
+            shell.run_line_magic(step, "kerascohost")
+    run(shell, TRAIN)
+    shell.run_line_magic("unload_ext", "kerascohost")
+    with capture_output() as captured:
+        shell.run_cell("%cohost")
+    assert "not found" in captured.stderr + captured.stdout
+    with provisionalcompleter():
+        assert "--layout" not in {c.text for c in shell.Completer.completions("%cohost ", 8)}
+
+
+def test_autoreload_does_no_harm(shell):
+    run(shell, "%load_ext autoreload\n%autoreload 2")
+    run(shell, TRAIN)
+    run(shell, TRAIN)
+    assert vars(keras.Model).get("fit") is None
+
+
+def test_scripts_run_from_the_notebook(shell, tmp_path):
+    text = SETUP + "mlp.fit(x, y, verbose=0)\nprint('loss', mlp.history.epoch)\n"
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(text)
+    shown = run(shell, f"%cohost run {tmp_path}/one.py {tmp_path}/two.py")
+    lines = shown.stdout.splitlines()
+    assert lines[:2] == ["[one] loss [0]", "[two] loss [0]"]
+    assert lines[2].startswith("one: ended after")
+
+
+def test_a_file_run_by_the_run_magic(shell, tmp_path):
+    path = tmp_path / "program.py"
+    block = TRAIN.replace("%%cohost -o runs", "with kc.cohost() as run:").replace("\nh", "\n    h")
+    path.write_text(f"{SETUP}\nimport kerascohost as kc\n{block}\nruns = run.history\n")
+    run(shell, f"%run {path}")
+    assert list(shell.user_ns["runs"]) == ["cnn", "mlp"]
+
+
+def test_in_a_real_kernel():
+    cells = [SETUP, "%load_ext kerascohost", "%cohost", TRAIN.replace("verbose=0", "verbose=1")]
+    cells += ["%%cohost --plot\ncnn.fit(x, y, verbose=0)", "%cohost nothing"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=300, allow_errors=True).execute()
+    outputs = [cell.outputs for cell in notebook.cells]
+    assert "<table" in outputs[2][0].data["text/html"]
+    tables = [o.data["text/html"] for o in outputs[3] if "text/html" in o.get("data", {})]
+    assert any("<th>cnn</th>" in table and "<td>3</td>" in table for table in tables)
+    assert any("image/png" in o.get("data", {}) for o in outputs[4])
+    assert "UsageError: Expected names of Keras models" in str(outputs[5])
+    assert "Traceback" not in str(outputs[5])
