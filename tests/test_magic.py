@@ -89,6 +89,7 @@ def test_a_cell_shows_a_table_and_its_last_expression(shell):
 
 def test_quiet_plot_and_factors(shell):
     assert run(shell, TRAIN.replace("-o runs", "--quiet")).outputs == []
+    run(shell, SETUP)
     shown = run(shell, TRAIN.replace("-o runs", "--plot -q -g mlp=2 --replicas cnn=2"))
     [picture] = [output.data for output in shown.outputs if "image/png" in output.data]
     assert len(picture["image/png"]) > 5000

@@ -93,6 +93,14 @@ def main():
                 f"- {backend}: 16 MLPs in one cohort, {row['ratio']:.1f} times as fast as in "
                 f"{row['processes']} processes with one core each (start-up not counted)"
             )
+        for line in module("programs", backend):
+            row = json.loads(line)
+            say(
+                f"- {backend}: three programs one after another {row['alone']:.1f} s, by "
+                f"`python -m kerascohost run` {row['together']:.1f} s "
+                f"({row['alone'] / row['together']:.1f} times as fast; largest weight difference "
+                f"{row['difference']:.0e})"
+            )
         apart, ours = (float(*module("memory", backend, way)) for way in ("separate", "joined"))
         say(f"- {backend}: peak memory of 16 MLPs {ours:.0f} MB, trained separately {apart:.0f} MB")
     output = Path("output/bench.md")
