@@ -1,5 +1,6 @@
 """Train several Keras models together on one device, each exactly as if it were alone."""
 
+from kerascohost.benchmark import benchmark
 from kerascohost.capture import cohost
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
@@ -13,6 +14,7 @@ __all__ = [
     "CohortHistory",
     "GroupBatch",
     "UngroupBatch",
+    "benchmark",
     "cohost",
     "fuse",
     "group",

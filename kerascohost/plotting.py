@@ -75,3 +75,37 @@ def _finish(ax: Axes, chosen: pd.DataFrame, metric: str) -> None:
     if members:
         columns = 1 + members // 12
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, ncols=columns)
+
+
+def plot_benchmark(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draws the speed-up of each layout over separate training, with its interval.
+
+    Layouts that change a training's batch size are hatched.
+
+    Args:
+        frame: A table as `BenchmarkResult.frame`.
+        ax: The Axes to draw on; by default those of a new figure.
+
+    Returns:
+        The Axes.
+    """
+    ax = _new_axes() if ax is None else ax
+    rows = frame[frame["speedup"].notna()]
+    for exact, label, hatch in ((True, "same training", ""), (False, "larger batches", "///")):
+        chosen = rows[rows["same_training"] == exact]
+        if len(chosen):
+            ax.bar(
+                chosen["layout"],
+                chosen["speedup"],
+                yerr=[chosen["speedup"] - chosen["low"], chosen["high"] - chosen["speedup"]],
+                color=COLORS[0] if exact else COLORS[4],
+                edgecolor="white",
+                hatch=hatch,
+                capsize=4,
+                label=label,
+            )
+    ax.axhline(1, color="0.4", linewidth=1)
+    ax.set_ylabel("speed-up over separate training")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax

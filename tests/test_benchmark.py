@@ -1,0 +1,234 @@
+"""A benchmark measures each layout on copies, and changes nothing of the models it is given."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from keras import layers
+from numpy.testing import assert_array_equal
+
+import kerascohost as kc
+from kerascohost import benchmark as benchmark_function
+from kerascohost import programs
+from kerascohost.benchmark import BenchmarkResult
+from kerascohost.plotting import plot_benchmark
+
+SMALL = {"steps": 4, "repeats": 2, "budget_s": 5, "progress": False}
+
+
+def models():
+    keras.utils.set_random_seed(0)
+    slow = keras.Sequential(
+        [
+            keras.Input((12, 12, 3)),
+            layers.Conv2D(24, 5, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dropout(0.2, seed=1),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    slow.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    fast = keras.Sequential([keras.Input((2,)), layers.Dense(10), layers.Dense(1)])
+    fast.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+    return {"slow": slow, "fast": fast}
+
+
+def state(model):
+    return [keras.ops.convert_to_numpy(v.value).copy() for v in programs.variables(model)]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    named = models()
+    named["fast"].fit(np.ones((8, 2)), np.ones((8, 1)), verbose=0)  # has a history, slow has none
+    before = {name: state(model) for name, model in named.items()}
+    random, history = programs.random_state(), named["fast"].history
+    result = kc.benchmark(named, **SMALL)
+    return named, before, programs.random_state() == random, history, result
+
+
+def test_nothing_is_touched(measured):
+    named, before, same_random_state, history, _ = measured
+    for name, model in named.items():
+        after = state(model)
+        assert len(after) == len(before[name])
+        for one, other in zip(before[name], after, strict=True):
+            assert_array_equal(one, other)
+    assert same_random_state
+    assert named["fast"].history is history
+    assert not hasattr(named["slow"], "history")
+    assert named["slow"].train_function is None
+
+
+def test_an_interrupt_touches_nothing(monkeypatch):
+    named = models()
+    before = state(named["slow"])
+    calls = []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kc.Cohort, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kc.benchmark(named, **SMALL)
+    assert len(calls) == 1
+    for one, other in zip(before, state(named["slow"]), strict=True):
+        assert_array_equal(one, other)
+
+
+def test_the_frame_has_a_row_for_each_layout(measured):
+    *_, result = measured
+    rows = result.frame.set_index("layout")
+    assert list(rows.index) == ["separate", "joined", "grouped", "replicated", "stacked"]
+    assert "not available" in rows.loc["stacked", "note"]
+    there = rows.drop(index="stacked")
+    assert (there[["samples_per_s", "step_ms", "first_run_s"]] > 0).all(axis=None)
+    assert (there["low"] <= there["speedup"]).all() and (there["speedup"] <= there["high"]).all()
+    assert rows.loc["separate", "speedup"] == 1
+    assert there["same_training"].tolist() == [True, True, False, False]
+    assert rows.loc["replicated", "batch_size"] == "slow: 64, fast: 64"
+    # BatchNormalization sees each replica's batch, all else is the same training.
+    assert (there["weight_difference"].drop(index="replicated") < 1e-5).all()
+
+
+def test_members_tell_who_waits(measured):
+    *_, result = measured
+    members = result.members.set_index("member")
+    assert list(members.index) == ["slow", "fast"]
+    assert members["waiting"].min() == 0
+    assert members["step_ms"].idxmax() == members["waiting"].idxmin()
+
+
+def test_the_best_layout_makes_a_cohort_of_the_users_models(measured):
+    named, *_, result = measured
+    assert result.best_exact in ("separate", "joined")
+    if result.best == "separate":
+        with pytest.raises(kc.CohortError, match="none is; train each model by its own"):
+            result.cohort()
+    else:
+        assert result.cohort().members == named
+
+
+def test_it_is_shown_as_a_table_and_a_plot(measured):
+    *_, result = measured
+    assert result.reason in repr(result)
+    assert "<td>joined</td>" in result._repr_html_()
+    assert result.to_markdown().count("\n") == 6
+    assert result.to_csv().startswith("layout,samples_per_s")
+    ax = result.plot()
+    assert ax.patches[0].get_height() == 1
+    assert len(ax.patches) == 4
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {
+        "same training",
+        "larger batches",
+    }
+
+
+def found(**speedups):
+    rows = [
+        (layout, 1.0, 1.0, value, value * 0.97, value * 1.03, 1.0, "m: 64", layout != "grouped")
+        for layout, value in speedups.items()
+    ]
+    columns = [
+        "layout", "samples_per_s", "step_ms", "speedup", "low", "high", "first_run_s", "batch_size",
+        "same_training",
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=columns).assign(weight_difference=0.0, note=None)
+    return BenchmarkResult(frame, pd.DataFrame(), lambda layout: layout)
+
+
+def test_the_verdict_names_losses_noise_and_prices():
+    loses = found(separate=1.0, joined=0.8)
+    assert loses.best == loses.best_exact == "separate"
+    assert loses.reason.startswith("separate: don't fuse.")
+    wins = found(separate=1.0, joined=3.0, grouped=4.0)
+    assert (wins.best, wins.best_exact, wins.cohort()) == ("grouped", "joined", "grouped")
+    assert "with batch sizes m: 64" in wins.reason
+    assert "joined is 3.0 times as fast, and changes nothing" in wins.reason
+    noisy = found(separate=1.0, joined=3.95, grouped=4.0)
+    assert "Too noisy to tell it from joined." in noisy.reason
+    assert len(plot_benchmark(noisy.frame).patches) == 3
+
+
+def every_kind():
+    inputs = keras.Input((4,))
+    heads = [
+        layers.Dense(3, activation="softmax", name="one_hot")(inputs),
+        layers.Dense(1, activation="sigmoid", name="yes")(inputs),
+    ]
+    several = keras.Model(inputs, heads)
+    several.compile("adam", ["categorical_crossentropy", keras.losses.BinaryCrossentropy()])
+    words = keras.Sequential(
+        [keras.Input((None,), dtype="int32"), layers.Embedding(5, 3), layers.GRU(2)]
+    )
+    words.compile("adam", "mae")
+    inputs = keras.Input((4,), name="a")
+    named = keras.Model({"a": inputs}, {"out": layers.Dense(1, name="out")(inputs)})
+    named.compile("adam", {"out": "mse"})
+    return {"several": several, "words": words, "named": named}
+
+
+def test_random_data_suits_every_model():
+    result = kc.benchmark(every_kind(), layouts=["joined"], **SMALL)
+    assert result.frame["speedup"].notna().all()
+
+
+def test_data_of_ones_own_and_a_cohort():
+    named = models()
+    x = {"slow": np.ones((70, 12, 12, 3)), "fast": np.ones((70, 2))}
+    y = {"slow": np.zeros(70, int), "fast": np.ones((70, 1))}
+    result = kc.benchmark(kc.Cohort(named), x, y, layouts=["grouped"], group_factor=2, **SMALL)
+    assert result.frame["batch_size"].tolist()[1] == "slow: 64, fast: 64"
+
+
+def test_a_layout_that_cannot_be_has_its_reason_in_its_row():
+    own = OwnStep([keras.Input((2,)), layers.Dense(1)], name="own")
+    own.compile("sgd", "mse")
+    result = kc.benchmark([own], layouts=["replicated", "joined"], **SMALL)
+    notes = result.frame.set_index("layout")["note"]
+    assert "not possible: Member 'own': expected `replicas=1`" in notes["replicated"]
+    assert pd.isna(notes["joined"])
+
+
+@keras.saving.register_keras_serializable()
+class OwnStep(keras.Sequential):
+    def train_step(self, *args):
+        return super().train_step(*args)
+
+
+class NoCopy(keras.Model):
+    def __init__(self, thing):
+        super().__init__()
+        self.thing = thing
+        self.dense = layers.Dense(1)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def no_copy():
+    net = NoCopy(lambda: 3)
+    net(np.ones((1, 2)))
+    net.compile("sgd", "mse")
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: {"models": [keras.Sequential([layers.Dense(1)])]}, "must call `compile"),
+        (lambda: {"models": models(), "layouts": ["join"]}, "'join'. Did you mean 'joined'"),
+        (lambda: {"models": models(), "x": "data"}, "'slow': expected `x` made of arrays"),
+        (lambda: {"models": models(), "group_factor": {"b": 2}}, "names of members: slow, fast"),
+        (lambda: {"models": {"m": no_copy()}}, "inputs are known. Received: a subclassed one"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(make, message):
+    with pytest.raises(kc.CohortError, match=message):
+        kc.benchmark(**make(), **SMALL)
+
+
+def test_the_function_is_public():
+    assert kc.benchmark is benchmark_function
