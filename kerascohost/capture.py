@@ -115,7 +115,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         return self._histories is not None
 
     def __repr__(self) -> str:
-        return f"cohost({', '.join(dict.fromkeys(fit.name for fit in self._fits))})"
+        return f"cohost({', '.join(self._histories or (fit.name for fit in self._fits))})"
 
     def __enter__(self) -> "cohost":
         self._fits, self._histories = [], None
@@ -163,13 +163,11 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             fit.label = f"{fit.name} ({before + 1})" if before else fit.name
 
     def _train(self) -> None:
-        models = {fit.name: fit.model for fit in self._fits}
-        if not models:
+        fits, self._fits = self._fits, []  # what they hold of data is let go of at the end
+        if not fits:
             warnings.warn("No `fit` was called inside `cohost()`.", stacklevel=3)
             self._histories = CohortHistory({})
             return
-        factors = [factors_of(key, value, models) for key, value in self._factors.items()]
-        together = Together({name: tuple(each[name] for each in factors) for name in models})
 
         def ended(fit: HeldFit) -> Iterable[HeldFit]:
             if fit.error is not None:
@@ -177,22 +175,21 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             return ()
 
         try:
-            together.run(self._fits, ended)
+            models = {fit.name: fit.model for fit in fits}
+            factors = [factors_of(key, value, models) for key, value in self._factors.items()]
+            together = Together({name: tuple(each[name] for each in factors) for name in models})
+            together.run(fits, ended)
         finally:
-            for fit in self._fits:
+            for fit in fits:
                 fit.hand_over()
-            self._draw_on()
+            # Random numbers go on after the last fit, unless they were set anew after it.
+            if fits[-1].called_in == programs.random_state():
+                programs.set_random_state(fits[-1].random)
             self._histories = CohortHistory(
-                {fit.label: fit.history for fit in self._fits if fit.has_begun},
-                {fit.label: fit.validated for fit in self._fits},
-                {fit.label: fit.seconds for fit in self._fits},
+                {fit.label: fit.history for fit in fits if fit.has_begun},
+                {fit.label: fit.validated for fit in fits},
+                {fit.label: fit.seconds for fit in fits},
             )
-
-    def _draw_on(self) -> None:
-        """Random numbers go on after the last fit, unless they were set anew after it."""
-        last = self._fits[-1]
-        if last.called_in == programs.random_state():
-            programs.set_random_state(last.random)
 
 
 def _name_in(names: Mapping[str, Any], model: keras.Model) -> str | None:

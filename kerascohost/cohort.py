@@ -299,7 +299,7 @@ class Cohort:
         for key in ("x", "validation_data", "callbacks"):
             owner: dict[int, str] = {}
             for name, given in arguments.items():
-                for thing in filter(_keeps_state, _parts(given.get(key))):
+                for thing in keep_state(given.get(key)):
                     first = owner.setdefault(id(thing), name)
                     if first != name:
                         raise CohortError(
@@ -383,11 +383,15 @@ def _parts(value: Any) -> list:
     return [value] if hasattr(value, "__next__") else tree.flatten(value)
 
 
-def _keeps_state(thing: Any) -> bool:
-    """Whether using the object for one member changes what another would find."""
-    if isinstance(thing, keras.utils.PyDataset):
-        return type(thing).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
-    return isinstance(thing, keras.callbacks.Callback) or hasattr(thing, "__next__")
+def keep_state(value: Any) -> list:
+    """Those objects of an argument whose use for one member changes what another would find."""
+
+    def does(thing: Any) -> bool:
+        if isinstance(thing, keras.utils.PyDataset):
+            return type(thing).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
+        return isinstance(thing, keras.callbacks.Callback) or hasattr(thing, "__next__")
+
+    return [thing for thing in _parts(value) if does(thing)]
 
 
 def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from kerascohost import errors, programs
+from kerascohost.cohort import keep_state
 from kerascohost.errors import CohortError
 from kerascohost.member import Member, Run
 from kerascohost.progress import Progress
@@ -81,12 +82,12 @@ class HeldFit:
         self.seconds = 0.0
         self.called_in = self.random = programs.random_state()
         self.entered = entered or self._own_random_state
-        self._shared = [model, *programs.parts(model), *_stateful(arguments)]
+        stateful = [thing for value in arguments.values() for thing in keep_state(value)]
+        self._changes = {id(thing) for thing in [model, *programs.parts(model), *stateful]}
 
     def meets(self, other: "HeldFit") -> bool:
         """Whether the two change the same things, so that one must wait for the other."""
-        known = {id(thing) for thing in self._shared}
-        return any(id(thing) in known for thing in other._shared)
+        return not self._changes.isdisjoint(other._changes)
 
     def continues(self, earlier: "HeldFit") -> None:
         """Draws on where `earlier` stopped, unless the program set a random state in between."""
@@ -205,13 +206,3 @@ def _entered(fit: HeldFit, member: Member, run: Run) -> Run:
             member.close()
         fit.record()
         fit.seconds = time.perf_counter() - began
-
-
-def _stateful(arguments: Mapping[str, Any]) -> Iterator:
-    """Callbacks and iterators among the arguments, which only one training can use at a time."""
-    for key in ("x", "validation_data"):
-        if hasattr(arguments[key], "__next__"):
-            yield arguments[key]
-    callbacks = arguments["callbacks"]
-    if isinstance(callbacks, (list, tuple)):
-        yield from callbacks

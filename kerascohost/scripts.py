@@ -5,6 +5,7 @@ import contextvars
 import ctypes
 import dataclasses
 import io
+import os
 import sys
 import threading
 import time
@@ -52,7 +53,8 @@ def run(paths: Sequence[str | Path], arguments: Sequence[str] = ()) -> list[Outc
     cohort; and each goes on from its own `fit` as soon as that has ended. Never do two run at once,
     and each has a `__main__`, an `argv`, modules beside it and random states of its own, so that it
     does what it does alone. What it prints is prefixed by its name. One that fails leaves the
-    others running.
+    others running. They do share what a process has once and for all: environment variables,
+    pyplot's figures, and that only a main thread may set signal handlers.
 
     Args:
         paths: The scripts.
@@ -96,7 +98,7 @@ class _Script:
     def __init__(self, name: str, path: Path, arguments: Sequence[str]):
         self.name = name
         self._began = time.perf_counter()
-        self._code = compile(_source(path), str(path), "exec")
+        self._path, self._source = path, _source(path)
         self._world = _World(name, path, arguments)
         self._fit: HeldFit | None = None
         self._error: BaseException | None = None
@@ -158,7 +160,7 @@ class _Script:
             if self._error is not None:  # interrupted before it began
                 raise self._error
             with capture.held_by(self):
-                exec(self._code, vars(self._world.module))
+                exec(compile(self._source, self._path, "exec"), vars(self._world.module))
         except SystemExit as end:
             self.outcome.status = _status(end)
         except BaseException as error:
@@ -185,17 +187,18 @@ class _World:
         self._path = [str(self._folder), *sys.path]
         self._modules: dict[str, types.ModuleType] = {"__main__": self.module}
         self._random = programs.random_state()
-        self._config = _config()
+        self._config, self._cwd = _config(), Path.cwd()
         self._out = _Prefixed(f"[{name}] ", sys.stdout)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Within the block, the process is the script's."""
-        outside = (sys.argv, sys.path, programs.random_state(), _config())
+        outside = (sys.argv, sys.path, programs.random_state(), _config(), Path.cwd())
         main, known = sys.modules["__main__"], set(sys.modules)
         sys.argv, sys.path = self._argv, self._path
         programs.set_random_state(self._random)
         _configure(self._config)
+        os.chdir(self._cwd)
         sys.modules.update(self._modules)
         try:
             with contextlib.redirect_stdout(self._out):
@@ -203,11 +206,13 @@ class _World:
         finally:
             self._argv, self._path = sys.argv, sys.path
             self._random, self._config = programs.random_state(), _config()
+            self._cwd = Path.cwd()
             self._modules = {"__main__": self.module, **self._take_modules(known)}
-            sys.argv, sys.path, random, config = outside
+            sys.argv, sys.path, random, config, cwd = outside
             sys.modules["__main__"] = main
             programs.set_random_state(random)
             _configure(config)
+            os.chdir(cwd)
 
     def _take_modules(self, known: set[str]) -> dict[str, types.ModuleType]:
         """The modules beside the script: another one's neighbours may have the same names."""

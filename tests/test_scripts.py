@@ -78,13 +78,14 @@ def test_unchanged_programs_give_the_same_results(path, tmp_path):
 def test_each_script_has_a_process_of_its_own_as_far_as_it_sees(tmp_path):
     """Its `argv`, `__main__`, neighbours, and random numbers before and after `fit`."""
     text = """
-import helper
+import helper, os
+os.chdir(os.path.dirname(os.path.abspath(__file__)))
 print(helper.NAME, sys.argv[1:], __name__, sys.modules["__main__"].model is model)
 keras.utils.set_random_seed(helper.SEED)
 before = np.random.rand(), __import__("random").random()
 model.fit(x, y, epochs=3, verbose=0, shuffle=False)
 import later
-print(later.NAME, before, np.random.rand(), __import__("random").random())
+print(os.getcwd(), later.NAME, before, np.random.rand(), __import__("random").random())
 """
     paths = []
     for seed, name in enumerate(["a", "b"]):
@@ -111,7 +112,8 @@ def test_a_script_that_crashes_names_itself_and_leaves_the_others_running(tmp_pa
         "try:\n    model.fit(x[:, :2], y, verbose=0)\nexcept ValueError:\n    print('saw it')\n",
     )
     left = script(tmp_path, "left", "model.fit(x, y, verbose=0)\nsys.exit(3)")
-    both = run(good, bad, wrong, caught, left)
+    torn = script(tmp_path, "torn", "model.fit(x, y")
+    both = run(good, bad, wrong, caught, left, torn)
     assert both.returncode == 1
     assert said(both.stdout, "good") == ["well"]
     assert said(both.stdout, "caught") == ["saw it"]
@@ -121,6 +123,7 @@ def test_a_script_that_crashes_names_itself_and_leaves_the_others_running(tmp_pa
     assert traceback[-1] == "KeyError: 'mine'"
     assert "incompatible with the layer" in said(both.stderr, "wrong")[-1]
     assert "bad: KeyError after" in both.stderr
+    assert said(both.stderr, "torn")[-1].startswith("SyntaxError")
     assert "left: ended with exit status 3" in both.stderr
     assert run(good, left).returncode == 3
 
