@@ -10,14 +10,20 @@ from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with every common colour blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("", "o", "s", "^", "D")  # a second sign once the colours are used up
+MARKERS = ("", "o")  # a second sign once the colours are used up
+
+# More curves than this cannot be told apart: they are drawn alike, with their median.
+MOST_NAMED = 12
 
 
-def plot_losses(frame: pd.DataFrame, ax: Axes | None = None, metric: str = "loss") -> Axes:
+def plot_losses(history: Any, ax: Axes | None = None, metric: str = "loss") -> Axes:
     """Draws a metric of every member over its epochs: training solid, validation dashed.
 
+    Of more than 12 members the curves are thin and alike, with their median over them.
+
     Args:
-        frame: A table as `CohortHistory.frame`: `member`, `epoch`, `metric`, `split`, `value`.
+        history: A `CohortHistory`, a `keras.callbacks.History`, or a table as
+            `CohortHistory.frame`: `member`, `epoch`, `metric`, `split`, `value`.
         ax: The Axes to draw on; by default those of a new `matplotlib.figure.Figure`, which is
             displayed by a notebook and saved by `ax.figure.savefig(...)`.
         metric: Which metric to draw, without `val_`.
@@ -33,17 +39,51 @@ def plot_losses(frame: pd.DataFrame, ax: Axes | None = None, metric: str = "loss
     'loss'
     """
     ax = _new_axes() if ax is None else ax
+    frame = _as_frame(history)
     chosen = frame[frame["metric"] == metric]
+    if chosen["member"].nunique() > MOST_NAMED:
+        _draw_many(ax, chosen)
+    else:
+        _draw_each(ax, chosen)
+    _finish(ax, chosen, metric)
+    return ax
+
+
+def _as_frame(history: Any) -> pd.DataFrame:
+    if isinstance(history, pd.DataFrame):
+        return history
+    if hasattr(history, "frame"):
+        return history.frame
+    rows = [
+        ("", epoch, name.removeprefix("val_"), "val" if name.startswith("val_") else "train", value)
+        for name, values in history.history.items()
+        for epoch, value in zip(history.epoch[-len(values) :], values, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["member", "epoch", "metric", "split", "value"])
+
+
+def _draw_each(ax: Axes, chosen: pd.DataFrame) -> None:
     for i, (member, curves) in enumerate(chosen.groupby("member", sort=False)):
         style = {
             "color": COLORS[i % len(COLORS)],
             "marker": MARKERS[i // len(COLORS) % len(MARKERS)],
             "markersize": 4,
         }
-        _draw(ax, curves[curves["split"] == "train"], label=str(member), **style)
+        # A History alone has no name to show.
+        label = {"label": str(member)} if member else {}
+        _draw(ax, curves[curves["split"] == "train"], **label, **style)
         _draw(ax, curves[curves["split"] == "val"], linestyle="--", alpha=0.8, **style)
-    _finish(ax, chosen, metric)
-    return ax
+
+
+def _draw_many(ax: Axes, chosen: pd.DataFrame) -> None:
+    for split, color, line in (("train", COLORS[0], "-"), ("val", COLORS[1], "--")):
+        curves = chosen[chosen["split"] == split]
+        for _, curve in curves.groupby("member", sort=False):
+            _draw(ax, curve, color=color, linestyle=line, linewidth=0.7, alpha=0.35)
+        median = curves.groupby("epoch")["value"].median().reset_index()
+        members = curves["member"].nunique()
+        label = f"median of {members}, {'training' if split == 'train' else 'validation'}"
+        _draw(ax, median, color=color, linestyle=line, linewidth=2.5, label=label)
 
 
 def _new_axes() -> Axes:
@@ -66,15 +106,16 @@ def _finish(ax: Axes, chosen: pd.DataFrame, metric: str) -> None:
     ax.set_xlabel("epoch")
     ax.set_ylabel(metric)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(chosen):
+        ax.set_xlim(left=0.5)  # epochs are counted from 1
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.3)
-    if chosen["split"].eq("val").any():
+    members = chosen["member"].nunique()
+    if chosen["split"].eq("val").any() and members <= MOST_NAMED:
         ax.plot([], [], color="0.4", label="training")
         ax.plot([], [], color="0.4", linestyle="--", label="validation")
-    members = chosen["member"].nunique()
-    if members:
-        columns = 1 + members // 12
-        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, ncols=columns)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
 
 
 def plot_benchmark(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
