@@ -257,6 +257,10 @@ class _Prefixed(io.TextIOBase):
         if self._line:
             self.write("\n")
 
+    def flush(self) -> None:
+        """Hands on the whole lines; an unfinished one is kept for its rest."""
+        self._stream.flush()
+
     def isatty(self) -> bool:
         return False
 
