@@ -1,6 +1,6 @@
 """Train several Keras models together on one device, each exactly as if it were alone."""
 
-from kerascohost.benchmark import benchmark
+from kerascohost.benchmark import benchmark, suggest_group_factors
 from kerascohost.capture import cohost
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
@@ -19,6 +19,7 @@ __all__ = [
     "fuse",
     "group",
     "plot_losses",
+    "suggest_group_factors",
     "ungroup",
 ]
 __version__ = "0.1.0"

@@ -100,6 +100,50 @@ def benchmark(
         programs.set_random_state(before)
 
 
+def suggest_group_factors(
+    measures: Mapping[str, float],
+    by: str = "size",
+    batch_size: int = 32,
+    max_batch_size: int | None = None,
+) -> dict[str, int]:
+    """Group factors that make members of one pace out of unlike ones.
+
+    Args:
+        measures: What is known of each member, by name. With `by="size"` its number of samples:
+            the larger one takes more batches in a step, so that all end their epoch together. With
+            `by="speed"` the time of one of its steps (in any unit): the faster one takes more, so
+            that all steps last equally long.
+        by: `"size"` or `"speed"`.
+        batch_size: The batch size that is multiplied.
+        max_batch_size: How large a batch may become.
+
+    Returns:
+        The group factor of each member, as `Cohort` takes it.
+
+    Raises:
+        CohortError: If a measure is not a positive number.
+
+    Example:
+
+    >>> suggest_group_factors({"cnn": 300, "mlp": 600})
+    {'cnn': 1, 'mlp': 2}
+    >>> suggest_group_factors({"cnn": 2.8, "mlp": 0.7}, by="speed", max_batch_size=96)
+    {'cnn': 1, 'mlp': 3}
+    """
+    if by not in ("size", "speed"):
+        raise CohortError(f"Expected `by` to be 'size' or 'speed'. Received: by={by!r}.")
+    for name, value in measures.items():
+        if not value > 0:
+            raise CohortError(
+                f"Member {name!r}: expected a positive number of samples, or time of a step. "
+                f"Received: {value!r}."
+            )
+    most = max(1, (max_batch_size or 2**31) // batch_size)
+    least, largest = min(measures.values(), default=1), max(measures.values(), default=1)
+    ratios = {n: v / least if by == "size" else largest / v for n, v in measures.items()}
+    return {name: min(most, round(ratio)) for name, ratio in ratios.items()}
+
+
 class BenchmarkResult:
     """What a `benchmark` has found.
 
@@ -249,8 +293,7 @@ class _Bench:
 
     def _auto_factors(self) -> dict[str, int]:
         own = {name: statistics.median(times) for name, times in self.own_seconds.items()}
-        slowest = max(own.values())
-        factors = {name: min(_MOST, max(1, round(slowest / own[name]))) for name in own}
+        factors = suggest_group_factors(own, "speed", self.batch_size, _MOST * self.batch_size)
         return dict.fromkeys(own, 2) if set(factors.values()) == {1} else factors
 
     def _round(self, layout: str, copies: dict[str, keras.Model]) -> Callable[[], float]:

@@ -259,7 +259,10 @@ _patch = _Patch()
 
 @contextlib.contextmanager
 def held_by(holder: Any) -> Iterator[None]:
-    """Within the block, this thread's fits go to `holder.hold(model, arguments, caller)`."""
+    """Within the block, this thread's fits go to `holder.hold(model, arguments, caller)`.
+
+    Where that answers `NotImplemented`, Keras's own `fit` is run.
+    """
     _holders.enter(holder)
     try:
         yield
@@ -287,7 +290,8 @@ def _held_fit(original: Callable) -> Callable:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
-        return holder.hold(self, arguments, sys._getframe(1))
+        history = holder.hold(self, arguments, sys._getframe(1))
+        return original(self, *args, **kwargs) if history is NotImplemented else history
 
     return fit
 

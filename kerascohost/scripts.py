@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import types
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from kerascohost import capture, programs
 from kerascohost.errors import CohortError
 from kerascohost.held import HeldFit, Together
+from kerascohost.member import check_trainable_here
 
 
 @dataclasses.dataclass
@@ -131,6 +133,13 @@ class _Script:
 
     def hold(self, model: keras.Model, arguments: dict[str, Any], caller: Any) -> Any:
         """In the script's thread: gives way to the others until the fit has been run."""
+        try:
+            check_trainable_here(model)
+        except CohortError as error:  # alone it may run: no reason to stop the script
+            warnings.warn(
+                f"A `fit` of {self.name} runs apart from the others. {error}", stacklevel=3
+            )
+            return NotImplemented
         self._fit = HeldFit(model, arguments, entered=self._world.entered)
         self._fit.name = self._fit.label = self.name
         self._parked.release()

@@ -230,5 +230,16 @@ def test_what_cannot_be_measured_is_refused(make, message):
         kc.benchmark(**make(), **SMALL)
 
 
+def test_suggested_group_factors():
+    suggest = kc.suggest_group_factors
+    assert suggest({"a": 1000, "b": 2900, "c": 1100}) == {"a": 1, "b": 3, "c": 1}
+    assert suggest({"a": 5.0, "b": 1.0}, by="speed", max_batch_size=64) == {"a": 1, "b": 2}
+    assert suggest({"a": 100, "b": 900}, max_batch_size=16) == {"a": 1, "b": 1}
+    with pytest.raises(kc.CohortError, match=r"'b': expected a positive number .* Received: 0"):
+        suggest({"a": 1, "b": 0})
+    with pytest.raises(kc.CohortError, match="by='pace'"):
+        suggest({"a": 1}, by="pace")
+
+
 def test_the_function_is_public():
     assert kc.benchmark is benchmark_function

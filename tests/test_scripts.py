@@ -128,6 +128,22 @@ def test_a_script_that_crashes_names_itself_and_leaves_the_others_running(tmp_pa
     assert run(good, left).returncode == 3
 
 
+def test_a_model_that_no_cohort_takes_is_trained_by_its_own_fit(tmp_path):
+    text = """
+class Own(keras.Sequential):
+    def make_train_function(self, force=False):
+        return super().make_train_function(force)
+model = Own(model.layers)
+model.compile("sgd", "mse")
+print(len(model.fit(x, y, epochs=2, verbose=0).epoch))
+"""
+    good = script(tmp_path, "good", "print(len(model.fit(x, y, epochs=3, verbose=0).epoch))")
+    both = run(script(tmp_path, "own", text), good)
+    assert both.returncode == 0, both.stderr
+    assert (said(both.stdout, "own"), said(both.stdout, "good")) == (["2"], ["3"])
+    assert "A `fit` of own runs apart from the others" in both.stderr
+
+
 def test_a_callback_that_fails_fails_its_script_only(tmp_path):
     text = """
 def fail(epoch, logs):
