@@ -62,6 +62,10 @@ def test_a_batch_trained_twice_is_seen(monkeypatch):
         compare.assert_parity(twins())
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch",
+    reason="members that are not compiled have a program each, so that none can be swapped in one",
+)
 def test_swapped_members_are_seen(monkeypatch):
     original = scheduler._Program.__call__
 
