@@ -1,14 +1,17 @@
 """Train several Keras models together on one device, each exactly as if it were alone."""
 
-from kerascohost.benchmark import benchmark, suggest_group_factors
+from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.capture import cohost
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup
 from kerascohost.history import CohortHistory
+from kerascohost.memory import estimate_memory
 from kerascohost.plotting import plot_losses
+from kerascohost.suggestions import suggest_group_factors
 
 __all__ = [
+    "BenchmarkResult",
     "Cohort",
     "CohortError",
     "CohortHistory",
@@ -16,6 +19,7 @@ __all__ = [
     "UngroupBatch",
     "benchmark",
     "cohost",
+    "estimate_memory",
     "fuse",
     "group",
     "plot_losses",

@@ -1,12 +1,16 @@
 """Plots of histories, drawn on the Axes given and never touching pyplot's state."""
 
+import math
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+
+from kerascohost.errors import CohortError
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with every common colour blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -16,10 +20,13 @@ MARKERS = ("", "o")  # a second sign once the colours are used up
 MOST_NAMED = 12
 
 
-def plot_losses(history: Any, ax: Axes | None = None, metric: str = "loss") -> Axes:
+def plot_losses(
+    history: Any, ax: Axes | None = None, metric: str = "loss", subplots: bool = False
+) -> Any:
     """Draws a metric of every member over its epochs: training solid, validation dashed.
 
-    Of more than 12 members the curves are thin and alike, with their median over them.
+    Of more than 12 members the curves are thin and alike, with their median over them. To follow a
+    training, draw again on the same Axes after `ax.clear()`.
 
     Args:
         history: A `CohortHistory`, a `keras.callbacks.History`, or a table as
@@ -27,9 +34,10 @@ def plot_losses(history: Any, ax: Axes | None = None, metric: str = "loss") -> A
         ax: The Axes to draw on; by default those of a new `matplotlib.figure.Figure`, which is
             displayed by a notebook and saved by `ax.figure.savefig(...)`.
         metric: Which metric to draw, without `val_`.
+        subplots: Whether each member gets Axes of its own, with a scale of its own.
 
     Returns:
-        The Axes.
+        The Axes; with `subplots` a list of them, in the order of the members.
 
     Example:
 
@@ -38,9 +46,11 @@ def plot_losses(history: Any, ax: Axes | None = None, metric: str = "loss") -> A
     >>> plot_losses(frame).get_ylabel()
     'loss'
     """
-    ax = _new_axes() if ax is None else ax
     frame = _as_frame(history)
     chosen = frame[frame["metric"] == metric]
+    if subplots:
+        return _draw_apart(chosen, ax, metric)
+    ax = _new_axes() if ax is None else ax
     if chosen["member"].nunique() > MOST_NAMED:
         _draw_many(ax, chosen)
     else:
@@ -73,6 +83,41 @@ def _draw_each(ax: Axes, chosen: pd.DataFrame) -> None:
         label = {"label": str(member)} if member else {}
         _draw(ax, curves[curves["split"] == "train"], **label, **style)
         _draw(ax, curves[curves["split"] == "val"], linestyle="--", alpha=0.8, **style)
+
+
+def _draw_apart(chosen: pd.DataFrame, ax: Axes | None, metric: str) -> list[Axes]:
+    """Small multiples: a grid of Axes, one for each member."""
+    if ax is not None:
+        raise CohortError("Expected either `ax` or `subplots=True`. Received: both.")
+    members = list(chosen.groupby("member", sort=False))
+    columns = min(4, math.ceil(math.sqrt(max(1, len(members)))))
+    rows = max(1, math.ceil(len(members) / columns))
+    figure = Figure(figsize=(3 * columns + 1, 2.2 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = [figure.add_subplot(rows, columns, i + 1) for i in range(len(members))]
+    for i, (own, (member, curves)) in enumerate(zip(grid, members, strict=True)):
+        _draw(own, curves[curves["split"] == "train"], color=COLORS[0])
+        _draw(own, curves[curves["split"] == "val"], color=COLORS[1], linestyle="--")
+        _finish(own, curves, metric)
+        own.set_title(str(member), fontsize="medium")
+        _hide_inner_labels(own, is_left=i % columns == 0, is_last=i + columns >= len(members))
+    if grid and chosen["split"].eq("val").any():
+        lines = [
+            Line2D([], [], color=COLORS[0], label="training"),
+            Line2D([], [], color=COLORS[1], linestyle="--", label="validation"),
+        ]
+        figure.legend(handles=lines, loc="outside upper right", ncols=2, frameon=False)
+    return grid
+
+
+def _hide_inner_labels(ax: Axes, is_left: bool, is_last: bool) -> None:
+    legend = ax.get_legend()
+    if legend is not None:
+        legend.remove()
+    if not is_left:
+        ax.set_ylabel("")
+    if not is_last:
+        ax.set_xlabel("")
 
 
 def _draw_many(ax: Axes, chosen: pd.DataFrame) -> None:

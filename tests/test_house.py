@@ -12,12 +12,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports run down this list, or stay on one floor.
 FLOORS = [
-    {"errors", "plotting", "progress"},
+    {"errors"},
+    {"plotting", "progress", "suggestions"},
     {"fusion", "batches", "history", "programs"},
-    {"member"},
+    {"member", "trial"},
     {"scheduler"},
     {"cohort", "held"},
-    {"capture", "benchmark"},
+    {"capture", "benchmark", "memory"},
     {"scripts"},
     {"notebook", "__main__"},
 ]

@@ -60,3 +60,30 @@ def test_it_draws_on_the_axes_given_and_leaves_pyplot_alone():
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
     assert len(kc.plot_losses(frame(0)).lines) == 0
+
+
+@pytest.mark.parametrize("members", [1, 2, 6, 32])
+def test_each_member_may_have_axes_of_its_own(members):
+    grid = kc.plot_losses(frame(members), subplots=True)
+    assert [ax.get_title() for ax in grid] == [f"m{i}" for i in range(members)]
+    assert all(len(ax.lines[0].get_xdata()) == 20 for ax in grid)
+    assert {ax.figure for ax in grid} == {grid[0].figure}
+    assert [text.get_text() for text in grid[0].figure.legends[0].get_texts()] == [
+        "training",
+        "validation",
+    ]
+    with pytest.raises(kc.CohortError, match="either `ax` or `subplots"):
+        kc.plot_losses(frame(1), ax=grid[0], subplots=True)
+
+
+def test_drawn_again_each_epoch_it_ends_as_drawn_once():
+    ax = Figure().add_subplot()
+    table = frame(2)
+    for epoch in range(20):
+        ax.clear()
+        kc.plot_losses(table[table["epoch"] <= epoch], ax=ax)
+    once = kc.plot_losses(table)
+    assert len(ax.lines) == len(once.lines)
+    for live, line in zip(ax.lines, once.lines, strict=True):
+        np.testing.assert_array_equal(live.get_xydata(), line.get_xydata())
+    assert ax.get_xlim() == once.get_xlim()

@@ -15,6 +15,8 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 - `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
 - `execution(model)`: how the model's steps run: `"loop"`, many of them in one compiled function,
   `"step"`, each in a call of a compiled function, or `"eager"`, not compiled at all;
+- `device_bytes()`: the memory in use on the GPU, and the most that was since `reset_device_peak()`
+  (ever, where the backend cannot reset it); `None` without a GPU;
 - `eager_step(model, kind, batch)`: one step of the last sort.
 """
 
@@ -29,6 +31,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend import compute_output_spec
 
 # Members with more state than this in all (in bytes) run one after another instead of fused: their
 # steps are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
@@ -90,10 +93,11 @@ def variables(model: keras.Model) -> list[keras.Variable]:
 
 def state_bytes(model: keras.Model) -> int:
     """The size of `variables(model)` in bytes."""
-    return sum(math.prod(v.shape) * _bytes_per_element(v.dtype) for v in variables(model))
+    return sum(math.prod(v.shape) * bytes_per_element(v.dtype) for v in variables(model))
 
 
-def _bytes_per_element(dtype: str) -> int:
+def bytes_per_element(dtype: str) -> int:
+    """The size of a number of this Keras dtype, in bytes."""
     bits = re.search(r"\d+", dtype)  # of "float32", "bfloat16", "float8_e4m3fn", …; not of "bool"
     return int(bits[0]) // 8 if bits else 1
 
@@ -104,6 +108,15 @@ def distribution(model: keras.Model) -> Any:
     `_distribute_strategy`: the public property answers with a default strategy where there is none.
     """
     return getattr(model, "_distribute_strategy", None) or keras.distribution.distribution()
+
+
+def call_on_symbols(model: keras.Model, inputs: Any) -> None:
+    """Calls `model` as in training on `KerasTensor`s, so that nothing is computed or changed.
+
+    `compute_output_spec`: only it goes through every layer's `__call__`; the model's public method
+    of that name asks layers for their output shapes where it can.
+    """
+    compute_output_spec(lambda x: model(x, training=True), inputs)
 
 
 def compile_stamp(model: keras.Model) -> tuple:

@@ -318,3 +318,13 @@ class _NumpyOrder(RowOrder):
     def settle(self) -> None:
         if all(map(np.array_equal, self._begun, np.random.get_state())):
             np.random.set_state(self._random.get_state())
+
+
+def device_bytes() -> tuple[int, int] | None:
+    """The memory in use on the first device, and its peak of all times, where JAX counts them."""
+    stats = jax.local_devices()[0].memory_stats()
+    return (stats["bytes_in_use"], stats["peak_bytes_in_use"]) if stats else None
+
+
+def reset_device_peak() -> None:
+    """Nothing: JAX cannot."""

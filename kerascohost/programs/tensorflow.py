@@ -312,3 +312,17 @@ def _seeded_order(num_rows: int, batch_size: int, by_batch: bool, seed: int) -> 
     order = np.concatenate(list(shuffled.as_numpy_iterator()))
     order.flags.writeable = False
     return order
+
+
+def device_bytes() -> tuple[int, int] | None:
+    """The memory in use on the first GPU, and its peak."""
+    if not tf.config.list_logical_devices("GPU"):
+        return None
+    info = tf.config.experimental.get_memory_info("GPU:0")
+    return info["current"], info["peak"]
+
+
+def reset_device_peak() -> None:
+    """Makes the memory in use now the peak."""
+    if tf.config.list_logical_devices("GPU"):
+        tf.config.experimental.reset_memory_stats("GPU:0")

@@ -113,3 +113,16 @@ class _ShuffledBatches(Sampler):
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches:
             yield [batch[i] for i in torch.randperm(len(batch))]
+
+
+def device_bytes() -> tuple[int, int] | None:
+    """The memory in use on the GPU, and its peak."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+
+
+def reset_device_peak() -> None:
+    """Makes the memory in use now the peak."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,248 @@
+"""How much memory members take: predicted from their shapes, and measured while they train."""
+
+import contextlib
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import pandas as pd
+from keras import tree
+
+from kerascohost import errors, programs
+from kerascohost.cohort import Cohort
+from kerascohost.errors import CohortError
+from kerascohost.fusion import named_models
+
+_MB = 2**20
+
+# An update makes so many arrays of a variable's size on its way; one variable is updated at a time.
+_UPDATE_COPIES = 3
+
+# While the backward pass is at a layer, the gradients of its output, before and after its
+# activation, and of its input are there.
+_BACKWARD_COPIES = 3
+
+
+class MemoryEstimate:
+    """What `estimate_memory` predicts, in MB (of 2**20 bytes).
+
+    Attributes:
+        frame: A row for each member: `weights`, `optimizer`, `gradients`, `activations` (what a
+            step keeps for its backward pass) and `total`, its peak while it trains alone.
+        total_mb: The peak of all members together.
+    """
+
+    def __init__(self, frame: pd.DataFrame, total_mb: float):
+        self.frame = frame
+        self.total_mb = total_mb
+
+    def more_clones(self, limit_mb: float) -> dict[str, int]:
+        """How many more copies of each member would fit under a limit, if only it were copied.
+
+        Args:
+            limit_mb: The memory that there is, in MB.
+        """
+        left = max(0.0, limit_mb - self.total_mb)
+        return {
+            member: int(left // total)
+            for member, total in zip(self.frame["member"], self.frame["total"], strict=True)
+        }
+
+    def __repr__(self) -> str:
+        table = self.frame.to_string(index=False, float_format="{:.1f}".format)
+        return f"{table}\n\n{self._sentence}"
+
+    def _repr_html_(self) -> str:
+        table = self.frame.to_html(index=False, float_format="{:.1f}".format, border=0)
+        return f"{table}<p>{self._sentence}</p>"
+
+    @property
+    def _sentence(self) -> str:
+        return f"All together: {self.total_mb:,.1f} MB, and the data."
+
+
+def estimate_memory(
+    models: Mapping[str, keras.Model] | Sequence[keras.Model] | Cohort,
+    batch_size: int | Mapping[str, int] = 32,
+    x: Any = None,
+) -> MemoryEstimate:
+    """Predicts how much memory the models take while they train together.
+
+    Counted are the weights, the optimizer's variables, a gradient for each weight, and the outputs
+    of all layers at this batch size, which the backward pass needs (of recurrent layers the gates
+    of each time step). Neither the data is counted, nor what a backend takes for itself: tens of
+    MB to trace, and for convolutions on JAX's CPU backend several times the activations.
+
+    Args:
+        models: The models: a dict, a list, or a `Cohort`.
+        batch_size: Samples in a step of each member: its group factor and its replicas counted in.
+        x: Inputs for all members or as a dict by member, of which only the shapes matter; needed
+            for subclassed models and where a dimension is not known.
+
+    Returns:
+        A `MemoryEstimate`.
+
+    Raises:
+        CohortError: If the shape of a model's inputs is not known.
+
+    Example:
+
+    >>> net = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(500)], name="net")
+    >>> net.compile("adam", "mse")
+    >>> estimate_memory([net]).frame["weights"].round(2).tolist()
+    [1.91]
+    """
+    named = models.members if isinstance(models, Cohort) else named_models(models)
+    rows = []
+    for name, model in named.items():
+        own = x[name] if isinstance(x, Mapping) and set(x) == set(named) else x
+        size = batch_size[name] if isinstance(batch_size, Mapping) else batch_size
+        with errors.about(name):
+            rows.append({"member": name, **_of_one(model, _specs(model, own, size))})
+    frame = pd.DataFrame(rows)
+    state = frame["weights"] + frame["optimizer"]
+    passing = frame["total"] - state
+    # Members with much state take turns instead of being fused, so that one passing peak is enough.
+    apart = state * _MB > programs.FUSED_STATE_LIMIT / len(frame)
+    at_once = max(passing[~apart].sum(), passing[apart].max() if apart.any() else 0.0)
+    return MemoryEstimate(frame, float(state.sum() + at_once))
+
+
+def _of_one(model: keras.Model, inputs: Any) -> dict[str, float]:
+    kept, outputs = _layer_bytes(model, inputs)
+    trained = [_bytes(v.shape, v.dtype) for v in model.trainable_variables]
+    weights = sum(_bytes(v.shape, v.dtype) for v in model.variables)
+    optimizer = _optimizer_bytes(model, sum(trained))
+    activations = sum(kept) + _BACKWARD_COPIES * max(outputs, default=0)
+    step = sum(trained) + max(activations, _UPDATE_COPIES * max(trained, default=0))
+    # On JAX a step makes a new state beside the old one.
+    copies = 2 if keras.backend.backend() == "jax" else 1
+    sizes = {
+        "weights": weights,
+        "optimizer": optimizer,
+        "gradients": sum(trained),
+        "activations": activations,
+        "total": copies * (weights + optimizer) + step,
+    }
+    return {name: size / _MB for name, size in sizes.items()}
+
+
+def _optimizer_bytes(model: keras.Model, trained: int) -> int:
+    """Its variables; before it has any, as many as those of its kind make for a variable."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return 0
+    if not optimizer.built:
+        probe = keras.Variable([0.0] * 64, name="probe")
+        twin = type(optimizer).from_config(optimizer.get_config())
+        twin.build([probe])
+        rest = [v for v in twin.variables if math.prod(v.shape) == 64]
+        return len(rest) * trained
+    return sum(_bytes(v.shape, v.dtype) for v in optimizer.variables)
+
+
+def _specs(model: keras.Model, x: Any, batch_size: int) -> Any:
+    """The inputs of a step, as symbols."""
+    if x is not None:
+        return tree.map_structure(
+            lambda leaf: keras.KerasTensor((batch_size, *leaf.shape[1:]), str(leaf.dtype)), x
+        )
+    known = getattr(model, "inputs", None)
+    if not known or any(None in tensor.shape[1:] for tensor in known):
+        raise CohortError(
+            "Expected a model whose input shapes are known. Received: "
+            f"{'one with unknown dimensions' if known else 'a model without inputs'}; give `x`."
+        )
+    given = known[0] if isinstance(model, keras.Sequential) else model.input
+    return tree.map_structure(
+        lambda tensor: keras.KerasTensor((batch_size, *tensor.shape[1:]), tensor.dtype), given
+    )
+
+
+def _layer_bytes(model: keras.Model, inputs: Any) -> tuple[list[int], list[int]]:
+    """What each layer keeps for the backward pass, and the size of its output."""
+    kept: list[int] = []
+    sizes: list[int] = []
+    call = keras.layers.Layer.__call__
+
+    def recorded(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        before = len(kept)
+        outputs = call(layer, *args, **kwargs)
+        size = sum(
+            _bytes(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
+            for leaf in tree.flatten(outputs)
+            if hasattr(leaf, "shape")
+        )
+        if isinstance(layer, keras.layers.RNN):
+            kept[before:], sizes[before:] = [_recurrent_bytes(layer, args[0])], [size]
+        elif len(kept) == before:  # of layers made of layers, the inner ones count
+            kept.append(size)
+            sizes.append(size)
+        return outputs
+
+    keras.layers.Layer.__call__ = recorded
+    try:
+        programs.call_on_symbols(model, inputs)
+    finally:
+        keras.layers.Layer.__call__ = call
+    return kept, sizes
+
+
+def _recurrent_bytes(layer: keras.layers.RNN, sequence: Any) -> int:
+    """Of every time step: the gates before and after their activation, the states, the output."""
+    batch, times = sequence.shape[:2]
+    cells = getattr(layer.cell, "cells", [layer.cell])
+    widths = [
+        2 * cell.kernel.shape[-1] + 3 * cell.units
+        if hasattr(cell, "kernel") and hasattr(cell, "units")
+        else 3 * sum(tree.flatten(cell.state_size))
+        for cell in cells
+    ]
+    return _bytes((batch, times, sum(widths)), layer.compute_dtype)
+
+
+def _bytes(shape: Sequence[int | None], dtype: str) -> int:
+    return math.prod(size or 1 for size in shape) * programs.bytes_per_element(dtype)
+
+
+@contextlib.contextmanager
+def peak() -> Iterator[dict[str, float]]:
+    """Measures how much memory the block takes at its most, beyond what was taken before it.
+
+    Yields:
+        A dict that in the end has `"mb"`: the device's memory where the backend counts it, else the
+        resident memory of the process; NaN where that cannot be told (as on systems but Linux).
+    """
+    found = {"mb": math.nan}
+    gc.collect()
+    backend = programs.backend_module()
+    backend.reset_device_peak()
+    count = _resident_bytes if backend.device_bytes() is None else backend.device_bytes
+    _reset_resident_peak()
+    before = count()
+    try:
+        yield found
+    finally:
+        after = count()
+        # A peak that could not be reset, and was not passed, is that of something else.
+        if before and after and (after[1] > before[1] or before[1] == before[0]):
+            found["mb"] = max(0, after[1] - before[0]) / _MB
+
+
+def _reset_resident_peak() -> None:
+    """Makes what the process takes now its peak, see `man 5 proc_pid_clear_refs`."""
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then that of ever
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident_bytes() -> tuple[int, int] | None:
+    """What the process takes of the machine's memory, and its peak."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    now, most = (1024 * int(lines[key].split()[0]) for key in ("VmRSS", "VmHWM"))
+    return now, max(now, most)

@@ -1,0 +1,150 @@
+"""Group factors worth trying, from how much data the members have and how fast they are."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kerascohost.errors import CohortError
+
+# Without a limit of the user's: training with larger batches than this is another training.
+MOST = 8
+
+# The smallest batches whose epoch takes at most so much longer than the fastest found.
+_NEAR = 1.05
+
+
+class GroupFactors(dict):
+    """Each member's group factor by name, as `Cohort` takes it, and what is to be expected of it.
+
+    Attributes:
+        frame: A row for each member: `group_factor`, `batch_size` of its step, and what is known:
+            `samples`, `steps` of an epoch, samples in its last step (`last_step`; the full batch
+            where nothing is left over), `step_s` and `epoch_s`, both predicted in seconds.
+        tried: The same for every factor that was compared, with `by="both"`.
+    """
+
+    def __init__(self, factors: Mapping[str, int], frame: pd.DataFrame, tried: pd.DataFrame):
+        super().__init__(factors)
+        self.frame = frame
+        self.tried = tried
+
+    def _repr_html_(self) -> str:
+        return self.frame.to_html(index=False, border=0, float_format="{:.4g}".format)
+
+
+def suggest_group_factors(
+    measures: Any,
+    by: str = "size",
+    batch_size: int = 32,
+    max_batch_size: int | None = None,
+    samples: Mapping[str, int] | None = None,
+) -> GroupFactors:
+    """Group factors that make members of one pace out of unlike ones, or epochs short.
+
+    Args:
+        measures: What is known of each member, by name. With `by="size"` its number of samples:
+            the larger one takes more batches in a step, so that all end their epoch together. With
+            `by="speed"` the time of one of its steps (in any unit): the faster one takes more, so
+            that all steps last equally long. With `by="both"` the times of its steps at two or more
+            group factors, `{1: 0.0021, 4: 0.0035}` in seconds: the time at others is taken to lie
+            on a line through them, and the smallest factor is suggested whose epoch takes at most
+            5 % longer than the shortest. For the last two it may be a `BenchmarkResult`.
+        by: `"size"`, `"speed"` or `"both"`.
+        batch_size: The batch size that is multiplied.
+        max_batch_size: How large a batch may become; with `by="both"` 8 times `batch_size` unless
+            given.
+        samples: Each member's number of samples, with `by="both"`, and to predict with the others.
+
+    Returns:
+        A dict with the group factor of each member, which also has a `frame` of what is predicted.
+
+    Raises:
+        CohortError: If a measure is missing, or not a positive number.
+
+    Example:
+
+    >>> suggest_group_factors({"cnn": 300, "mlp": 600})
+    {'cnn': 1, 'mlp': 2}
+    >>> suggest_group_factors({"cnn": 2.8, "mlp": 0.7}, by="speed", max_batch_size=96)
+    {'cnn': 1, 'mlp': 3}
+    >>> times = {"cnn": {1: 0.002, 2: 0.004}, "mlp": {1: 0.0010, 2: 0.0011}}
+    >>> suggest_group_factors(times, by="both", samples={"cnn": 3000, "mlp": 6000})
+    {'cnn': 1, 'mlp': 8}
+    """
+    if by not in ("size", "speed", "both"):
+        raise CohortError(f"Expected `by` to be 'size', 'speed' or 'both'. Received: by={by!r}.")
+    if hasattr(measures, "step_times"):
+        measures = measures.step_times
+    samples = measures if by == "size" else samples or {}
+    _check(measures, samples, by)
+    most = max(1, (max_batch_size or (MOST * batch_size if by == "both" else 2**31)) // batch_size)
+    times = {} if by == "size" else {name: _line(time) for name, time in measures.items()}
+    tried = pd.DataFrame()
+    if by == "both":
+        tables = [
+            pd.DataFrame(_row(name, k, batch_size, samples, times) for k in range(1, most + 1))
+            for name in measures
+        ]
+        tried = pd.concat(tables, ignore_index=True)
+        near = [table[table["epoch_s"] <= _NEAR * table["epoch_s"].min()] for table in tables]
+        factors = {
+            name: int(rows["group_factor"].min()) for name, rows in zip(measures, near, strict=True)
+        }
+    else:
+        paces = {n: sum(times[n]) if times else measures[n] for n in measures}
+        least, largest = min(paces.values(), default=1), max(paces.values(), default=1)
+        ratios = {n: v / least if by == "size" else largest / v for n, v in paces.items()}
+        factors = {name: max(1, min(most, round(ratio))) for name, ratio in ratios.items()}
+    rows = [_row(name, k, batch_size, samples, times) for name, k in factors.items()]
+    return GroupFactors(factors, pd.DataFrame(rows), tried)
+
+
+def _check(measures: Mapping[str, Any], samples: Mapping[str, int], by: str) -> None:
+    for name, value in measures.items():
+        times = value if isinstance(value, Mapping) else {1: value}
+        if not times or not all(time > 0 for time in times.values()):
+            raise CohortError(
+                f"Member {name!r}: expected a positive number of samples, or time of a step. "
+                f"Received: {value!r}."
+            )
+        if by != "both":
+            continue
+        if len(times) < 2:
+            raise CohortError(
+                f"Member {name!r}: expected the times of its steps at two group factors or more, "
+                f"as {{1: 0.0021, 4: 0.0035}}, or a benchmark with `group_factor=4`. "
+                f"Received: {value!r}."
+            )
+        if not samples.get(name, 0) > 0:
+            raise CohortError(
+                f"Member {name!r}: expected its number of samples, as samples={{{name!r}: 3000}}. "
+                f"Received: {samples.get(name)!r}."
+            )
+
+
+def _line(times: Any) -> tuple[float, float]:
+    """What a step takes whatever its size, and for each batch in it: by least squares."""
+    if not isinstance(times, Mapping):
+        return 0.0, times
+    if len(times) == 1:
+        [(factor, time)] = times.items()
+        return 0.0, time / factor
+    slope, start = np.polyfit(list(times), list(times.values()), 1)
+    return max(0.0, float(start)), max(0.0, float(slope))
+
+
+def _row(name: str, factor: int, batch_size: int, samples: Mapping, times: Mapping) -> dict:
+    size = factor * batch_size
+    row: dict[str, Any] = {"member": name, "group_factor": factor, "batch_size": size}
+    if name in samples:
+        steps = math.ceil(samples[name] / size)
+        left = samples[name] - (steps - 1) * size
+        row |= {"samples": samples[name], "steps": steps, "last_step": left}
+    if name in times:
+        row["step_s"] = times[name][0] + times[name][1] * factor
+    if name in samples and name in times:
+        row["epoch_s"] = row["steps"] * row["step_s"]
+    return row

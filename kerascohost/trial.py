@@ -1,0 +1,136 @@
+"""Data for a trial: the first rows of a user's, or random ones that suit a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerascohost import batches, errors, programs
+from kerascohost.errors import CohortError
+
+# What fills a dimension that a model leaves open.
+_ANY_LENGTH = 16
+
+
+def trial_data(
+    models: Mapping[str, keras.Model],
+    x: Any,
+    y: Any,
+    batch_sizes: Mapping[str, int],
+    steps: int,
+) -> tuple[dict[str, tuple], dict[str, int]]:
+    """Some batches of data for each model, as arrays.
+
+    Args:
+        models: The models, by name.
+        x: Arrays or datasets, for all or by name; `None` for random ones.
+        y: Targets, likewise.
+        batch_sizes: Samples per batch, by name; a dataset has its own.
+        steps: How many batches, where there are so many.
+
+    Returns:
+        `(x, y)` by name, and the samples per batch by name.
+
+    Raises:
+        CohortError: If the data cannot be read, or no random data can be made.
+    """
+    data, sizes = {}, dict(batch_sizes)
+    for name, model in models.items():
+        with errors.about(name):
+            own_x, own_y = (_own(value, name, models) for value in (x, y))
+            if own_x is None:
+                data[name] = _random_data(model, sizes[name] * steps)
+            elif own_y is None and not hasattr(own_x, "shape"):
+                data[name], sizes[name] = _from_stream(own_x, steps)
+            else:
+                pairs = {"x": own_x, "y": own_y}
+                data[name] = tuple(_rows(k, v, sizes[name] * steps) for k, v in pairs.items())
+    return data, sizes
+
+
+def _own(value: Any, name: str, models: Mapping[str, keras.Model]) -> Any:
+    per_member = isinstance(value, Mapping) and set(value) == set(models)
+    return value[name] if per_member else value
+
+
+def _rows(key: str, value: Any, rows: int) -> Any:
+    if value is None or not all(hasattr(leaf, "shape") for leaf in tree.flatten(value)):
+        raise CohortError(
+            f"Expected `{key}` made of arrays. Received: {type(value).__name__}. "
+            "Without x and y, random data is used."
+        )
+    return tree.map_structure(lambda leaf: np.asarray(leaf)[:rows], value)
+
+
+def _from_stream(dataset: Any, steps: int) -> tuple[tuple, int]:
+    """The first batches of a dataset, joined, and how large they are."""
+    if hasattr(dataset, "__next__"):
+        raise CohortError(
+            "Expected data that can be read more than once. Received: a generator, which a trial "
+            "would use up; give arrays, a dataset, or neither x nor y."
+        )
+    try:
+        stream = batches.batches((dataset, None, None), programs.backend_module().row_order)
+    except ValueError as error:
+        raise CohortError(
+            f"Expected arrays or a dataset. Received: {type(dataset).__name__} ({error})"
+        ) from error
+    chunk = next(iter(stream.epoch(steps)), None)
+    if chunk is None:
+        raise CohortError("Expected at least one batch of data. Received: none.")
+    taken = tree.map_structure(
+        lambda leaf: None if leaf is None else np.concatenate(leaf[: chunk.stop]), chunk.data
+    )
+    x, y, _ = keras.utils.unpack_x_y_sample_weight(taken)
+    return (x, y), len(tree.flatten(x)[0]) // chunk.stop
+
+
+def _random_data(model: keras.Model, rows: int) -> tuple:
+    random = np.random.default_rng(0)
+    if not getattr(model, "inputs", None):
+        raise CohortError(
+            "Expected a model whose inputs are known. Received: one that is subclassed, or not "
+            "built; give x and y."
+        )
+    # A Sequential knows both as lists only; other models know how they are nested.
+    is_sequential = isinstance(model, keras.Sequential)
+    given, made = (
+        (model.inputs[0], model.outputs[0]) if is_sequential else (model.input, model.output)
+    )
+    inputs = tree.map_structure(lambda tensor: _random_input(random, tensor, rows), given)
+    losses = _per_output(model)
+    outputs = [
+        _random_target(random, tensor, loss, rows)
+        for tensor, loss in zip(model.outputs, losses, strict=True)
+    ]
+    return inputs, tree.pack_sequence_as(made, outputs)
+
+
+def _per_output(model: keras.Model) -> list[str]:
+    losses = tree.flatten(model.loss) if isinstance(model.loss, (list, tuple, dict)) else None
+    found = losses if losses and len(losses) == len(model.outputs) else None
+    each = found or [model.loss] * len(model.outputs)
+    return [
+        loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
+        for loss in each
+    ]
+
+
+def _random_input(random: np.random.Generator, tensor: Any, rows: int) -> np.ndarray:
+    shape = (rows, *(size or _ANY_LENGTH for size in tensor.shape[1:]))
+    if "int" in tensor.dtype:
+        return random.integers(0, 2, shape).astype(tensor.dtype)  # in any vocabulary
+    return random.normal(size=shape).astype("float32")
+
+
+def _random_target(random: np.random.Generator, tensor: Any, loss: str, rows: int) -> np.ndarray:
+    shape = (rows, *(size or _ANY_LENGTH for size in tensor.shape[1:]))
+    if loss.startswith("sparse_categorical"):
+        return random.integers(0, shape[-1], shape[:-1])
+    if loss.startswith(("categorical", "kl_divergence")):
+        return np.eye(shape[-1], dtype="float32")[random.integers(0, shape[-1], shape[:-1])]
+    if loss.startswith("binary"):
+        return random.integers(0, 2, shape).astype("float32")
+    return random.normal(size=shape).astype("float32")

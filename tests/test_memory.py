@@ -1,0 +1,116 @@
+"""What is predicted of a cohort's memory, against what a process of its own is seen to take."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kerascohost as kc
+
+BACKEND = keras.backend.backend()
+
+# Trains a small model first, so that what the backend takes for itself is there already.
+MEASURED = """
+import json, sys
+import keras, numpy as np
+import kerascohost as kc
+from kerascohost import memory
+from tests.test_memory import MODELS
+
+kc.Cohort([MODELS["small"]()]).fit(np.ones((64, 8)), np.ones((64, 1)), batch_size=16, verbose=0)
+with memory.peak() as found:
+    named = {name: MODELS[name]() for name in sys.argv[1:]}
+    x = {name: np.ones((256, *model.input_shape[1:]), "float32") for name, model in named.items()}
+    kc.Cohort(named).fit(x, np.ones((256, 1)), batch_size=128, verbose=0)
+print(json.dumps([found["mb"], kc.estimate_memory(named, 128).total_mb]))
+"""
+
+
+def compiled(*parts, optimizer="adam"):
+    model = keras.Sequential(parts)
+    model.compile(optimizer, "mse")
+    return model
+
+
+MODELS = {
+    "small": lambda: compiled(keras.Input((8,)), layers.Dense(1)),
+    "wide": lambda: compiled(
+        keras.Input((1024,)), layers.Dense(4096, "relu"), layers.Dense(2048), layers.Dense(1)
+    ),
+    "images": lambda: compiled(
+        keras.Input((64, 64, 3)),
+        layers.Conv2D(32, 3, padding="same", use_bias=False),
+        layers.BatchNormalization(),
+        layers.ReLU(),
+        layers.Conv2D(32, 3, padding="same", activation="relu"),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(1),
+        optimizer="sgd",
+    ),
+    "sequence": lambda: compiled(keras.Input((256, 32)), layers.LSTM(128), layers.Dense(1)),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["wide"],
+        pytest.param(
+            ["images", "sequence"],
+            marks=pytest.mark.skipif(
+                BACKEND != "tensorflow",
+                reason="XLA's and torch's CPU kernels take memory of theirs",
+            ),
+        ),
+    ],
+)
+def test_the_prediction_is_near_what_is_measured(names):
+    code = [sys.executable, "-W", "ignore", "-c", MEASURED, *names]
+    run = subprocess.run(code, capture_output=True, text=True, check=True)
+    measured, predicted = json.loads(run.stdout.splitlines()[-1])
+    assert predicted == pytest.approx(measured, rel=0.25)
+
+
+def test_each_part_is_counted():
+    net = compiled(keras.Input((100,)), layers.Dense(50))
+    row = kc.estimate_memory({"net": net}, batch_size=8).frame.iloc[0]
+    weights = (100 * 50 + 50) * 4 / 2**20
+    assert row["weights"] == pytest.approx(weights)
+    # Two moments for each weight; the iteration and the learning rate once it is built.
+    assert row["optimizer"] == pytest.approx(2 * weights)
+    assert row["activations"] == pytest.approx(4 * 8 * 50 * 4 / 2**20)
+    net.fit(np.ones((8, 100)), np.ones((8, 50)), verbose=0)
+    built = kc.estimate_memory({"net": net}, batch_size=8).frame.iloc[0]
+    assert built["optimizer"] == pytest.approx(row["optimizer"], rel=1e-3)
+
+
+def test_more_clones_until_the_limit():
+    estimate = kc.estimate_memory({"wide": MODELS["wide"](), "small": MODELS["small"]()}, 32)
+    total = estimate.frame["total"][0]
+    assert estimate.more_clones(estimate.total_mb + 2.5 * total)["wide"] == 2
+    assert estimate.more_clones(1.0) == {"wide": 0, "small": 0}
+    assert "All together" in repr(estimate) and "<td>wide</td>" in estimate._repr_html_()
+
+
+def test_nothing_is_changed_by_it():
+    net = compiled(keras.Input((4,)), layers.BatchNormalization(), layers.Dropout(0.1, seed=1))
+    before = [keras.ops.convert_to_numpy(v.value) for v in net.variables]
+    call = layers.Layer.__call__
+    kc.estimate_memory([net])
+    assert layers.Layer.__call__ is call
+    for one, variable in zip(before, net.variables, strict=True):
+        np.testing.assert_array_equal(one, keras.ops.convert_to_numpy(variable.value))
+
+
+def test_unknown_shapes_need_data():
+    net = compiled(keras.Input((None, 3)), layers.GRU(4))
+    with pytest.raises(kc.CohortError, match="one with unknown dimensions; give `x`"):
+        kc.estimate_memory([net])
+    short, long = (kc.estimate_memory([net], 8, np.ones((8, n, 3))).total_mb for n in (10, 100))
+    assert long > 2 * short
