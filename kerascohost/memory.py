@@ -18,7 +18,8 @@ from kerascohost.fusion import named_models
 
 _MB = 2**20
 
-# An update makes so many arrays of a variable's size on its way; one variable is updated at a time.
+# An update makes so many arrays of a variable's size on its way. One variable is updated at a time,
+# but on torch, where Keras's optimizers update all of them by one call.
 _UPDATE_COPIES = 3
 
 # While the backward pass is at a layer, the gradients of its output, before and after its
@@ -117,7 +118,8 @@ def _of_one(model: keras.Model, inputs: Any) -> dict[str, float]:
     weights = sum(_bytes(v.shape, v.dtype) for v in model.variables)
     optimizer = _optimizer_bytes(model, sum(trained))
     activations = sum(kept) + _BACKWARD_COPIES * max(outputs, default=0)
-    step = sum(trained) + max(activations, _UPDATE_COPIES * max(trained, default=0))
+    updated = sum(trained) if keras.backend.backend() == "torch" else max(trained, default=0)
+    step = sum(trained) + max(activations, _UPDATE_COPIES * updated)
     # On JAX a step makes a new state beside the old one.
     copies = 2 if keras.backend.backend() == "jax" else 1
     sizes = {
