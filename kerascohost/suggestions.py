@@ -13,7 +13,7 @@ from kerascohost.errors import CohortError
 MOST = 8
 
 # The smallest batches whose epoch takes at most so much longer than the fastest found.
-_NEAR = 1.05
+_NEAR = 1.02
 
 
 class GroupFactors(dict):
@@ -51,7 +51,7 @@ def suggest_group_factors(
             that all steps last equally long. With `by="both"` the times of its steps at two or more
             group factors, `{1: 0.0021, 4: 0.0035}` in seconds: the time at others is taken to lie
             on a line through them, and the smallest factor is suggested whose epoch takes at most
-            5 % longer than the shortest. For the last two it may be a `BenchmarkResult`.
+            2 % longer than the shortest. For the last two it may be a `BenchmarkResult`.
         by: `"size"`, `"speed"` or `"both"`.
         batch_size: The batch size that is multiplied.
         max_batch_size: How large a batch may become; with `by="both"` 8 times `batch_size` unless

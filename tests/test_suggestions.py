@@ -44,7 +44,7 @@ def test_by_both_is_near_the_best_of_all_factors(pair, most):
         sum(map(epoch, pair, factors))
         for factors in itertools.product(range(1, most + 1), repeat=2)
     )
-    assert sum(map(epoch, pair, found.values())) <= 1.0501 * best
+    assert sum(map(epoch, pair, found.values())) <= 1.0201 * best
     assert found.frame["epoch_s"].sum() == pytest.approx(sum(map(epoch, pair, found.values())))
     assert len(found.tried) == 2 * most
 

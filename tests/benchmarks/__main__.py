@@ -101,6 +101,14 @@ def main():
                 f"({row['alone'] / row['together']:.1f} times as fast; largest weight difference "
                 f"{row['difference']:.0e})"
             )
+        for line in module("suggestions", backend):
+            row = json.loads(line)
+            say(
+                f"- {backend}: {row['pair']}, group factors suggested {row['suggested']}, best of "
+                f"all tried {row['best']}: an epoch takes {row['ratio']:.2f} times as long "
+                f"(target 1.10; ungrouped {row['ungrouped']:.2f}); the benchmark's `separate` is "
+                f"{row['separate']:.2f} of a plain loop of `fit` (target 0.90 to 1.10)"
+            )
         apart, ours = (float(*module("memory", backend, way)) for way in ("separate", "joined"))
         say(f"- {backend}: peak memory of 16 MLPs {ours:.0f} MB, trained separately {apart:.0f} MB")
     output = Path("output/bench.md")
