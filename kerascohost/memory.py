@@ -75,7 +75,8 @@ def estimate_memory(
     Counted are the weights, the optimizer's variables, a gradient for each weight, and the outputs
     of all layers at this batch size, which the backward pass needs (of recurrent layers the gates
     of each time step). Neither the data is counted, nor what a backend takes for itself: tens of
-    MB to trace, and for convolutions on JAX's CPU backend several times the activations.
+    MB to trace, and for convolutions and recurrent layers on JAX's CPU backend often more than the
+    activations themselves.
 
     Args:
         models: The models: a dict, a list, or a `Cohort`.
