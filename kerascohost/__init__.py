@@ -1,5 +1,7 @@
 """Train several Keras models together on one device, each exactly as if it were alone."""
 
+from typing import TYPE_CHECKING, Any
+
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.capture import cohost
 from kerascohost.cohort import Cohort
@@ -10,11 +12,17 @@ from kerascohost.memory import estimate_memory
 from kerascohost.plotting import plot_losses
 from kerascohost.suggestions import suggest_group_factors
 
+if TYPE_CHECKING:
+    from kerascohost.notebook.session import CohostSession
+    from kerascohost.notebook.widget import CohostWidget
+
 __all__ = [
     "BenchmarkResult",
     "Cohort",
     "CohortError",
     "CohortHistory",
+    "CohostSession",
+    "CohostWidget",
     "GroupBatch",
     "UngroupBatch",
     "benchmark",
@@ -27,6 +35,19 @@ __all__ = [
     "ungroup",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the widget when it is asked for: without it, no widget library is needed."""
+    if name == "CohostWidget":
+        from kerascohost.notebook.widget import CohostWidget
+
+        return CohostWidget
+    if name == "CohostSession":
+        from kerascohost.notebook.session import CohostSession
+
+        return CohostSession
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load_ipython_extension(ipython: object) -> None:

@@ -44,7 +44,7 @@ def benchmark(
     steps: int = 50,
     repeats: int = 5,
     budget_s: float = 30.0,
-    progress: bool = True,
+    progress: bool | Callable[[float, str], None] = True,
 ) -> "BenchmarkResult":
     """Measures how fast the models train in each layout, and says which one to use.
 
@@ -69,7 +69,9 @@ def benchmark(
         repeats: Rounds at least.
         budget_s: Time in seconds after which no new round is begun, but for the first two. Before
             that, rounds go on until all speed-ups are known to 5 %.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; or a function that is called before each fit with
+            the fraction of the budget that is spent and with what comes next, and may raise to end
+            the benchmark.
 
     Returns:
         A `BenchmarkResult`.
@@ -97,10 +99,15 @@ def benchmark(
     bench = _Bench(named, data, sizes, group_factor, replicas)
     with (
         kept.as_they_were(named.values()),
-        tqdm(total=budget_s, unit="s", desc="benchmark", disable=not progress) as bar,
+        tqdm(total=1.0, desc="benchmark", disable=progress is not True) as bar,
     ):
         bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
-        return bench.measured(asked, repeats, budget_s, bar)
+
+        def show(fraction: float, text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(fraction - bar.n)
+
+        return bench.measured(asked, repeats, budget_s, progress if callable(progress) else show)
 
 
 class BenchmarkResult:
@@ -115,8 +122,8 @@ class BenchmarkResult:
             `same_training`, `weight_difference` (the largest, from separate training at that batch
             size), and a `note` where there is something to say.
         members: A row for each layout and member: `step_ms`, the time of its own step when it runs
-            alone in that layout, `samples` in the step, and `waiting`, the share of a common step
-            in which it would wait for the slowest.
+            alone in that layout, `samples` and `batches` in the step, and `waiting`, the share of a
+            common step in which it would wait for the slowest.
         best: The fastest layout; `"separate"` unless another one is known to be faster.
         best_exact: The fastest of those that do not change any training.
         reason: Why, in a sentence.
@@ -148,12 +155,11 @@ class BenchmarkResult:
     def step_times(self) -> dict[str, dict[int, float]]:
         """Each member's time of a step in seconds, by how many batches are in it."""
         alone = self.members[self.members["layout"].isin(["joined", "grouped"])]
-        smallest = alone.groupby("member")["samples"].transform("min")
         times: dict[str, dict[int, float]] = {}
-        for member, samples, least, ms in zip(
-            alone["member"], alone["samples"], smallest, alone["step_ms"], strict=True
+        for member, batches, ms in zip(
+            alone["member"], alone["batches"], alone["step_ms"], strict=True
         ):
-            times.setdefault(member, {})[int(samples // least)] = ms / 1000
+            times.setdefault(member, {})[int(batches)] = ms / 1000
         return times
 
     def plot(self, ax: Any = None) -> Any:
@@ -194,6 +200,7 @@ class _Bench:
     ):
         self.models = models
         self.batch_sizes = batch_sizes
+        self._report: Callable[[], None] = lambda: None
         self.samples = {name: len(tree.flatten(x)[0]) for name, (x, _) in data.items()}
         self._data = data
         self._factors = {
@@ -206,15 +213,25 @@ class _Bench:
             self._factors["grouped"] = factors_of("group_factor", group_factor, models)
 
     def measured(
-        self, layouts: list[str], repeats: int, budget_s: float, bar: Any
+        self,
+        layouts: list[str],
+        repeats: int,
+        budget_s: float,
+        show: Callable[[float, str], None],
     ) -> BenchmarkResult:
         began = time.perf_counter()
+        doing = "building"
+
+        def report() -> None:
+            show(min(1.0, (time.perf_counter() - began) / max(budget_s, 1e-9)), doing)
+
+        self._report = report
         self._fit(Cohort(self.models), epochs=0)  # builds whatever is not built yet
         self._start = kept.Values(self.models.values())
         rows: dict[str, dict[str, Any]] = {layout: {"layout": layout} for layout in layouts}
         rounds: dict[str, _Layout] = {}
         for layout in layouts:
-            bar.set_postfix_str(f"tracing {layout}")
+            doing = f"tracing {layout}"
             if layout == "stacked" and layout not in COHORT_LAYOUTS:
                 rows[layout]["note"] = _NOT_THERE
                 continue
@@ -228,10 +245,10 @@ class _Bench:
         while len(times["separate"]) < _FEWEST or (
             not _is_known(times, repeats) and time.perf_counter() - began < budget_s
         ):
+            doing = f"round {len(times['separate']) + 1}"
             for layout, one in rounds.items():
                 times[layout].append(one.round())
-            bar.n = min(time.perf_counter() - began, budget_s)
-            bar.set_postfix_str(f"round {len(times['separate'])}")
+        doing = "each member alone"
         members = pd.concat([self._alone(one) for one in rounds.values()], ignore_index=True)
         for layout, one in rounds.items():
             rows[layout] |= self._numbers(times, layout) | one.about(times[layout])
@@ -241,6 +258,7 @@ class _Bench:
     def separate(self, name: str, factor: int = 1) -> float:
         """Trains one member by its own `fit`; returns the time in seconds."""
         (x, y), model = self._data[name], self.models[name]
+        self._report()
         began = time.perf_counter()
         model.fit(x, y, batch_size=self.batch_sizes[name] * factor, shuffle=False, verbose=0)
         _wait_for([model])
@@ -248,6 +266,7 @@ class _Bench:
 
     def together(self, cohort: Cohort, only: str | None = None) -> float:
         """Trains the members, or one of them, in a cohort; returns the time in seconds."""
+        self._report()
         began = time.perf_counter()
         self._fit(cohort, {name: int(only in (None, name)) for name in self.models})
         _wait_for(self.models.values())
@@ -300,12 +319,12 @@ class _Bench:
 
     def _alone(self, one: "_Layout") -> pd.DataFrame:
         """What each member's step takes when it has the program for itself."""
-        sizes = self.sizes(one.layout)
+        sizes, factors = self.sizes(one.layout), self._factors[one.layout]
         own = {n: 1000 * one.alone(n) / self._steps(n, one.layout) for n in self.models}
         slowest = max(own.values())
         return pd.DataFrame(
-            [(one.layout, n, ms, sizes[n], 1 - ms / slowest) for n, ms in own.items()],
-            columns=["layout", "member", "step_ms", "samples", "waiting"],
+            [(one.layout, n, ms, sizes[n], factors[n], 1 - ms / slowest) for n, ms in own.items()],
+            columns=["layout", "member", "step_ms", "samples", "batches", "waiting"],
         )
 
     def _numbers(self, times: dict[str, list[float]], layout: str) -> dict[str, Any]:

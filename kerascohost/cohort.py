@@ -57,6 +57,8 @@ class Cohort:
     Attributes:
         members: A dict from names to the models.
         history: The `CohortHistory` of the last `fit`, also of one that failed or was interrupted.
+        progress: The class of the callbacks that show how far each member is; to show it your own
+            way, set it to a subclass of `kerascohost.progress.Progress`.
 
     Raises:
         CohortError: If the models cannot be members of one cohort.
@@ -75,6 +77,8 @@ class Cohort:
     >>> {name: len(history[name].epoch) for name in history}
     {'small': 2, 'large': 3}
     """
+
+    progress: Callable[[str, str, Any, int], Progress] = Progress
 
     def __init__(
         self,
@@ -175,6 +179,16 @@ class Cohort:
             member.forget_history()
         self._run("train", arguments, lambda member, bar: member.training([bar]))
         return self.history
+
+    def stop(self) -> None:
+        """Lets the `fit` that is running end after the steps it is in, from any thread.
+
+        Each member ends as if a callback of its own had set `model.stop_training`: it is validated
+        if that is due, its callbacks see the end of the epoch and of the training, and its history
+        holds the epoch as far as it came.
+        """
+        for model in self.members.values():
+            model.stop_training = True
 
     def evaluate(
         self,
@@ -346,7 +360,7 @@ class Cohort:
         """Runs what `begin` makes for each member and its progress bar."""
         tasks = []
         for position, (name, member) in enumerate(self._members.items()):
-            bar = Progress(name, kind, arguments[name]["verbose"], position)
+            bar = self.progress(name, kind, arguments[name]["verbose"], position)
             tasks.append(Task(member, begin(member, bar), bar))
         results = self._scheduler.run(tasks)
         return {name: results[name] for name in self._members}

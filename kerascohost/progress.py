@@ -46,8 +46,14 @@ class Progress(keras.callbacks.Callback):
         if self._bar is not None and self._bar.n == 0 and self.params["steps"]:
             self._bar.total = self.params["steps"] * (self.params["epochs"] - epoch)
 
-    def advance(self, kind: str, steps: int) -> None:
-        """Counts `steps` more steps, if they are of the kind shown."""
+    def advance(self, kind: str, steps: int, logs: Any) -> None:
+        """Counts `steps` more steps, if they are of the kind shown.
+
+        Args:
+            kind: `"train"`, `"test"` or `"predict"`.
+            steps: How many.
+            logs: The metrics after the last one, as tensors; outputs, if they are predictions.
+        """
         if self._bar is not None and kind == self._kind:
             self._bar.update(steps)
 

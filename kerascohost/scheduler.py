@@ -229,7 +229,7 @@ class _Tasks:
             self._end(name, outcome)
             return
         steps = work.stop - work.start
-        self._active[name].bar.advance(self._wants[name].kind, steps)
+        self._active[name].bar.advance(self._wants[name].kind, steps, outcome)
         self._resume(name, (steps, outcome))
 
     def _resume(self, name: str, answer: Any) -> None:

@@ -1,0 +1,1 @@
+"""The widget in a real JupyterLab, with a real kernel, in a real browser."""

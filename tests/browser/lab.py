@@ -1,0 +1,134 @@
+"""A real JupyterLab on a free port, and a browser that looks at it."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+from playwright.sync_api import sync_playwright
+
+# What cannot be reached in a test, or is JupyterLab's own.
+_NOT_OURS = ("favicon", "Failed to load resource", "ResizeObserver")
+
+_BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def has_browser():
+    """Whether there is a chromium to test with."""
+    return _BROWSER is not None
+
+
+def notebook(path, cells):
+    """Writes a notebook with these code cells."""
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(made, path)
+
+
+@contextlib.contextmanager
+def server(folder, app="lab"):
+    """JupyterLab, or Notebook 7 (`app="notebook"`); yields its address and token."""
+    settings = Path(folder, ".settings")
+    for plugin, values in {
+        "@jupyterlab/apputils-extension/notification": {
+            "fetchNews": "false",
+            "checkForUpdates": False,
+        },
+        "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
+    }.items():
+        path = settings / f"{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    environment = {
+        **os.environ,
+        "HOME": str(folder),
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(Path(folder, ".workspaces")),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    command = [sys.executable, "-m", "jupyter", app, "--no-browser", "--allow-root"]
+    command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
+    command += [f"--ServerApp.root_dir={folder}"]
+    log = Path(folder, ".jupyter.log")
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/api/status?token={token}", process, log)
+            yield f"http://127.0.0.1:{port}", token
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait_for(address, process, log):
+    for _ in range(120):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+@contextlib.contextmanager
+def browser_page(width=1200, height=1400):
+    """A page; when the block ends, no error of ours may have been reported on it."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=_BROWSER,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
+        try:
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.set_default_timeout(60_000)
+            found = []
+            page.on("pageerror", lambda error: found.append(str(error)))
+            page.on("console", lambda m: found.append(m.text) if m.type == "error" else None)
+            yield page
+            ours = [text for text in found if not any(known in text for known in _NOT_OURS)]
+            assert not ours, ours
+        finally:
+            browser.close()
+
+
+def run_all(page):
+    """Runs all cells; the kernel may not take the first request, so it is asked again."""
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=120_000)
+    for _ in range(10):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_timeout(3000)
+        if page.locator(".jp-InputPrompt").first.inner_text() != "[ ]:":
+            return
+        page.keyboard.press("Escape")
+    raise AssertionError("the kernel takes no work")
+
+
+def use_theme(page, name):
+    """Changes JupyterLab's theme."""
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    page.get_by_text("Theme", exact=True).first.hover()
+    page.wait_for_timeout(500)
+    page.get_by_role("menuitem", name=name, exact=True).click()
+    page.wait_for_timeout(1500)
