@@ -237,7 +237,7 @@ def test_in_a_real_kernel():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=300, allow_errors=True).execute()
     outputs = [cell.outputs for cell in notebook.cells]
-    assert "<table" in outputs[2][0].data["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in outputs[2][0].data
     tables = [o.data["text/html"] for o in outputs[3] if "text/html" in o.get("data", {})]
     assert any("<th>cnn</th>" in table and "<td>3</td>" in table for table in tables)
     assert any("image/png" in o.get("data", {}) for o in outputs[4])

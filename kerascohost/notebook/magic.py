@@ -85,8 +85,9 @@ class CohostMagics(Magics):
             h1 = cnn.fit(x1, y1, epochs=5)
             h2 = mlp.fit(x2, y2, epochs=9)
 
-        As `%cohost`: a table of the models of the notebook, or of those named; with
-        `--benchmark`, how fast they train in each layout.
+        As `%cohost`: the widget, in which to pick models, benchmark and train them, with those
+        named already picked (where there are no widgets: a table of them). With `--benchmark`: how
+        fast the models named, or all, train in each layout.
 
         As `%cohost run a.py b.py [-- ARGUMENTS]`: runs whole scripts, unchanged, with their calls
         of `fit` trained together.
@@ -144,6 +145,15 @@ class CohostMagics(Magics):
         if asked.plot:
             display(_image(result))
 
+    def _open(self, selected: list[str], asked: Any) -> None:
+        from kerascohost.notebook.widget import CohostWidget  # only here: a terminal needs none
+
+        widget = CohostWidget(self.shell.user_ns)
+        widget.session.selected = selected
+        if asked.output:
+            widget.session.output = asked.output
+        display(widget)
+
     def _executed(self, cell: str) -> Any:
         """Runs the cell; returns the value of its last expression, as a cell shows it."""
         __tracebackhide__ = True
@@ -177,6 +187,8 @@ class CohostMagics(Magics):
         models = namespace.chosen(variables, asked.models) or namespace.models_in(variables)
         if models and asked.benchmark:
             self._benchmark(models, asked)
+        elif hasattr(self.shell, "kernel"):
+            self._open(list(models) if asked.models else [], asked)
         elif models:
             display(namespace.table(models))
         else:

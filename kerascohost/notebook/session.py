@@ -13,6 +13,7 @@ import pandas as pd
 import traitlets
 
 from kerascohost import errors
+from kerascohost.benchmark import LAYOUTS as BENCHMARKED
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.cohort import LAYOUTS as COHORT_LAYOUTS
 from kerascohost.cohort import Cohort
@@ -125,6 +126,18 @@ class CohostSession(traitlets.HasTraits):
             setattr(self, name, value)
 
     # What there is to choose from
+
+    @traitlets.validate("selected")
+    def _check_names(self, proposal: Any) -> list[str]:
+        if not set(proposal.value) <= set(self.models):
+            self.refresh()  # perhaps it was built just now
+        for name in proposal.value:
+            if name not in self.models:
+                raise CohortError(
+                    f"Expected names of models. Received: {name!r}."
+                    f"{errors.did_you_mean(name, self.models)}"
+                )
+        return proposal.value
 
     def refresh(self) -> None:
         """Looks at the namespace again; models that are still there keep what was chosen."""
@@ -405,6 +418,7 @@ class CohostSession(traitlets.HasTraits):
                 values,
                 targets,
                 batch_size={name: self.batch_size[name] for name in names},
+                layouts=[layout for layout in BENCHMARKED if layout not in self.impossible],
                 group_factor=self._own_factors(self.group_factor) or "auto",
                 replicas=self._own_factors(self.replicas) or 2,
                 budget_s=self.budget_s,
@@ -501,12 +515,6 @@ class CohostSession(traitlets.HasTraits):
             there_are = ", ".join(self.models) or "none; build and compile a keras.Model first"
             raise _about("models", f"Expected models to take part. There are: {there_are}.")
         for name in self.selected:
-            if name not in self.models:
-                raise _about(
-                    "models",
-                    f"Expected names of models. Received: {name!r}."
-                    f"{errors.did_you_mean(name, self.models)}",
-                )
             if not self.models[name].compiled:
                 raise _about(
                     "models", f"Member {name!r}: you must call `compile()` before training it."

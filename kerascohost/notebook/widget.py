@@ -41,6 +41,7 @@ _STYLE = """<style>
   { padding: 0.2em 0.8em 0.2em 0; text-align: left; white-space: nowrap; }
 .kerascohost th, .kerascohost-muted { color: var(--jp-ui-font-color2); font-weight: normal; }
 .kerascohost-table { overflow-x: auto; }
+.kerascohost-table p { white-space: normal; max-width: 56em; }
 .kerascohost [role=alert]
   { border-left: 3px solid var(--jp-error-color1); padding: 0.3em 0.8em; max-width: 56em;
     color: var(--jp-error-color1); white-space: pre-wrap; line-height: 1.4; }
@@ -238,14 +239,14 @@ class _Models(_Part):
             "Refresh", self.session.refresh, tooltip="Look at the namespace again"
         )
         self.controls.append(refresh)
-        return [self._grid, refresh]
+        return [self._grid, _wrapped([refresh])]
 
     def update(self) -> None:
         rows = namespace.table(self.session.models)
         cells = [_head(text) for text in ("model", "kind", "parameters", "shapes", "compiled")]
         for name in self.session.models:
             row = rows.loc[name]
-            shapes = f"{row['input']} → {row['output']}"
+            shapes = f"{row['input']} → {row['output']}" if row["input"] else ""
             texts = (row["kind"], row["parameters"], shapes, row["compiled"])
             cells += [self._tick(name), *map(_cell, texts)]
         if not self.session.models:

@@ -1,0 +1,357 @@
+"""The session behind the widget: every state and error, without a browser."""
+
+import threading
+import time
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import traitlets
+from keras import layers
+
+import kerascohost as kc
+from kerascohost import CohortError
+from kerascohost.notebook import data
+from tests.conftest import BACKEND
+
+
+def net(shape, outputs, loss, seed=1):
+    keras.utils.set_random_seed(seed)
+    made = keras.Sequential(
+        [keras.Input(shape), layers.Flatten(), layers.Dense(8), layers.Dense(outputs)]
+    )
+    made.compile("adam", loss)
+    return made
+
+
+@pytest.fixture
+def variables():
+    random = np.random.default_rng(0)
+    return {
+        "cnn": net((4, 4, 1), 3, keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+        "mlp": net((5,), 1, "mse"),
+        "raw": keras.Sequential([layers.Dense(2)]),
+        "x_cnn": random.random((96, 4, 4, 1)).astype("float32"),
+        "y_cnn": random.integers(0, 3, 96),
+        "x_mlp": random.random((192, 5)).astype("float32"),
+        "y_mlp": random.random((192, 1)).astype("float32"),
+        "x_val": random.random((20, 5)).astype("float32"),
+        "y_val": random.random((20, 1)).astype("float32"),
+        "notes": ["not", "data"],
+    }
+
+
+@pytest.fixture
+def session(variables):
+    made = kc.CohostSession(variables, selected=["cnn", "mlp"], epochs={"cnn": 2, "mlp": 3})
+    yield made
+    made.stop()
+    assert made.wait(60)
+
+
+def until(condition, seconds=60):
+    """Waits for it; what was waited for must come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+LONG = {"cnn": 100_000, "mlp": 100_000}
+
+
+def test_the_likeliest_data_is_chosen(session):
+    assert session.x | {"raw": ""} == {"cnn": "x_cnn", "mlp": "x_mlp", "raw": ""}
+    assert (session.y["cnn"], session.y["mlp"]) == ("y_cnn", "y_mlp")
+    assert (session.validation["cnn"], session.validation["mlp"]) == ((), ("x_val", "y_val"))
+
+
+def test_names_and_shapes_find_the_partner():
+    model = net((5,), 1, "mse")
+    found = {
+        "X_train": np.zeros((40, 5)),
+        "y_train": np.zeros(40),
+        "x_test": np.zeros((40, 5)),
+        "y_test": np.zeros(40),
+        "features": pd.DataFrame(np.zeros((7, 5))),
+        "target": pd.Series(np.zeros(7)),
+        "other": np.zeros((40, 6)),
+    }
+    assert data.inputs_for("model", model, found) == ["X_train", "features", "x_test"]
+    assert data.targets_for("model", model, "X_train", found)[0] == "y_train"
+    assert data.targets_for("model", model, "x_test", found)[0] == "y_test"
+    assert data.targets_for("model", model, "features", found) == ["target"]
+
+
+def test_two_names_for_one_model_show_as_one(session, variables):
+    variables["again"] = variables["cnn"]
+    session.refresh()
+    assert list(session.models) == ["cnn", "mlp", "raw"]
+
+
+def test_a_deleted_model_or_array_leaves_no_dead_end(session, variables):
+    session.epochs = session.epochs | {"mlp": 7}
+    del variables["cnn"], variables["x_mlp"]
+    session.refresh()
+    assert session.selected == ["mlp"] and session.epochs["mlp"] == 7
+    assert (session.x["mlp"], session.y["mlp"]) == ("x_val", "y_val")
+    variables["cnn"] = net((4, 4, 1), 3, "mse")
+    session.refresh()
+    assert "cnn" in session.models and session.x["cnn"] == "x_cnn"
+
+
+def test_random_data_stays_chosen(session):
+    session.x = session.x | {"mlp": ""}
+    session.refresh()
+    assert session.x["mlp"] == ""
+
+
+def trained_weights(variables, names=("cnn", "mlp")):
+    return [weight for name in names for weight in variables[name].get_weights()]
+
+
+def fresh_weights(variables):
+    """Lets the models begin as they were made; recompiled, for fresh optimizers."""
+    for name in ("cnn", "mlp"):
+        model = variables[name]
+        variables[name] = other = keras.models.clone_model(model)
+        keras.utils.set_random_seed(5)
+        other.set_weights([np.random.normal(size=w.shape) * 0.3 for w in model.get_weights()])
+        other.compile("adam", model.loss)
+    keras.utils.set_random_seed(11)
+
+
+@pytest.mark.parametrize("layout", ["joined", "grouped", "replicated"])
+@pytest.mark.parametrize("way", ["python", "separate"])
+def test_training_equals_the_code_shown(session, variables, layout, way):
+    if way == "separate" and layout != "joined":
+        pytest.skip("separate fits of these are compared in tests/parity")
+    session.layout = layout
+    session.group_factor = session.group_factor | {"mlp": 2}
+    session.replicas = session.replicas | {"mlp": 2}
+    fresh_weights(variables)
+    session.train()
+    assert session.wait(120) and not session.errors, session.errors
+    ours, history = trained_weights(variables), variables["history"]
+    code = session.code
+    fresh_weights(variables)
+    if way == "python":
+        exec(code.replace("\n)", "\n    verbose=0,\n)"), variables)
+        theirs = variables["history"]
+    else:
+        val = (variables["x_val"], variables["y_val"])
+        theirs = {
+            "cnn": variables["cnn"].fit(
+                variables["x_cnn"], variables["y_cnn"], epochs=2, verbose=0, shuffle=True
+            )
+        }
+        if BACKEND != "tensorflow":  # there each fit takes the next seed, not the same
+            keras.utils.set_random_seed(11)
+        theirs["mlp"] = variables["mlp"].fit(
+            variables["x_mlp"], variables["y_mlp"], epochs=3, verbose=0, validation_data=val
+        )
+    tolerance = {"rtol": 1e-5, "atol": 1e-6}
+    if way == "python":
+        for mine, other in zip(ours, trained_weights(variables), strict=True):
+            np.testing.assert_allclose(mine, other, **tolerance)
+    for name in ("cnn", "mlp"):
+        assert history[name].history.keys() == theirs[name].history.keys()
+        assert len(history[name].epoch) == len(theirs[name].epoch)
+
+
+def test_the_cell_shown_passes_what_the_code_passes(session):
+    session.layout = "grouped"
+    session.group_factor = session.group_factor | {"mlp": 2}
+    head, first, second = session.cell.strip().splitlines()
+    assert head == "%%cohost --group-factor mlp=2 -o history"
+    assert first == "cnn.fit(x_cnn, y_cnn, batch_size=32, epochs=2)"
+    assert second == (
+        "mlp.fit(x_mlp, y_mlp, batch_size=32, epochs=3, validation_data=(x_val, y_val));"
+    )
+
+
+def test_curves_and_progress_tell_the_whole_history(session):
+    session.train()
+    assert session.wait(120)
+    assert session.message.startswith("Trained after")
+    pd.testing.assert_frame_equal(
+        session.curves.sort_values(list(session.curves), ignore_index=True),
+        session.history.frame.sort_values(list(session.curves), ignore_index=True),
+    )
+    member = session.progress["members"]["mlp"]
+    assert member["fraction"] == 1 and member["epoch"] == "3/3"
+    assert member["metrics"]["val_loss"] == pytest.approx(
+        session.history["mlp"].history["val_loss"][-1]
+    )
+
+
+def test_training_runs_off_the_main_thread_and_stops(session, variables):
+    session.epochs = LONG
+    session.train()
+    assert session.status == "training"
+    with pytest.raises(CohortError, match="Received: training"):
+        session.train()
+    until(lambda: session.curves is not None and len(session.curves) > 3)
+    before = trained_weights(variables)
+    session.stop()
+    assert session.wait(30) and session.message.startswith("Stopped after")
+    history = variables["history"]
+    assert all(1 <= len(history[name].epoch) < 100_000 for name in ("cnn", "mlp"))
+    assert any((a != b).any() for a, b in zip(before, trained_weights(variables), strict=True))
+    assert not session.errors.get("benchmark")
+    session.epochs = {"cnn": 1, "mlp": 1}
+    session.train()  # and once more
+    assert session.wait(60) and not session.errors
+
+
+def test_stop_before_the_first_step_is_not_forgotten(session, variables):
+    session.epochs = LONG
+    session.train()
+    session.stop()
+    assert session.wait(60)
+    assert all(len(variables["history"][name].epoch) == 1 for name in ("cnn", "mlp"))
+
+
+def test_a_second_session_has_to_wait(session, variables):
+    other = kc.CohostSession(variables, selected=["mlp"])
+    session.epochs = LONG
+    session.train()
+    with pytest.raises(CohortError, match="one training or benchmark at a time"):
+        other.train()
+    assert other.errors["train"] and other.status == "idle"
+    session.stop()
+    assert session.wait(60)
+    other.train()
+    assert other.wait(60) and not other.errors
+
+
+def test_the_default_policy_of_the_notebook_holds_in_the_thread(session, variables):
+    seen = {}
+
+    class Spy(layers.Layer):
+        def build(self, shape):
+            seen["policy"] = keras.config.dtype_policy().name
+            seen["thread"] = threading.current_thread()
+
+        def call(self, x):
+            return x
+
+    variables["lazy"] = keras.Sequential([Spy(), layers.Dense(1)])
+    variables["lazy"].compile("adam", "mse")
+    keras.config.set_dtype_policy("float16")
+    try:
+        session.refresh()
+        session.selected = ["lazy"]
+        session.x, session.y = {"lazy": "x_mlp"}, {"lazy": "y_mlp"}
+        session.train()
+        assert session.wait(60)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert seen["policy"] == "float16" and seen["thread"] is not threading.main_thread()
+
+
+def test_benchmark_then_use_and_suggest(session, variables):
+    before = trained_weights(variables)
+    session.budget_s = 1.0
+    session.benchmark()
+    assert session.status == "benchmarking"
+    assert session.wait(300) and not session.errors, session.errors
+    assert list(session.result.frame["layout"]) == ["separate", "joined", "grouped", "replicated"]
+    for old, new in zip(before, trained_weights(variables), strict=True):
+        np.testing.assert_array_equal(old, new)
+    session.use_layout("replicated")
+    assert session.layout == "replicated" and session.factors == {"cnn": 2, "mlp": 2}
+    session.use_layout("grouped")
+    grouped = session.result.members.query("layout == 'grouped'")
+    assert session.factors == dict(zip(grouped["member"], grouped["batches"], strict=True))
+    session.suggest()
+    assert min(session.factors.values()) == 1
+
+
+def test_a_stopped_benchmark_leaves_the_models(session, variables):
+    before = trained_weights(variables)
+    session.benchmark()
+    session.stop()
+    assert session.wait(120) and session.message == "Stopped; the models are as they were."
+    assert session.result is None
+    for old, new in zip(before, trained_weights(variables), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_suggest_equalises_the_epochs(session):
+    session.suggest()
+    assert session.layout == "grouped" and session.factors == {"cnn": 1, "mlp": 2}
+    assert session.effective_batch_size == {"cnn": 32, "mlp": 64}
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "words"),
+    [
+        ("models", {"selected": []}, "There are: cnn, mlp, raw"),
+        ("models", {"selected": ["raw"]}, "compile"),
+        ("data", {"x": {"cnn": "", "mlp": "x_mlp"}}, "Member 'cnn': expected data"),
+        ("train", {"output": "not a name"}, "variable's name"),
+        ("train", {"output": "x_cnn"}, "is free"),
+    ],
+)
+def test_what_is_missing_is_said_where_it_is(session, variables, where, change, words):
+    for trait, value in change.items():
+        setattr(session, trait, value)
+    with pytest.raises(CohortError, match="(?i)" + words.replace("(", r"\(")):
+        session.train()
+    assert words.lower() in session.errors[where].lower() and session.status == "idle"
+    assert "history" not in variables
+
+
+def test_a_name_that_is_no_models_is_refused(session):
+    with pytest.raises(CohortError, match=r"Received: 'cmn'\. Did you mean 'cnn'?"):
+        session.selected = ["mlp", "cmn"]
+    assert session.selected == ["cnn", "mlp"]
+
+
+def test_a_layout_that_there_is_not_is_refused(session):
+    assert set(session.impossible) == {"stacked", "auto"}
+    with pytest.raises(traitlets.TraitError, match="not stacked yet"):
+        session.layout = "stacked"
+
+
+def test_a_failure_while_training_is_told_and_loses_nothing(session, variables):
+    class Failing(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1)
+
+        def call(self, x):
+            raise RuntimeError("broken on purpose")
+
+    variables["broken"] = Failing()
+    variables["broken"].compile("adam", "mse")
+    session.refresh()
+    session.selected = ["mlp", "broken"]
+    session.x = session.x | {"broken": "x_mlp"}
+    session.y = session.y | {"broken": "y_mlp"}
+    session.train()
+    assert session.wait(60) and session.status == "idle"
+    assert "broken on purpose" in session.errors["train"]
+    assert "'broken'" in session.errors["train"]
+    session.selected = ["mlp"]
+    session.train()
+    assert session.wait(60) and not session.errors
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")  # Keras's, of `fit`
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.data is TensorFlow's")
+def test_datasets_are_offered_with_their_own_batches(session, variables):
+    import tensorflow as tf
+
+    pairs = (variables["x_mlp"], variables["y_mlp"])
+    variables["ds"] = tf.data.Dataset.from_tensor_slices(pairs).batch(16)
+    session.refresh()
+    assert "ds" in session.x_options("mlp") and "ds" not in session.x_options("cnn")
+    session.selected = ["mlp"]
+    session.x = session.x | {"mlp": "ds"}
+    assert session.y["mlp"] == "" and session.effective_batch_size == {"mlp": None}
+    session.train()
+    assert session.wait(60) and not session.errors
+    assert len(variables["history"]["mlp"].epoch) == 3
