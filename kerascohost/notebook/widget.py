@@ -566,13 +566,11 @@ class _Train(_Part):
         return self._lines[name]
 
     def _show_status(self, change: Any = None) -> None:
-        super()._show_status(change)
-        if change is None:
-            return
-        if change.new == "training":
-            self._message.value = self._table.value = ""
+        if change is not None and change.new == "training":
             self._is_training = True
-        elif change.new == "idle" and self._is_training:
+            self._message.value = self._table.value = ""
+        super()._show_status(change)
+        if change is not None and change.new == "idle" and self._is_training:
             self._is_training = False
             self._message.value = html.escape(self.session.message)
             if self.session.history is not None:
