@@ -605,7 +605,7 @@ class _Code(_Part):
 
     def make(self) -> Iterable[widgets.Widget]:
         self._python, self._cell = (
-            widgets.Textarea(description=text, layout=widgets.Layout(width="100%"))
+            widgets.Textarea(description=text, layout=widgets.Layout(width="98%"))
             for text in ("Python", "or a cell")
         )
         about = "This does what Train does. Click into it, select all, copy."
