@@ -170,12 +170,12 @@ def test_curves_and_progress_tell_the_whole_history(session):
 
 def test_training_runs_off_the_main_thread_and_stops(session, variables):
     session.epochs = LONG
+    before = trained_weights(variables)
     session.train()
     assert session.status == "training"
     with pytest.raises(CohortError, match="Received: training"):
         session.train()
     until(lambda: session.curves is not None and len(session.curves) > 3)
-    before = trained_weights(variables)
     session.stop()
     assert session.wait(30) and session.message.startswith("Stopped after")
     history = variables["history"]

@@ -13,7 +13,6 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
-from playwright.sync_api import sync_playwright
 
 # What cannot be reached in a test, or is JupyterLab's own.
 _NOT_OURS = ("favicon", "Failed to load resource", "ResizeObserver")
@@ -86,6 +85,8 @@ def _wait_for(address, process, log):
 @contextlib.contextmanager
 def browser_page(width=1200, height=1400):
     """A page; when the block ends, no error of ours may have been reported on it."""
+    from playwright.sync_api import sync_playwright  # not installed wherever this is imported
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=_BROWSER,
