@@ -52,12 +52,12 @@ class CohortHistory(Mapping):
         `metric` has no `val_` prefix.
         """
         rows = [
-            (member, epoch, metric.removeprefix("val_"), _split(metric), value)
+            plotting.row(member, epoch, metric, value)
             for member, history in self.items()
             for metric, values in getattr(history, "history", {}).items()
             for epoch, value in zip(self._epochs(member, len(values)), values, strict=True)
         ]
-        return pd.DataFrame(rows, columns=["member", "epoch", "metric", "split", "value"])
+        return pd.DataFrame(rows, columns=plotting.COLUMNS)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -106,7 +106,3 @@ class CohortHistory(Mapping):
         """What IPython shows in a terminal."""
         text = self.table.to_string(float_format="{:.4g}".format, na_rep="")
         printer.text(text if len(self) else repr(self))
-
-
-def _split(metric: str) -> str:
-    return "val" if metric.startswith("val_") else "train"

@@ -16,6 +16,9 @@ from kerascohost.errors import CohortError
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("", "o")  # a second sign once the colours are used up
 
+# Of the table of losses.
+COLUMNS = ["member", "epoch", "metric", "split", "value"]
+
 # More curves than this cannot be told apart: they are drawn alike, with their median.
 MOST_NAMED = 12
 
@@ -59,17 +62,23 @@ def plot_losses(
     return ax
 
 
+def row(member: str, epoch: int, name: str, value: Any) -> tuple[str, int, str, str, Any]:
+    """A row of the table, for a metric by the name that a `History` has for it."""
+    split = "val" if name.startswith("val_") else "train"
+    return (member, epoch, name.removeprefix("val_"), split, value)
+
+
 def _as_frame(history: Any) -> pd.DataFrame:
     if isinstance(history, pd.DataFrame):
         return history
     if hasattr(history, "frame"):
         return history.frame
     rows = [
-        ("", epoch, name.removeprefix("val_"), "val" if name.startswith("val_") else "train", value)
+        row("", epoch, name, value)
         for name, values in history.history.items()
         for epoch, value in zip(history.epoch[-len(values) :], values, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["member", "epoch", "metric", "split", "value"])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _draw_each(ax: Axes, chosen: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ import keras
 import pandas as pd
 import traitlets
 
-from kerascohost import errors
+from kerascohost import errors, plotting
 from kerascohost.benchmark import LAYOUTS as BENCHMARKED
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.cohort import LAYOUTS as COHORT_LAYOUTS
@@ -64,6 +64,7 @@ class CohostSession(traitlets.HasTraits):
         replicas: For each model, to how many batches it is applied in a step when replicated.
         budget_s: Seconds that a benchmark may take.
         output: The variable that gets the `CohortHistory`.
+        work: What was begun last: `"benchmark"` or `"train"`.
         status: `"idle"`, `"benchmarking"`, `"training"` or `"stopping"`.
         progress: For the work that is done: `fraction`, `text`, and when training, by name, each
             model's `fraction`, `epoch` and `metrics`.
@@ -102,6 +103,7 @@ class CohostSession(traitlets.HasTraits):
     replicas = traitlets.Dict()
     budget_s = traitlets.Float(20.0, min=1.0)
     output = traitlets.Unicode("history")
+    work = traitlets.Unicode(read_only=True)
     status = traitlets.Unicode("idle", read_only=True)
     progress = traitlets.Dict(read_only=True)
     curves = traitlets.Instance(pd.DataFrame, allow_none=True, read_only=True)
@@ -164,11 +166,16 @@ class CohostSession(traitlets.HasTraits):
         if self.validation.get(name) not in validations:
             aside = [names for names in validations if _is_put_aside(names)]
             self.validation = self.validation | {name: aside[0] if aside else ()}
-        for trait, value in (("batch_size", 32), ("epochs", 5), ("group_factor", 1)):
+        defaults = {"batch_size": 32, "epochs": 5, "group_factor": 1, "replicas": 1}
+        for trait, value in defaults.items():
             if name not in getattr(self, trait):
-                setattr(self, trait, getattr(self, trait) | {name: value})
-        if name not in self.replicas:
-            self.replicas = self.replicas | {name: 1}
+                self.choose(trait, {name: value})
+
+    def choose(self, trait: str, values: Mapping[str, Any]) -> None:
+        """Sets what a trait holds for some models, by name; `"factors"`: the chosen layout's."""
+        if trait == "factors":
+            trait = "replicas" if self.layout == "replicated" else "group_factor"
+        setattr(self, trait, getattr(self, trait) | values)
 
     def x_options(self, name: str) -> list[str]:
         """The names of data that fit a model's inputs, the likeliest first; `""`: random data."""
@@ -263,8 +270,7 @@ class CohostSession(traitlets.HasTraits):
             else:
                 found = suggest_group_factors(self._steps_of_an_epoch())
             chosen = {name: min(found[name], most[name]) for name in self.selected}
-            trait = "replicas" if self.layout == "replicated" else "group_factor"
-            setattr(self, trait, getattr(self, trait) | chosen)
+            self.choose("factors", chosen)
             if self.layout == "joined":
                 self.layout = "grouped"
 
@@ -296,11 +302,9 @@ class CohostSession(traitlets.HasTraits):
                 )
             rows = self.result.members[self.result.members["layout"] == layout]
             counts = dict(zip(rows["member"], rows["batches"].astype(int), strict=True))
-            if layout == "grouped":
-                self.group_factor = self.group_factor | counts
-            elif layout == "replicated":
-                self.replicas = self.replicas | counts
             self.layout = layout
+            if layout in ("grouped", "replicated"):
+                self.choose("factors", counts)
 
     # Work
 
@@ -445,6 +449,7 @@ class CohostSession(traitlets.HasTraits):
             raise CohortError("Expected one training or benchmark at a time. Received: a second.")
         self.stops = 0
         self.set_trait("message", "")
+        self.set_trait("work", where)
         self.set_trait("status", status)
         self._thread = threading.Thread(
             target=self._work, args=(where, work, shown), name=f"kerascohost-{status}", daemon=True
@@ -581,9 +586,7 @@ class _Live:
             "fraction": fraction,
             "text": f"{100 * fraction:.0f} %",
             "members": members,
-            "curves": pd.DataFrame(
-                list(self.rows), columns=["member", "epoch", "metric", "split", "value"]
-            ),
+            "curves": pd.DataFrame(list(self.rows), columns=plotting.COLUMNS),
         }
 
     @staticmethod
@@ -627,5 +630,4 @@ class _SessionProgress(Progress):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._live.update(epoch=epoch + 1, logs=dict(logs or {}))
         for metric, value in (logs or {}).items():
-            split = "val" if metric.startswith("val_") else "train"
-            self._rows.append((self._name, epoch, metric.removeprefix("val_"), split, value))
+            self._rows.append(plotting.row(self._name, epoch, metric, value))

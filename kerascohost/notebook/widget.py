@@ -31,7 +31,7 @@ _STYLE = """<style>
 .kerascohost { font-size: var(--jp-ui-font-size1); color: var(--jp-ui-font-color1); }
 .kerascohost h4 { margin: 0.9em 0 0.2em; font-size: 1em; }
 .kerascohost-grid { overflow-x: auto; }
-.kerascohost-grid .widget-label:not(.kerascohost-cell)
+.kerascohost-grid .widget-label
   { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .kerascohost-grid .widget-checkbox .widget-label, .kerascohost-grid .widget-html > .widget-label
   { display: none; }
@@ -102,7 +102,7 @@ class CohostWidget(widgets.VBox):
             layout=widgets.Layout(width="100%"),
         )
         self.add_class("kerascohost")
-        self.session.observe(self._publish, ["status", "result", "history"])
+        self.session.observe(self._publish, "status")
         self._follow = _follower(weakref.ref(self))
         if shell:
             shell.events.register("post_run_cell", self._follow)
@@ -220,7 +220,7 @@ class _Part(widgets.VBox):
 
         def changed(change: Any) -> None:
             if not self._quiet:
-                setattr(self.session, trait, getattr(self.session, trait) | {name: change.new})
+                self.session.choose(trait, {name: change.new})
 
         control.observe(changed, "value")
         self.controls.append(control)
@@ -412,15 +412,9 @@ class _Layout(_Part):
             slider = widgets.IntSlider(min=1, readout=False, layout=_full())
             number = _number(description=f"factor of {name}", layout=_full())
             for control in (slider, number):
-                control.observe(lambda change: self._set_factor(name, change.new), "value")
-                self.controls.append(control)
+                self.bind(control, "factors", name)
             self._factors[name] = (slider, number, _cell(""))
         return self._factors[name]
-
-    def _set_factor(self, name: str, value: int) -> None:
-        if not self._quiet:
-            trait = "replicas" if self.session.layout == "replicated" else "group_factor"
-            setattr(self.session, trait, getattr(self.session, trait) | {name: value})
 
     def is_usable(self, control: Any) -> bool:
         usable = super().is_usable(control)
@@ -444,8 +438,7 @@ class _Benchmark(_Part):
         self._stop = self.button("Stop benchmark", self.session.stop, disabled=True)
         self._bar = widgets.FloatProgress(max=1.0, layout=_hidden("16em"))
         self._text = widgets.HTML()
-        self._table = widgets.HTML()
-        self._table.add_class("kerascohost-table")
+        self._table = _table()
         self._picture = _image()
         self._use = self.button("Use this layout", self.session.use_layout, layout=_hidden())
         self._drawn: Any = None
@@ -461,7 +454,7 @@ class _Benchmark(_Part):
     def update(self) -> None:
         session = self.session
         self._budget.value = round(session.budget_s)
-        if session.status in ("benchmarking", "stopping") and "members" not in session.progress:
+        if session.status != "idle" and session.work == "benchmark":
             self._bar.value = session.progress.get("fraction", 0.0)
             self._text.value = html.escape(session.progress.get("text", ""))
         result = session.result
@@ -482,16 +475,9 @@ class _Benchmark(_Part):
         if change.new == "benchmarking":
             self._bar.layout.display = None
             self._text.value = "starting"
-        elif change.new == "idle" and "benchmarking" in (change.old, self._was(change)):
+        elif change.new == "idle" and self.session.work == "benchmark":
             self._bar.layout.display = "none"
             self._text.value = html.escape(self.session.message)
-        self._last = change.new if change.new != "stopping" else self._was(change)
-
-    _last = ""
-
-    def _was(self, change: Any) -> str:
-        """What was stopped."""
-        return self._last if change.old == "stopping" else change.old
 
     def is_usable(self, control: Any) -> bool:
         if control is self._stop:
@@ -529,8 +515,7 @@ class _Train(_Part):
         self._lines: dict[str, tuple] = {}
         self._message = widgets.HTML()
         self._picture = _image()
-        self._table = widgets.HTML()
-        self._table.add_class("kerascohost-table")
+        self._table = _table()
         self._drawn: Any = None
         return [
             _wrapped([train, self._stop, self._output]),
@@ -566,21 +551,19 @@ class _Train(_Part):
         return self._lines[name]
 
     def _show_status(self, change: Any = None) -> None:
-        if change is not None and change.new == "training":
-            self._is_training = True
-            self._message.value = self._table.value = ""
         super()._show_status(change)
-        if change is not None and change.new == "idle" and self._is_training:
-            self._is_training = False
+        if change is None:
+            return
+        if change.new == "training":
+            self._message.value = self._table.value = ""
+        elif change.new == "idle" and self.session.work == "train":
             self._message.value = html.escape(self.session.message)
             if self.session.history is not None:
                 self._table.value = self.session.history._repr_html_()
 
-    _is_training = False
-
     def is_usable(self, control: Any) -> bool:
         if control is self._stop:
-            return self.session.status in ("training", "stopping") and self._is_training
+            return self.session.status != "idle" and self.session.work == "train"
         return super().is_usable(control)
 
     def _set_output(self, change: Any) -> None:
@@ -653,6 +636,12 @@ def _cell(text: Any, muted: bool = False) -> widgets.HTML:
     escaped = html.escape(str(text))
     made = widgets.HTML(f"<span class='kerascohost-muted'>{escaped}</span>" if muted else escaped)
     made.layout.margin = "0"
+    return made
+
+
+def _table() -> widgets.HTML:
+    made = widgets.HTML()
+    made.add_class("kerascohost-table")
     return made
 
 
