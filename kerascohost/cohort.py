@@ -14,8 +14,7 @@ from kerascohost.history import CohortHistory
 from kerascohost.member import Member, Run
 from kerascohost.progress import Progress
 from kerascohost.scheduler import Scheduler, Task
-
-LAYOUTS = ("joined",)
+from kerascohost.stacks import LAYOUTS
 
 # `fit`'s arguments and defaults, which are Keras's.
 _FIT_DEFAULTS: dict[str, Any] = {
@@ -97,7 +96,7 @@ class Cohort:
             for name, model in named.items()
         }
         self._check_separate(("optimizer", _optimizers))
-        self._scheduler = Scheduler()
+        self._scheduler = Scheduler(layout)
 
     @property
     def members(self) -> dict[str, keras.Model]:

@@ -13,6 +13,7 @@ from kerascohost import errors, programs
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
 from kerascohost.programs import Chunk
 from kerascohost.programs import data as keras_data
+from kerascohost.progress import Progress
 
 _BATCH_HOOKS = {
     "train": ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"),
@@ -31,6 +32,8 @@ class Want:
         start: The first batch of the chunk to take.
         stop: The batch before which it must look up.
         limited: Whether callbacks want to look up after few steps, all through its training.
+        begins: Whether the model's metrics have been reset since its last steps.
+        watched: Whether somebody may look at the model, or change it, after these steps.
     """
 
     kind: str
@@ -38,6 +41,8 @@ class Want:
     start: int
     stop: int
     limited: bool
+    begins: bool = False
+    watched: bool = True
 
 
 Batches = ArrayBatches | StreamBatches
@@ -255,6 +260,7 @@ class Member:
         stop = "stop_training" if kind == "train" else "stop_evaluating"
         if getattr(self.model, stop):  # set before the epoch's first step, it ends the epoch there
             limit = self.model.steps_per_execution
+        watched = _is_watched(self.model, dispatch)
         logs: Any = {}
         step = 0
         # Hooks come in the rhythm of `steps_per_execution`, however chunks and turns fall.
@@ -266,7 +272,9 @@ class Member:
                 until = chunk.stop
                 if limit:
                     until = min(until, position + limit - step % limit)
-                done, logs = yield Want(kind, chunk, position, until, limited=bool(limit))
+                done, logs = yield Want(
+                    kind, chunk, position, until, bool(limit), begins=step == 0, watched=watched
+                )
                 position, step = position + done, step + done
                 if limit and step % limit:
                     continue
@@ -352,6 +360,13 @@ def _looks_at_batches(callback: keras.callbacks.Callback, kind: str) -> bool:
         or getattr(type(callback), hook) is not getattr(keras.callbacks.Callback, hook)
         for hook in _BATCH_HOOKS[kind]
     )
+
+
+def _is_watched(model: keras.Model, dispatch: keras.callbacks.CallbackList) -> bool:
+    """Whether anything but logs is looked at between steps, or at the end of the training."""
+    ours = (keras.callbacks.History, Progress)
+    has_last_weights = getattr(model.optimizer, "use_ema", False)
+    return has_last_weights or not all(isinstance(c, ours) for c in dispatch.callbacks)
 
 
 def _finalize(model: keras.Model) -> None:

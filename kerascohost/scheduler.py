@@ -12,6 +12,8 @@ from kerascohost import errors, programs
 from kerascohost.member import Member, Run, Want
 from kerascohost.programs import Work, eager
 from kerascohost.progress import Progress
+from kerascohost.programs.stacking import NotStackable
+from kerascohost.stacks import Seat, Stacks
 
 # A turn should last about this long (in seconds): short enough for Stop and the progress bars,
 # long enough for the dispatch of a call not to be felt.
@@ -34,9 +36,17 @@ class Task:
 
 
 class Scheduler:
-    """Runs tasks side by side, and keeps the programs that it made for their members."""
+    """Runs tasks side by side, and keeps the programs that it made for their members.
 
-    def __init__(self) -> None:
+    Args:
+        layout: `"joined"`, `"stacked"` or `"auto"`, see `Stacks`.
+
+    Attributes:
+        stacks: Which members are stacked.
+    """
+
+    def __init__(self, layout: str = "joined") -> None:
+        self.stacks = Stacks(layout)
         self._members: dict[str, Member] = {}
         self._programs: dict[tuple, list[_Program]] = {}
         self._state_bytes: dict[str, tuple[Any, int]] = {}
@@ -75,13 +85,31 @@ class Scheduler:
             What was asked of the program, and what came of it: for each member its logs, or the
             exception that it raised; members that are missing have done nothing yet.
         """
-        for program, names in self._programs_for(wants):
+        calls, rest = self.stacks.split(wants)
+        for seat, names in calls:
+            program = self._stack_program(seat, wants[names[0]].kind)
+            works = self._in_step(program, {name: wants[name] for name in names})
+            yield works, self._call_stack(seat, program, works)
+        for program, names in self._programs_for(rest):
             works = self._works(program, {name: wants[name] for name in names})
             yield works, self._call(program, works)
 
     def admit(self, member: Member) -> None:
         """Makes `member` known under its name, perhaps instead of another one."""
         self._members[member.name] = member
+
+    @staticmethod
+    def _stack_program(seat: Seat, kind: str) -> "_Program":
+        if kind not in seat.programs:
+            seat.programs[kind] = _Program(kind, seat.members, seat.program(kind))
+        return seat.programs[kind]
+
+    def _call_stack(self, seat: Seat, program: "_Program", works: dict[str, Work]) -> dict:
+        try:
+            return self._call(program, works)
+        except NotStackable as error:  # found out while tracing: the next turn does without
+            self.stacks.dissolve(seat, error)
+            return {}
 
     def _programs_for(self, wants: dict[str, Want]) -> list[tuple["_Program", list[str]]]:
         """The programs that do what the members want next, each with the members it serves.
@@ -147,7 +175,16 @@ class Scheduler:
         """As many steps for each member as it and time allow."""
         most = program.steps_per_turn()
         return {
-            name: Work(want.chunk, want.start, min(want.stop, want.start + most))
+            name: Work(want.chunk, want.start, min(want.stop, want.start + most), want.begins)
+            for name, want in wants.items()
+        }
+
+    def _in_step(self, program: "_Program", wants: dict[str, Want]) -> dict[str, Work]:
+        """As many steps as all members and time allow: equally many for each."""
+        most = min(want.stop - want.start for want in wants.values())
+        most = min(most, program.steps_per_turn())
+        return {
+            name: Work(want.chunk, want.start, want.start + most, want.begins)
             for name, want in wants.items()
         }
 
@@ -157,8 +194,8 @@ class Scheduler:
         except BaseException as error:
             if not program.has_run:  # perhaps not even traced: the next turn must begin anew
                 self._forget(program)
-            if not isinstance(error, Exception):  # an interrupt
-                raise
+            if not isinstance(error, Exception) or isinstance(error, NotStackable):
+                raise  # an interrupt, or for `_call_stack`
             if len(works) == 1:
                 errors.attributed(error, next(iter(works)))
             if errors.is_attributed(error):  # while tracing, before any step was taken
@@ -181,6 +218,7 @@ class Scheduler:
             The members' logs, or the exceptions that they raise on their own.
         """
         outcomes: dict[str, Any] = {}
+        self.stacks.bring_home(works)
         for name, work in works.items():
             try:
                 program = _Program(kind, [self._members[name]])
@@ -201,32 +239,48 @@ class _Tasks:
         self._wants: dict[str, Want] = {}
         self._arriving: deque[Task] = deque()
         self._bars: list[Progress] = []
+        self._ending: list[tuple[str, Any]] = []
 
     def run(self, tasks: Iterable[Task]) -> None:
         self._arriving.extend(tasks)
         try:
             while self._arriving or self._wants:
-                while self._arriving:
-                    self._begin(self._arriving.popleft())
+                self._begin_all()
                 for works, outcomes in self._scheduler.turn(dict(self._wants)):
+                    self._show_models(outcomes)
                     for name, outcome in outcomes.items():
                         self._advance(name, works[name], outcome)
+                    self._end_all()
         finally:
+            self._scheduler.stacks.bring_home(self._active)
             for task in [*self._active.values(), *self._arriving]:
                 task.run.close()
                 task.member.close()
             for bar in self._bars:
                 bar.close()
 
-    def _begin(self, task: Task) -> None:
-        self._scheduler.admit(task.member)
-        self._active[task.member.name] = task
-        self._bars.append(task.bar)
-        self._resume(task.member.name, None)
+    def _begin_all(self) -> None:
+        while self._arriving:
+            task = self._arriving.popleft()
+            self._scheduler.admit(task.member)
+            self._active[task.member.name] = task
+            self._bars.append(task.bar)
+            self._resume(task.member.name, None)
+            self._end_all()
+        members = [task.member for task in self._active.values()]
+        self._scheduler.stacks.arrange(members)
+
+    def _show_models(self, outcomes: dict[str, Any]) -> None:
+        """Lets models have their own state where callbacks may look at it, or a run has failed."""
+        self._scheduler.stacks.bring_home(
+            name
+            for name, outcome in outcomes.items()
+            if self._wants[name].watched or isinstance(outcome, Exception)
+        )
 
     def _advance(self, name: str, work: Work, outcome: Any) -> None:
         if isinstance(outcome, Exception):
-            self._end(name, outcome)
+            self._ending.append((name, outcome))
             return
         steps = work.stop - work.start
         self._active[name].bar.advance(self._wants[name].kind, steps, outcome)
@@ -237,9 +291,14 @@ class _Tasks:
             with errors.about(name):
                 self._wants[name] = self._active[name].run.send(answer)
         except StopIteration as end:
-            self._end(name, end.value)
+            self._ending.append((name, end.value))
         except Exception as error:
-            self._end(name, error)
+            self._ending.append((name, error))
+
+    def _end_all(self) -> None:
+        self._scheduler.stacks.bring_home(name for name, _ in self._ending)
+        while self._ending:
+            self._end(*self._ending.pop(0))
 
     def _end(self, name: str, outcome: Any) -> None:
         self._wants.pop(name, None)
@@ -258,13 +317,13 @@ class _Program:
         signatures: For each member that it serves, what it was made for.
     """
 
-    def __init__(self, kind: str, members: list[Member]):
+    def __init__(self, kind: str, members: list[Member], run: Any = None):
         backend = programs.backend_module()
         is_eager = backend.execution(members[0].model) == "eager"
         make = eager.Program if is_eager else backend.Program
         self.kind = kind
         self.signatures: dict[str, tuple] = {}
-        self._run = make(kind, members)
+        self._run = run or make(kind, members)
         self.is_protected = self._run.is_protected
         self._calls = 0
         self._seconds_per_step = 0.0

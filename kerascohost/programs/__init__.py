@@ -7,6 +7,11 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 - `Program(kind, members)`: the members' steps of one kind, traced into one compiled function;
   calling it with `Work` for some or all of them returns their logs. Where its `is_protected` is
   true, a call that fails leaves all of them as they were before it;
+- `StackProgram(kind, members, stack, rows)`: the same for a stack, whose state is in `Rows`, see
+  `stacking`; `None` where nothing can be stacked;
+- `STACKS_OWN_STEPS`: whether a stack may train models with a `train_step` of their own;
+- `stacks_badly(model)`: why models like this one are expected to be slower stacked than joined, or
+  `None`;
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
 - `FINALIZES_AFTER_FAILURE`: whether `fit` hands its model over (averaged weights taken up) also
   when it fails or is interrupted, as Keras's does on JAX only;
@@ -38,6 +43,9 @@ from keras.src.backend import compute_output_spec
 # state of the members when a step fails would cost time and memory.
 FUSED_STATE_LIMIT = 64 * 2**20
 
+# A member with more state than this (in bytes) is not stacked, for the same reason.
+STACKED_STATE_LIMIT = 16 * 2**20
+
 
 @dataclasses.dataclass
 class Chunk:
@@ -62,11 +70,16 @@ class Chunk:
 
 @dataclasses.dataclass
 class Work:
-    """What a program is to do for one member: take the batches `start` to `stop` of a chunk."""
+    """What a program is to do for one member: take the batches `start` to `stop` of a chunk.
+
+    Attributes:
+        begins: Whether the model's metrics have been reset since its last steps.
+    """
 
     chunk: Chunk
     start: int
     stop: int
+    begins: bool = False
 
 
 def backend_module() -> ModuleType:

@@ -18,6 +18,7 @@ from kerascohost.programs.replicas import applied_in_pieces
 
 COMPILES_PER_SHAPE = True
 FINALIZES_AFTER_FAILURE = True
+STACKS_OWN_STEPS = True
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,

@@ -17,6 +17,8 @@ from kerascohost.programs.eager import Program as Program
 
 COMPILES_PER_SHAPE = False
 FINALIZES_AFTER_FAILURE = False
+STACKS_OWN_STEPS = False
+StackProgram = None
 
 
 def build(model: keras.Model, batch: Any) -> bool:

@@ -1,0 +1,291 @@
+"""Stacks on TensorFlow: the prototype's step over tensors, by `tf.vectorized_map`, in a loop."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+from kerascohost.programs import Work, stacking, vectorized
+from kerascohost.programs.stacking import NotStackable, Stack
+
+
+class Rows(stacking.Rows):
+    """See `stacking.Rows`; the arrays are `tf.Variable`s."""
+
+    def __init__(self, stack: Stack, models: Sequence[keras.Model]):
+        super().__init__(stack, models)
+        size = len(stack.names)
+        self.values = [
+            tf.Variable(tf.zeros((size, *v.shape), v.dtype), trainable=False)
+            for v in stack.variables[0]
+        ]
+
+    def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        everything = len(rows) == len(self.stack.names)
+        for i in positions:
+            own = tf.stack([_read(self.stack.variables[row][i]) for row in rows])
+            if everything:
+                self.values[i].assign(own)
+            else:
+                self.values[i].scatter_update(tf.IndexedSlices(own, tf.constant(rows)))
+
+    def store(self, rows: Sequence[int]) -> None:
+        for i, stacked in enumerate(self.values):
+            chosen = tf.gather(stacked, rows)
+            for row, value in zip(rows, tf.unstack(chosen), strict=True):
+                _write(self.stack.variables[row][i], value)
+
+
+def _read(variable: keras.Variable) -> tf.Tensor:
+    """Its value. (`raw_ops`: a stack has hundreds of variables, and this takes half the time.)"""
+    return tf.raw_ops.ReadVariableOp(resource=variable.value.handle, dtype=variable.value.dtype)
+
+
+def _write(variable: keras.Variable, value: tf.Tensor) -> None:
+    tf.raw_ops.AssignVariableOp(resource=variable.value.handle, value=value)
+
+
+class Program:
+    """The steps of one kind of a stack, traced once for all members and once for some of them.
+
+    Args:
+        kind: `"train"` or `"test"`.
+        members: The members, in the stack's order.
+        stack: The stack.
+        rows: Its state.
+    """
+
+    is_protected = True  # as rows are only written when all steps are done
+
+    def __init__(self, kind: str, members: Sequence[Any], stack: Stack, rows: Rows):
+        self.kind = kind
+        self._models = [member.model for member in members]
+        self._stack = stack
+        self._rows = rows
+        self._functions: dict[tuple, Any] = {}
+        own = stack.variables[0]
+        metrics = {id(v) for v in self._models[0].metrics_variables}
+        changing = metrics | {id(v) for v in self._models[0].non_trainable_variables}
+        self._metrics = [i for i, v in enumerate(own) if id(v) in metrics]
+        self._changing = [i for i, v in enumerate(own) if kind == "train" or id(v) in changing]
+
+    def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
+        """Runs the steps asked for in `works`, equally many for each of its members.
+
+        Returns:
+            For each member of `works`, its metrics as NumPy arrays.
+
+        Raises:
+            NotStackable: If the step cannot be vectorised; nothing has been done then.
+        """
+        names = list(works)
+        structure, data = stacking.stacked_batches(list(works.values()))
+        data = [tf.convert_to_tensor(leaf) for leaf in data]
+        function = self._function_for(names, structure, data)
+        begun = [name for name, work in works.items() if work.begins]
+        self._rows.fetch(names, begun)
+        rows = self._rows.rows(names)
+        logs = function(data, tf.constant(rows), tf.constant(len(data[0])))
+        return stacking.logs_by_member(names, rows, logs, self._models)
+
+    def _function_for(self, names: list[str], structure: Any, data: list[tf.Tensor]) -> Any:
+        everyone = names == self._stack.names
+        key = (everyone, repr(structure), tuple((t.dtype, *t.shape[3:]) for t in data))
+        if key not in self._functions:
+            size = len(names) if everyone else None
+            specs = [tf.TensorSpec((None, size, None, *t.shape[3:]), t.dtype) for t in data]
+            run = functools.partial(self._run, structure, everyone)
+            traced = tf.function(run, autograph=False)
+            try:
+                with vectorized.rules(len(self._stack.names)):
+                    self._functions[key] = traced.get_concrete_function(
+                        specs, tf.TensorSpec((size,), tf.int32), tf.TensorSpec((), tf.int32)
+                    )
+            except Exception as error:
+                raise NotStackable(_first_line(error)) from error
+        return self._functions[key]
+
+    def _run(
+        self,
+        structure: Any,
+        everyone: bool,
+        data: list[tf.Tensor],
+        rows: tf.Tensor,
+        steps: tf.Tensor,
+    ) -> Any:
+        def chosen(stacked: Any) -> tf.Tensor:
+            return tf.convert_to_tensor(stacked) if everyone else tf.gather(stacked, rows)
+
+        values = [chosen(value) for value in self._rows.values]
+        lifted = [chosen(tf.constant(own, tf.float64)) for own in self._stack.values]
+        step = self._step()
+
+        def body(i: tf.Tensor, *changing: tf.Tensor) -> list[tf.Tensor]:
+            now = _replaced(values, self._changing, changing)
+            batch = [leaf[i] for leaf in data]
+            return [i + 1, *_map(functools.partial(step, structure), now, lifted, batch)]
+
+        with contextlib.ExitStack() as stateless:
+            for optimizer in _optimizers(self._models[0]) if self.kind == "train" else ():
+                stateless.enter_context(_stateless(optimizer, self._models[0]))
+            _, *changing = tf.while_loop(
+                lambda i, *_: i < steps, body, [0, *(values[i] for i in self._changing)]
+            )
+        values = _replaced(values, self._changing, changing)
+        logs = _map(self._results, [values[i] for i in self._metrics], [], [], fallback=True)
+        with tf.control_dependencies(changing):
+            for i, value in zip(self._changing, changing, strict=True):
+                if everyone:
+                    self._rows.values[i].assign(value)
+                else:
+                    self._rows.values[i].scatter_update(tf.IndexedSlices(value, rows))
+        return logs
+
+    def _step(self) -> Callable:
+        """`step(structure, values, lifted, batch)`, for one member; returns the changing values."""
+        model, variables = self._models[0], self._stack.variables[0]
+        own_step = _train_step if self.kind == "train" else _test_step
+
+        def step(structure: Any, values: list, lifted: list, batch: list) -> list[tf.Tensor]:
+            data = stacking.unflattened(structure, batch)
+            mapping = list(zip(variables, values, strict=True))
+            with (
+                stacking.lifted(self._stack, lifted, tf.cast),
+                keras.StatelessScope(mapping, collect_losses=True) as scope,
+            ):
+                own_step(model, scope, data)
+            strangers = set(scope.state_mapping) - {id(v) for v in variables}
+            if strangers:
+                raise NotStackable("changes a variable which the model does not track")
+            return [scope.get_current_value(variables[i]) for i in self._changing]
+
+        if model.jit_compile:
+            return tf.function(step, jit_compile=True, autograph=False)
+        return step
+
+    def _results(self, values: list, *_: Any) -> Any:
+        own = self._stack.variables[0]
+        mapping = [(own[i], value) for i, value in zip(self._metrics, values, strict=True)]
+        with keras.StatelessScope(mapping):
+            return self._models[0].get_metrics_result()
+
+
+_CONVOLUTIONS = (
+    keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3D,
+    keras.layers.Conv3DTranspose,
+    keras.layers.ConvLSTM1D,
+    keras.layers.ConvLSTM2D,
+    keras.layers.ConvLSTM3D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv2D,
+)
+
+
+def stacks_badly(model: keras.Model) -> str | None:
+    """Why models like this one are expected to be slower stacked than joined, or `None`.
+
+    On a CPU, a convolution over images by weights of each member's own costs a product of large
+    matrices and the copies to make them (8 small CNNs on 2 cores: a third of the speed of joined).
+    """
+    convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
+    if convolves and not tf.config.list_logical_devices("GPU"):
+        return "convolutions over images are faster joined on a CPU"
+    return None
+
+
+def _map(step: Callable, values: list, lifted: list, batch: list, fallback: bool = False) -> Any:
+    return tf.vectorized_map(
+        lambda given: step(*given), (values, lifted, batch), fallback_to_while_loop=fallback
+    )
+
+
+def _replaced(values: list, positions: Sequence[int], others: Sequence[Any]) -> list:
+    values = list(values)
+    for i, other in zip(positions, others, strict=True):
+        values[i] = other
+    return values
+
+
+def _train_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> None:
+    """What `keras.Model.train_step` does on TensorFlow, with the variables of a stateless scope.
+
+    `_call_has_training_arg`, `_compute_loss`, `_loss_tracker`: what Keras's own step uses. Its
+    gradient is by the variables themselves, which in the scope are tensors.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    weights = model.trainable_variables
+    tensors = [scope.get_current_value(variable) for variable in weights]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        y_pred = model(x, training=True) if model._call_has_training_arg else model(x)
+        loss = model._compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+        )
+        model._loss_tracker.update_state(loss, sample_weight=_samples(x))
+        loss = model.optimizer.scale_loss(loss)
+    gradients = tape.gradient(loss, tensors)
+    dense = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+    model.optimizer.apply(dense, weights)
+    model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def _test_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> None:
+    """What `keras.Model.test_step` does on TensorFlow; see `_train_step`."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    y_pred = model(x, training=False) if model._call_has_training_arg else model(x)
+    loss = model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False
+    )
+    model._loss_tracker.update_state(loss, sample_weight=_samples(x))
+    model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def _samples(x: Any) -> tf.Tensor:
+    return tf.shape(next(leaf for leaf in tree.flatten(x) if leaf is not None))[0]
+
+
+def _optimizers(model: keras.Model) -> list[TFOptimizer]:
+    """The model's optimizer, and the one that it may wrap."""
+    inner = getattr(model.optimizer, "inner_optimizer", None)
+    return [model.optimizer] if inner is None else [model.optimizer, inner]
+
+
+@contextlib.contextmanager
+def _stateless(optimizer: TFOptimizer, model: keras.Model) -> Iterator[None]:
+    """Within the block the optimizer works on tensors, as Keras's optimizers do elsewhere.
+
+    Keras's `TFOptimizer` overrides what every optimizer has with operations on `tf.Variable`s, and
+    knows variables by a key that it asks of them; see its `stateless_apply`.
+    """
+    overridden = [
+        name
+        for name, method in vars(TFOptimizer).items()
+        if callable(method) and hasattr(BaseOptimizer, name) and not name.startswith("__")
+    ]
+    keys = {id(variable): optimizer._var_key(variable) for variable in model.trainable_variables}
+    own = vars(optimizer)
+    before = dict(own)
+    for name in {*overridden} - {"_clip_by_norm"}:
+        own[name] = getattr(BaseOptimizer, name).__get__(optimizer)
+    own["_var_key"] = lambda variable: keys[id(variable)]
+    try:
+        yield
+    finally:
+        for name in (*overridden, "_var_key"):
+            own.pop(name, None)
+            if name in before:
+                own[name] = before[name]
+
+
+def _first_line(error: Exception) -> str:
+    """The reason in a line; TensorFlow tells the whole graph."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+

@@ -1,0 +1,560 @@
+"""Who may stack: models that compute the same from other numbers.
+
+A stack trains its members by one vectorised step, traced from the first of them, its prototype. So
+the members must be twins: what their steps compute may differ in nothing but the values of
+variables (weights, optimizer state, metrics, seeds, learning rates) and in Python floats, which are
+lifted: where members have different ones, the prototype's are replaced by a value per member while
+its step is traced.
+"""
+
+import contextlib
+import functools
+import hashlib
+import types
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerascohost import programs
+from kerascohost.programs import Work
+
+# Attributes of Keras's objects that do not decide what a step computes. Private ones are Keras's
+# (and, from `_self_` on, TensorFlow's) own bookkeeping: names, what was saved or compiled before,
+# the calls that a layer has been part of, and keys that hold the identity of an object.
+_IRRELEVANT = frozenset(
+    "name _name _path _parent_path history build quantize stop_training stop_evaluating "
+    "stop_predicting train_function test_function predict_function call_signature_parameters "
+    "_tracker _tracked _lock _auto_config _compile_config _build_shapes_dict _call_signature "
+    "_called _compiled_trainable_state _nodes _inbound_nodes _outbound_nodes _loss_ids _losses _losses_override "
+    "_initial_epoch _eval_epoch_iterator _epoch_iterator _jax_state _jax_state_synced "
+    "_saved_model_arg_spec _saved_model_inputs_spec _trainable_variables_indices "
+    "_exclude_from_weight_decay _exclude_from_weight_decay_cache "
+    "_exclude_from_weight_decay_pattern _distribution_strategy _distribute_strategy "
+    "_y_pred_build_structure _y_true_build_structure _self_name_based_restores "
+    "_self_saveable_object_factories _self_setattr_tracking _self_update_uid "
+    "_self_unconditional_checkpoint_dependencies _self_unconditional_deferred_dependencies "
+    "_self_unconditional_dependency_names".split()
+)
+# Attributes that only begin something: its effect is in the variables of a built model.
+_BEGINNINGS = frozenset({"seed", "_initial_seed"})
+_PRIMITIVE = (bool, int, complex, str, bytes, type(None), type(Ellipsis), range, slice)
+_IDENTICAL = (type, types.ModuleType, types.BuiltinFunctionType, np.dtype, np.ufunc)
+
+
+class NotStackable(Exception):
+    """Why some models cannot be trained by one vectorised step, in words."""
+
+
+class Slot:
+    """A place that holds a Python float: an attribute, or an item of a list or dict.
+
+    Args:
+        path: Where it is, as a user would write it.
+        holder: The dict or list.
+        key: The key or index.
+
+    Attributes:
+        refused: Whether what stands there has to be a Python number. (An exception that says so
+            may not arrive: Keras raises another one in its place, to add where it happened.)
+    """
+
+    def __init__(self, path: str, holder: Any, key: Any):
+        self.path = path
+        self.holder = holder
+        self.key = key
+        self.refused = False
+
+    @property
+    def value(self) -> Any:
+        """What stands there now."""
+        return self.holder[self.key]
+
+    @contextlib.contextmanager
+    def holding(self, value: Any) -> Iterator[None]:
+        """Lets something else stand there within the block."""
+        own = self.holder[self.key]
+        self.holder[self.key] = value
+        try:
+            yield
+        finally:
+            self.holder[self.key] = own
+
+
+class Anatomy:
+    """All that decides what a model's steps compute.
+
+    Two models may stack if their `tokens` are equal.
+
+    Args:
+        model: A compiled and built model.
+
+    Attributes:
+        tokens: `(path, what is there)` for everything but floats and the values of variables.
+        slots: The places of the floats.
+        variables: The model's variables, in an order that twins share.
+
+    Raises:
+        NotStackable: If the model holds something that cannot be compared.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.tokens: list[tuple[str, Hashable]] = []
+        self.slots: list[Slot] = []
+        self.variables = programs.variables(model)
+        self._seen: dict[int, int] = {}
+        self._kept: list[Any] = []  # an object that is gone could leave its id to another one
+        self._own = {id(variable) for variable in self.variables}
+        for i, variable in enumerate(self.variables):
+            self._visit(f"variable {i}", variable)
+        self._walk_optimizer(model)
+        self._visit("model", model)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for twins, and only for them."""
+        return tuple(self.tokens)
+
+    def _walk_optimizer(self, model: keras.Model) -> None:
+        """What an optimizer leaves out of weight decay, which it keeps by names and identities.
+
+        `_use_weight_decay`: only it tells.
+        """
+        optimizer = model.optimizer
+        if getattr(optimizer, "weight_decay", None) is None or not optimizer.built:
+            return
+        decayed = tuple(map(optimizer._use_weight_decay, model.trainable_variables))
+        self.tokens.append(("optimizer.exclude_from_weight_decay", decayed))
+
+    def _visit(self, path: str, thing: Any) -> None:
+        if isinstance(thing, _PRIMITIVE):
+            self._note(path, (type(thing).__name__, thing))
+        elif isinstance(thing, float):
+            self._note(path, ("float", thing))  # not in a place where it can be replaced
+        elif isinstance(thing, _IDENTICAL) or _is_module_function(thing):
+            self._note(path, ("object", thing))
+        elif id(thing) in self._seen:
+            self._note(path, ("seen", self._seen[id(thing)]))
+        else:
+            self._seen[id(thing)] = len(self._seen)
+            self._kept.append(thing)
+            self._open(path, thing)
+
+    def _note(self, path: str, token: Hashable) -> None:
+        self.tokens.append((path, token))
+
+    def _open(self, path: str, thing: Any) -> None:
+        """Notes what kind of object this is, and visits its parts."""
+        if isinstance(thing, keras.Variable):
+            self._open_variable(path, thing)
+        elif isinstance(thing, keras.initializers.Initializer):
+            self._note(path, "initializer")  # of a model that has been built: its work is done
+        elif isinstance(thing, (list, tuple, set, frozenset)):
+            self._open_sequence(path, thing)
+        elif isinstance(thing, Mapping) or hasattr(thing, "items") and hasattr(thing, "keys"):
+            self._open_mapping(path, thing)
+        elif isinstance(thing, types.FunctionType):
+            self._open_function(path, thing)
+        elif isinstance(thing, types.MethodType):
+            self._note(path, "method")
+            self._visit(path, thing.__func__)
+            self._visit(path, thing.__self__)
+        elif isinstance(thing, functools.partial):
+            self._note(path, "partial")
+            self._visit(path, [thing.func, thing.args, thing.keywords])
+        elif isinstance(thing, (np.ndarray, np.generic)) or keras.ops.is_tensor(thing):
+            self._open_array(path, thing)
+        elif hasattr(thing, "__dict__"):
+            self._open_object(path, thing)
+        else:
+            raise NotStackable(f"holds a {type(thing).__name__} at `{path}`, which is not compared")
+
+    def _open_variable(self, path: str, variable: keras.Variable) -> None:
+        if id(variable) not in self._own:
+            raise NotStackable(f"holds a variable at `{path}` which the model does not track")
+        shape = tuple(variable.shape)
+        kind = (shape, variable.dtype, variable.trainable, variable.overwrite_with_gradient)
+        self._note(path, ("variable", kind))
+        self._visit(f"{path}.regularizer", variable.regularizer)
+        self._visit(f"{path}.constraint", variable.constraint)
+
+    def _open_sequence(self, path: str, things: Any) -> None:
+        if isinstance(things, (set, frozenset)):
+            if not all(isinstance(thing, _PRIMITIVE) for thing in things):
+                raise NotStackable(f"holds a set of objects at `{path}`, which is not compared")
+            self._note(path, ("set", frozenset(things)))
+            return
+        self._note(path, ("tuple" if isinstance(things, tuple) else "list", len(things)))
+        for i, thing in enumerate(things):
+            self._visit_item(f"{path}[{i}]", things, i, thing)
+
+    def _open_mapping(self, path: str, things: Any) -> None:
+        self._note(path, ("dict", len(things)))
+        for i, (key, thing) in enumerate(things.items()):
+            is_plain = isinstance(key, _PRIMITIVE)
+            if is_plain:
+                self._note(path, ("key", key))
+            else:
+                self._visit(f"{path} (key {i})", key)
+            self._visit_item(f"{path}[{key!r}]" if is_plain else f"{path} ({i})", things, key, thing)
+
+    def _open_object(self, path: str, thing: Any) -> None:
+        self._note(path, ("a", type(thing)))
+        of_keras = type(thing).__module__.partition(".")[0] == "keras"
+        is_keras = of_keras or isinstance(thing, _KERAS)
+        attributes = vars(thing)
+        for name in sorted(attributes):
+            value = attributes[name]
+            if is_keras and name in _IRRELEVANT or of_keras and name in _BEGINNINGS:
+                continue
+            if name == "output_names" and of_keras and len(value or ()) == 1:
+                continue  # the history of a model with one output does not tell its name
+            self._visit_item(f"{path}.{name.lstrip('_')}", attributes, name, value)
+
+    def _visit_item(self, path: str, holder: Any, key: Any, thing: Any) -> None:
+        if isinstance(thing, float) and not isinstance(holder, tuple):
+            self._note(path, "a float")
+            self.slots.append(Slot(path, holder, key))
+        else:
+            self._visit(path, thing)
+
+    def _open_function(self, path: str, function: types.FunctionType) -> None:
+        self._note(path, ("function", function.__code__, id(function.__globals__)))
+        self._visit(f"{path}.__defaults__", function.__defaults__)
+        self._visit(f"{path}.__kwdefaults__", function.__kwdefaults__)
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        ):
+            self._visit(f"{path} ({name})", _content(cell))
+
+    def _open_array(self, path: str, array: Any) -> None:
+        values = np.asarray(keras.ops.convert_to_numpy(array))
+        if values.dtype == object:
+            raise NotStackable(f"holds an array of objects at `{path}`, which is not compared")
+        digest = hashlib.sha256(values.tobytes()).hexdigest()
+        self._note(path, ("array", values.shape, values.dtype.str, digest))
+
+
+_KERAS = (
+    keras.Layer,
+    keras.optimizers.Optimizer,
+    keras.losses.Loss,
+    keras.metrics.Metric,
+    keras.optimizers.schedules.LearningRateSchedule,
+)
+
+
+def _is_module_function(thing: Any) -> bool:
+    """Whether this is a function that exists once, so that its identity tells what it does."""
+    return isinstance(thing, types.FunctionType) and thing.__closure__ is None and (
+        "<locals>" not in thing.__qualname__ and "<lambda>" not in thing.__qualname__
+    )
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # of a name that has no value yet
+        return None
+
+
+class Stack:
+    """Twins: models that are trained by one vectorised step.
+
+    Args:
+        names: The names of the members.
+        anatomies: Their anatomies.
+        lifted: The positions, among the slots, of the floats that members have different ones of.
+
+    Attributes:
+        names: The members, in the order of their rows.
+        variables: For each member its variables, in an order that all share.
+        slots: The prototype's places for the lifted floats.
+        values: For each of `slots`, the members' values.
+    """
+
+    def __init__(self, names: Sequence[str], anatomies: Sequence[Anatomy], lifted: Sequence[int]):
+        self.names = list(names)
+        self.variables = [anatomy.variables for anatomy in anatomies]
+        self.slots = [anatomies[0].slots[i] for i in lifted]
+        self.values = [[anatomy.slots[i].value for anatomy in anatomies] for i in lifted]
+
+    @property
+    def lifted(self) -> dict[str, list[float]]:
+        """What differs inside the stack beyond variables: a value per member, by its place."""
+        return {slot.path: values for slot, values in zip(self.slots, self.values, strict=True)}
+
+
+def alike(
+    models: Mapping[str, keras.Model], solid: Callable[[str], bool] = lambda path: False
+) -> tuple[list[Stack], dict[str, str]]:
+    """Sorts models into stacks.
+
+    Args:
+        models: Compiled and built models by name.
+        solid: Tells, for the path of a float, whether it cannot be lifted.
+
+    Returns:
+        The stacks of two and more models, and why each of the other models is in none.
+    """
+    anatomies: dict[str, Anatomy] = {}
+    reasons: dict[str, str] = {}
+    for name, model in models.items():
+        try:
+            anatomies[name] = Anatomy(model)
+        except NotStackable as error:
+            reasons[name] = str(error)
+    groups: dict[Hashable, list[str]] = {}
+    for name, anatomy in anatomies.items():
+        fixed = tuple(slot.value for slot in anatomy.slots if solid(slot.path))
+        groups.setdefault((anatomy.key, fixed), []).append(name)
+    stacks = []
+    for names in groups.values():
+        if len(names) == 1:
+            reasons[names[0]] = _difference(names[0], anatomies)
+        else:
+            members = [anatomies[name] for name in names]
+            stacks.append(Stack(names, members, _differing(members)))
+    return stacks, reasons
+
+
+def _differing(anatomies: Sequence[Anatomy]) -> list[int]:
+    columns = zip(*([slot.value for slot in a.slots] for a in anatomies), strict=True)
+    return [i for i, values in enumerate(columns) if len(set(values)) > 1]
+
+
+def _difference(name: str, anatomies: Mapping[str, Anatomy]) -> str:
+    """In what this model differs from the one that is most like it."""
+    own = anatomies[name].tokens
+    nearest: tuple[int, str] = (-1, "the only model that could be stacked")
+    for other, anatomy in anatomies.items():
+        if other == name:
+            continue
+        pairs = zip(own, anatomy.tokens, strict=False)
+        at = next((i for i, (mine, its) in enumerate(pairs) if mine != its), None)
+        if at is None:
+            at = min(len(own), len(anatomy.tokens)) - 1
+        if at > nearest[0]:
+            nearest = (at, f"differs from {other!r} at `{own[at][0]}`")
+    return nearest[1]
+
+
+class Lifted:
+    """A Python float that is another one in each member, while the step of all is traced.
+
+    It takes part in arithmetic as a tensor does. Comparisons are made for all members at once; they
+    must agree, as Python can only go one way.
+
+    Args:
+        slot: Where it stands.
+        tensor: One member's value, seen by the vectorised step.
+        values: All members' values.
+        convert: `convert(tensor, dtype)`: the tensor in another dtype.
+    """
+
+    def __init__(self, slot: Slot, tensor: Any, values: Sequence[float], convert: Callable):
+        self.slot = slot
+        self.tensor = tensor
+        self.values = values
+        self._convert = convert
+
+    def as_tensor(self, dtype: Any = None) -> Any:
+        """The value as a tensor; of Keras's default float type unless told."""
+        return self._convert(self.tensor, dtype or keras.config.floatx())
+
+    def __jax_array__(self) -> Any:
+        return self.as_tensor()
+
+    def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> Any:
+        return self.as_tensor(dtype)
+
+    def _like(self, other: Any) -> Any:
+        """This value in the dtype of what it meets."""
+        if isinstance(other, Lifted):
+            return self.as_tensor(), other.as_tensor()
+        dtype = getattr(other, "dtype", None)
+        return self.as_tensor(dtype), other
+
+    def _agreed(self, outcomes: list[bool]) -> bool:
+        if len(set(outcomes)) > 1:
+            raise self._refusal("decides how to compute, and members differ")
+        return outcomes[0]
+
+    def _refusal(self, why: str) -> NotStackable:
+        self.slot.refused = True
+        return NotStackable(f"`{self.slot.path}` {why}")
+
+    def __bool__(self) -> bool:
+        return self._agreed([bool(value) for value in self.values])
+
+    def __float__(self) -> float:
+        raise self._refusal("is used as a Python number")
+
+    def __neg__(self) -> Any:
+        return -self.as_tensor()
+
+    __hash__ = None  # type: ignore[assignment]  # what is a key must not change
+
+
+def _arithmetic(name: str, swapped: bool) -> Callable:
+    def operate(self: Lifted, other: Any) -> Any:
+        mine, its = self._like(other)
+        one, two = (its, mine) if swapped else (mine, its)
+        return getattr(keras.ops, name)(one, two)
+
+    return operate
+
+
+def _comparison(name: str) -> Callable:
+    def compare(self: Lifted, other: Any) -> Any:
+        if other is None:
+            return name == "__ne__"
+        if isinstance(other, Lifted):
+            pairs = zip(self.values, other.values, strict=True)
+        elif isinstance(other, (int, float)):
+            pairs = ((value, other) for value in self.values)
+        else:
+            return NotImplemented
+        return self._agreed([getattr(float(a), name)(float(b)) for a, b in pairs])
+
+    return compare
+
+
+for _name, _operation in {
+    "add": "add",
+    "sub": "subtract",
+    "mul": "multiply",
+    "truediv": "true_divide",
+    "pow": "power",
+}.items():
+    setattr(Lifted, f"__{_name}__", _arithmetic(_operation, swapped=False))
+    setattr(Lifted, f"__r{_name}__", _arithmetic(_operation, swapped=True))
+for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
+    setattr(Lifted, _name, _comparison(_name))
+
+
+@contextlib.contextmanager
+def lifted(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[None]:
+    """Within the block the prototype has lifted values where the members' floats differ.
+
+    Args:
+        stack: The stack.
+        tensors: One member's values, for each of the stack's slots.
+        convert: As in `Lifted`.
+    """
+    with contextlib.ExitStack() as entered:
+        for slot, tensor, values in zip(stack.slots, tensors, stack.values, strict=True):
+            entered.enter_context(slot.holding(Lifted(slot, tensor, values, convert)))
+        yield
+
+
+class Rows:
+    """The state of a stack while it trains: each variable of all members in one array.
+
+    A member's row is fetched from its own variables before it is trained, and brought home when
+    somebody may look at the model or change it. In between the model's own variables are old.
+
+    Args:
+        stack: The stack.
+        models: Its models.
+    """
+
+    def __init__(self, stack: Stack, models: Sequence[keras.Model]):
+        self.stack = stack
+        self._row = {name: i for i, name in enumerate(stack.names)}
+        self._away: set[str] = set()
+        metrics = {id(variable) for variable in models[0].metrics_variables}
+        self._metrics = [i for i, v in enumerate(stack.variables[0]) if id(v) in metrics]
+        self._all = list(range(len(stack.variables[0])))
+
+    def rows(self, names: Sequence[str]) -> list[int]:
+        """The rows of these members."""
+        return [self._row[name] for name in names]
+
+    def fetch(self, names: Sequence[str], begun: Sequence[str]) -> None:
+        """Gets the rows that are still at home.
+
+        Args:
+            names: The members that are to be trained or tested.
+            begun: Those of them whose metrics have been reset since they were fetched.
+        """
+        missing = [name for name in names if name not in self._away]
+        reset = [name for name in begun if name in self._away]
+        if missing:
+            self.load(self.rows(missing), self._all)
+        if reset:
+            self.load(self.rows(reset), self._metrics)
+        self._away |= set(missing)
+
+    def bring_home(self, names: Sequence[str]) -> None:
+        """Gives these members their own variables back, if they are away."""
+        away = [name for name in names if name in self._away]
+        if away:
+            self.store(self.rows(away))
+            self._away -= set(away)
+
+    def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Copies the variables at `positions` of these members into their rows."""
+        raise NotImplementedError
+
+    def store(self, rows: Sequence[int]) -> None:
+        """Copies these rows into the members' variables."""
+        raise NotImplementedError
+
+
+def stacked_batches(works: Sequence[Work]) -> tuple[Any, list[Any]]:
+    """The batches of several members, which are of one shape and equally many.
+
+    Returns:
+        The structure of a batch, for `unflattened`, and its arrays as `(steps, members, rows, ...)`.
+    """
+    parts = [
+        [leaf[work.start : work.stop] for leaf in tree.flatten(work.chunk.data) if leaf is not None]
+        for work in works
+    ]
+    stack = np.stack if isinstance(parts[0][0], np.ndarray) else keras.ops.stack
+    arrays = [stack(leaves, axis=1) for leaves in zip(*parts, strict=True)]
+    return tree.map_structure(lambda leaf: leaf is not None, works[0].chunk.data), arrays
+
+
+def unflattened(structure: Any, leaves: Sequence[Any]) -> Any:
+    """The leaves of a batch put back into the structure that `stacked_batches` returned."""
+    remaining = iter(leaves)
+    return tree.map_structure(lambda there: next(remaining) if there else None, structure)
+
+
+def logs_by_member(
+    names: Sequence[str], rows: Sequence[int], logs: Any, models: Sequence[keras.Model]
+) -> dict[str, Any]:
+    """Each member's own logs.
+
+    Args:
+        names: The members.
+        rows: Their rows.
+        logs: The prototype's logs, each of them an array with an item for each of `names`.
+        models: The models of the stack.
+    """
+    logs = tree.map_structure(keras.ops.convert_to_numpy, logs)
+    by_member = {}
+    for i, (name, row) in enumerate(zip(names, rows, strict=True)):
+        own = tree.map_structure(lambda leaf, i=i: leaf[i], logs)
+        by_member[name] = _renamed(own, models[0], models[row])
+    return by_member
+
+
+def _renamed(logs: Any, prototype: keras.Model, model: keras.Model) -> Any:
+    """Logs by the names of this model's metrics: unless told, Keras numbers some of them."""
+    if _metric_names(prototype) == _metric_names(model) or not isinstance(logs, dict):
+        return logs
+    return dict(zip(model.get_metrics_result(), logs.values(), strict=True))
+
+
+def _metric_names(model: keras.Model) -> list[str]:
+    return [metric.name for metric in _with_parts(model.metrics)]
+
+
+def _with_parts(metrics: Sequence[Any]) -> list[Any]:
+    """Metrics, and those that one of them (`compile`'s metrics) is made of."""
+    return [part for m in metrics for part in (m, *_with_parts(getattr(m, "metrics", [])))]

@@ -1,0 +1,176 @@
+"""The stacks of a cohort: which members are trained by one vectorised step, and which are not."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from keras import tree
+
+from kerascohost import programs
+from kerascohost.member import Member, Want
+from kerascohost.programs import stacking
+
+LAYOUTS = ("joined", "stacked", "auto")
+
+
+class Seat:
+    """A stack at work: its members, its state, and whom it can serve.
+
+    Attributes:
+        stack: The stack.
+        members: Its members, in its order.
+        rows: Its state.
+        programs: Its programs by kind; the scheduler's.
+    """
+
+    def __init__(self, stack: stacking.Stack, members: Sequence[Member]):
+        self.stack = stack
+        self.members = list(members)
+        self.rows = programs.backend_module().Rows(stack, [member.model for member in members])
+        self.programs: dict[str, Any] = {}
+
+    def program(self, kind: str) -> Any:
+        """A backend's program for steps of this kind."""
+        make = programs.backend_module().StackProgram
+        return make(kind, self.members, self.stack, self.rows)
+
+
+class Stacks:
+    """Sorts the members of a cohort into stacks, and keeps them there while they can be.
+
+    Args:
+        layout: `"stacked"`: all that can be stacked is; `"auto"`: where it is expected to be faster
+            than joined; `"joined"`: nothing is.
+    """
+
+    def __init__(self, layout: str):
+        self.layout = layout
+        self.seats: list[Seat] = []
+        self.reasons: dict[str, str] = {}
+        self._seat_of: dict[str, Seat] = {}
+        self._stamps: dict[str, tuple] = {}
+        self._members: dict[str, Member] = {}
+        self._solid: set[str] = set()
+
+    def arrange(self, members: Iterable[Member]) -> None:
+        """Finds a place for those members that have none, or that have been compiled anew."""
+        if self.layout == "joined":
+            return
+        fresh = [m for m in members if self._stamps.get(m.name) != _stamp(m)]
+        for seat in {self._seat_of[m.name] for m in fresh if m.name in self._seat_of}:
+            self._leave(seat)
+            fresh += [m for m in seat.members if m not in fresh]
+        self._members |= {member.name: member for member in fresh}
+        self._stamps |= {member.name: _stamp(member) for member in fresh}
+        self._place(fresh)
+
+    def _leave(self, seat: Seat) -> None:
+        seat.rows.bring_home(seat.stack.names)
+        self.seats.remove(seat)
+        for name in seat.stack.names:
+            del self._seat_of[name]
+
+    def _place(self, members: Sequence[Member]) -> None:
+        models = {}
+        for member in members:
+            obstacle = _obstacle(member)
+            if obstacle is None:
+                models[member.name] = member.model
+            else:
+                self.reasons[member.name] = obstacle
+        stacks, alone = stacking.alike(models, self._solid.__contains__)
+        self.reasons |= alone
+        for stack in stacks:
+            seated = [self._members[name] for name in stack.names]
+            slow = self._expected_slow(seated)
+            if slow is not None:
+                self.reasons |= dict.fromkeys(stack.names, slow)
+                continue
+            seat = Seat(stack, seated)
+            self.seats.append(seat)
+            for name in stack.names:
+                self.reasons.pop(name, None)
+                self._seat_of[name] = seat
+
+    def _expected_slow(self, members: Sequence[Member]) -> str | None:
+        if self.layout != "auto":
+            return None
+        return programs.backend_module().stacks_badly(members[0].model)
+
+    def dissolve(self, seat: Seat, error: Exception) -> None:
+        """Gives up a stack whose step could not be traced, or a lifted float that was the cause."""
+        names = seat.stack.names
+        self._leave(seat)
+        refused = {slot.path for slot in seat.stack.slots if slot.refused}
+        if seat.stack.slots:
+            self._solid |= refused or {slot.path for slot in seat.stack.slots}
+            self._place([self._members[name] for name in names])
+        else:
+            self.reasons |= dict.fromkeys(names, f"cannot be vectorised: {error}")
+
+    def split(self, wants: dict[str, Want]) -> tuple[list[tuple[Seat, list[str]]], dict[str, Want]]:
+        """The calls that stacks should make now, and the wants of all members that are in none.
+
+        Members of a stack are served together if they want steps of one kind with batches of one
+        shape. What few of them want, such as a last partial batch or a validation, is done first:
+        so all come to their full batches together again.
+        """
+        groups: dict[Seat, dict[tuple, list[str]]] = {}
+        rest: dict[str, Want] = {}
+        for name, want in wants.items():
+            seat = self._seat_of.get(name)
+            if seat is None or want.limited or want.kind == "predict":
+                rest[name] = want
+            else:
+                key = (want.kind == "train" and want.chunk.usual, want.kind, _shape(want))
+                groups.setdefault(seat, {}).setdefault(key, []).append(name)
+        calls = []
+        for seat, by_key in groups.items():
+            first = [key for key in by_key if not key[0]] or list(by_key)
+            calls += [(seat, by_key[key]) for key in first]
+        self.bring_home(rest)
+        return calls, rest
+
+    def bring_home(self, names: Iterable[str]) -> None:
+        """Gives these members their own variables back."""
+        by_seat: dict[Seat, list[str]] = {}
+        for name in names:
+            if name in self._seat_of:
+                by_seat.setdefault(self._seat_of[name], []).append(name)
+        for seat, seated in by_seat.items():
+            seat.rows.bring_home(seated)
+
+    def stack_of(self, name: str) -> int | None:
+        """The number of the stack that a member is in, from 1, or `None`."""
+        seat = self._seat_of.get(name)
+        return None if seat is None else self.seats.index(seat) + 1
+
+
+def _stamp(member: Member) -> tuple:
+    return (member.model, member.piece, *programs.compile_stamp(member.model))
+
+
+def _shape(want: Want) -> tuple:
+    """What batches must share to be stacked: their structure, and their arrays' shapes and types."""
+    leaves = [
+        None if leaf is None else (tuple(leaf.shape[1:]), str(leaf.dtype), type(leaf))
+        for leaf in tree.flatten(want.chunk.data)
+    ]
+    return (repr(tree.map_structure(lambda _: 0, want.chunk.data)), *leaves)
+
+
+def _obstacle(member: Member) -> str | None:
+    """Why this member can be in no stack, whatever the others are."""
+    backend = programs.backend_module()
+    if backend.StackProgram is None:
+        return "steps are not compiled on this backend"
+    if backend.execution(member.model) == "eager":
+        return "runs eagerly"
+    if member.piece:
+        return "is applied several times in a step (`replicas`)"
+    if not backend.STACKS_OWN_STEPS and any(
+        programs.has_own_step(member.model, kind) for kind in ("train", "test")
+    ):
+        return "has a `train_step`, `test_step` or metrics of its own"
+    if programs.state_bytes(member.model) > programs.STACKED_STATE_LIMIT:
+        return "is so large that a step costs far more than its dispatch"
+    return None
