@@ -15,6 +15,26 @@ from kerascohost import errors
 from kerascohost.programs import Chunk, Work, has_own_step, symbolic_build
 from kerascohost.programs.data import RowOrder, shuffled_rows
 from kerascohost.programs.replicas import applied_in_pieces
+from kerascohost.programs.stacked_jax import Program as StackProgram
+from kerascohost.programs.stacked_jax import Rows
+
+__all__ = [
+    "COMPILES_PER_SHAPE",
+    "FINALIZES_AFTER_FAILURE",
+    "STACKS_OWN_STEPS",
+    "Program",
+    "Rows",
+    "StackProgram",
+    "build",
+    "device_bytes",
+    "eager_step",
+    "execution",
+    "random_state",
+    "reset_device_peak",
+    "row_order",
+    "set_random_state",
+    "stacks_badly",
+]
 
 COMPILES_PER_SHAPE = True
 FINALIZES_AFTER_FAILURE = True
@@ -279,6 +299,13 @@ def execution(model: keras.Model) -> str:
         return "eager"
     convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
     return "step" if convolves and jax.default_backend() == "cpu" else "loop"
+
+
+def stacks_badly(model: keras.Model) -> str | None:
+    """Why models like this one are expected to be slower stacked than joined, or `None`."""
+    if execution(model) == "step":
+        return "convolutions run on one core inside a loop on a CPU"
+    return None
 
 
 def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:

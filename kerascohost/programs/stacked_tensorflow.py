@@ -25,30 +25,42 @@ class Rows(stacking.Rows):
             tf.Variable(tf.zeros((size, *v.shape), v.dtype), trainable=False)
             for v in stack.variables[0]
         ]
+        self._compiled: dict[str, Callable] = {}
 
     def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
-        everything = len(rows) == len(self.stack.names)
+        load = functools.partial(self._load, rows, positions)
+        self._run(f"load {len(positions)}", rows, load)
+
+    def _run(self, what: str, rows: Sequence[int], transfer: Callable) -> None:
+        if self.is_often(what, rows):
+            if what not in self._compiled:
+                self._compiled[what] = tf.function(transfer, autograph=False)
+            transfer = self._compiled[what]
+        transfer()
+
+    def _load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         for i in positions:
-            own = tf.stack([_read(self.stack.variables[row][i]) for row in rows])
-            if everything:
+            own = [_read(self.stack.variables[row][i]) for row in rows]
+            own = tf.raw_ops.Pack(values=own, axis=0)
+            if len(rows) == len(self.stack.names):
                 self.values[i].assign(own)
             else:
                 self.values[i].scatter_update(tf.IndexedSlices(own, tf.constant(rows)))
 
     def store(self, rows: Sequence[int]) -> None:
+        self._run("store", rows, functools.partial(self._store, rows))
+
+    def _store(self, rows: Sequence[int]) -> None:
         for i, stacked in enumerate(self.values):
-            chosen = tf.gather(stacked, rows)
-            for row, value in zip(rows, tf.unstack(chosen), strict=True):
-                _write(self.stack.variables[row][i], value)
+            values = tf.raw_ops.Unpack(value=stacked, num=len(self.stack.names), axis=0)
+            for row in rows:
+                variable = self.stack.variables[row][i].value
+                tf.raw_ops.AssignVariableOp(resource=variable.handle, value=values[row])
 
 
 def _read(variable: keras.Variable) -> tf.Tensor:
     """Its value. (`raw_ops`: a stack has hundreds of variables, and this takes half the time.)"""
     return tf.raw_ops.ReadVariableOp(resource=variable.value.handle, dtype=variable.value.dtype)
-
-
-def _write(variable: keras.Variable, value: tf.Tensor) -> None:
-    tf.raw_ops.AssignVariableOp(resource=variable.value.handle, value=value)
 
 
 class Program:

@@ -7,6 +7,7 @@ lifted: where members have different ones, the prototype's are replaced by a val
 its step is traced.
 """
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -450,6 +451,10 @@ def lifted(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[
         yield
 
 
+# The transfer of a whole stack that is the first to be compiled.
+_OFTEN = 3
+
+
 class Rows:
     """The state of a stack while it trains: each variable of all members in one array.
 
@@ -468,6 +473,7 @@ class Rows:
         metrics = {id(variable) for variable in models[0].metrics_variables}
         self._metrics = [i for i, v in enumerate(stack.variables[0]) if id(v) in metrics]
         self._all = list(range(len(stack.variables[0])))
+        self._transfers: collections.Counter = collections.Counter()
 
     def rows(self, names: Sequence[str]) -> list[int]:
         """The rows of these members."""
@@ -494,6 +500,13 @@ class Rows:
         if away:
             self.store(self.rows(away))
             self._away -= set(away)
+
+    def is_often(self, what: str, rows: Sequence[int]) -> bool:
+        """Whether transfers of the whole stack are so many that they are worth compiling."""
+        if len(rows) < len(self.stack.names):
+            return False
+        self._transfers[what] += 1
+        return self._transfers[what] >= _OFTEN
 
     def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies the variables at `positions` of these members into their rows."""
