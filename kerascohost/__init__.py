@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.capture import cohost
+from kerascohost.cloning import clones
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup
@@ -26,6 +27,7 @@ __all__ = [
     "GroupBatch",
     "UngroupBatch",
     "benchmark",
+    "clones",
     "cohost",
     "estimate_memory",
     "fuse",

@@ -12,6 +12,7 @@ from kerascohost.errors import CohortError
 from kerascohost.fusion import factors_of, named_models
 from kerascohost.history import CohortHistory
 from kerascohost.member import Member, Run
+from kerascohost.plan import Plan
 from kerascohost.progress import Progress
 from kerascohost.scheduler import Scheduler, Task
 from kerascohost.stacks import LAYOUTS
@@ -44,7 +45,10 @@ class Cohort:
         models: The compiled models: a dict from names to models, or a list of models, which then
             go by their own names. They may not share variables or optimizers; to apply one model
             several times, see `replicas`.
-        layout: `"joined"`: every member takes one batch in each step of the program.
+        layout: `"joined"`: each member's own step, side by side in one program. `"stacked"`:
+            members of one architecture are trained by one vectorised step, to floating-point
+            tolerance; the others are joined. `"auto"`: stacked where that is expected to be faster
+            on this backend, joined elsewhere. See `plan`.
         group_factor: How many batches of a member are merged into one step, for all members or as
             a dict from names (a member not named there: 1). The member ends as its own `fit` with a
             `batch_size` that many times larger.
@@ -115,6 +119,14 @@ class Cohort:
             {name: member.validated for name, member in self._members.items()},
         )
 
+    @property
+    def plan(self) -> Plan:
+        """Which member is stacked with which, and why others are joined."""
+        stacks = self._scheduler.stacks
+        members = list(self._members.values())
+        stacks.arrange(member for member in members if member.model.built)
+        return Plan([stacks.row(member) for member in members])
+
     def __repr__(self) -> str:
         return f"Cohort({', '.join(self._members)}, layout={self.layout!r})"
 
@@ -176,6 +188,10 @@ class Cohort:
         arguments = self._per_member(given)
         for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
             member.forget_history()
+        if self.layout != "joined":
+            self._scheduler.stacks.arrange(self._members.values())
+            if any(arguments[name]["verbose"] != 0 for name in arguments):
+                print(f"{self.layout}: {self.plan.summary}")
         self._run("train", arguments, lambda member, bar: member.training([bar]))
         return self.history
 

@@ -70,6 +70,7 @@ class Member:
         self.group_factor = group_factor
         self.replicas = replicas
         self.piece = 0
+        self.samples_per_step: int | None = None
         self.validated: list[int] = []
         self._group = group_factor * replicas
         self._fit: dict[str, Any] = {}
@@ -109,6 +110,7 @@ class Member:
             )
         self._train.reset()
         first = self._build(self._train)
+        self.samples_per_step = self._train.rows_per_step or _rows(first)
         if self.replicas > 1:
             self.piece = self._rows_per_replica(self._train, first)
 

@@ -101,11 +101,13 @@ class Stacks:
         names = seat.stack.names
         self._leave(seat)
         refused = {slot.path for slot in seat.stack.slots if slot.refused}
-        if seat.stack.slots:
+        self.reasons |= dict.fromkeys(names, f"cannot be vectorised: {error}")
+        if seat.stack.slots:  # members with the same floats may still be stacked
             self._solid |= refused or {slot.path for slot in seat.stack.slots}
+            known = dict(self.reasons)
             self._place([self._members[name] for name in names])
-        else:
-            self.reasons |= dict.fromkeys(names, f"cannot be vectorised: {error}")
+            if not refused:  # the floats were perhaps not the cause
+                self.reasons |= {n: known[n] for n in names if n not in self._seat_of}
 
     def split(self, wants: dict[str, Want]) -> tuple[list[tuple[Seat, list[str]]], dict[str, Want]]:
         """The calls that stacks should make now, and the wants of all members that are in none.
@@ -139,14 +141,30 @@ class Stacks:
         for seat, seated in by_seat.items():
             seat.rows.bring_home(seated)
 
-    def stack_of(self, name: str) -> int | None:
-        """The number of the stack that a member is in, from 1, or `None`."""
-        seat = self._seat_of.get(name)
-        return None if seat is None else self.seats.index(seat) + 1
+    def row(self, member: Member) -> dict[str, Any]:
+        """What a `Plan` tells of a member."""
+        seat = self._seat_of.get(member.name)
+        told = {"member": member.name, "batch_size": member.samples_per_step}
+        if seat is None:
+            known = self.layout == "joined" or member.name in self._stamps
+            unknown = "" if known else "not built yet: known after the first `fit`"
+            return told | {
+                "layout": "joined",
+                "reason": self.reasons.get(member.name, unknown),
+            }
+        differs = ", ".join(dict.fromkeys(str(slot.key) for slot in seat.stack.slots))
+        return told | {
+            "layout": "stacked",
+            "stack": self.seats.index(seat) + 1,
+            "differs": differs,
+        }
 
 
 def _stamp(member: Member) -> tuple:
-    return (member.model, member.piece, *programs.compile_stamp(member.model))
+    """Changes when a member may have become another one's twin, or is none any more."""
+    model = member.model
+    size = len(programs.variables(model))  # grows when the optimizer and the metrics are built
+    return (model, member.piece, size, *programs.compile_stamp(model))
 
 
 def _shape(want: Want) -> tuple:

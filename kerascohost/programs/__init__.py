@@ -37,6 +37,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras.src.backend import compute_output_spec
+from keras.src.models.functional import Functional
 
 # Members with more state than this in all (in bytes) run one after another instead of fused: their
 # steps are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
@@ -139,6 +140,23 @@ def compile_stamp(model: keras.Model) -> tuple:
     """
     optimizer = getattr(model, "optimizer", None)  # a model need not be compiled to predict
     return (optimizer, model._loss_tracker, model.jit_compile, model.run_eagerly)
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """What the model was compiled with, as it was given.
+
+    `_compile_config`: the public `get_compile_config` answers with configs, from which functions of
+    the user's cannot be made again.
+    """
+    return dict(model._compile_config.config)
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Whether `model` is a graph of layers, and not of a class of its own.
+
+    `Functional`: the class that `keras.Model(inputs, outputs)` makes has no public name.
+    """
+    return type(model) is Functional
 
 
 def has_own_step(model: keras.Model, kind: str) -> bool:

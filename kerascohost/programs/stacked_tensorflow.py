@@ -253,9 +253,7 @@ def _test_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> No
     """What `keras.Model.test_step` does on TensorFlow; see `_train_step`."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     y_pred = model(x, training=False) if model._call_has_training_arg else model(x)
-    loss = model._compute_loss(
-        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False
-    )
+    loss = model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False)
     model._loss_tracker.update_state(loss, sample_weight=_samples(x))
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
@@ -300,4 +298,3 @@ def _stateless(optimizer: TFOptimizer, model: keras.Model) -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     """The reason in a line; TensorFlow tells the whole graph."""
     return str(error).strip().split("\n")[0] or type(error).__name__
-

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import math
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -109,7 +110,7 @@ class Anatomy:
         self._kept: list[Any] = []  # an object that is gone could leave its id to another one
         self._own = {id(variable) for variable in self.variables}
         for i, variable in enumerate(self.variables):
-            self._visit(f"variable {i}", variable)
+            self._visit(f"variables[{i}]", variable)
         self._walk_optimizer(model)
         self._visit("model", model)
 
@@ -199,7 +200,9 @@ class Anatomy:
                 self._note(path, ("key", key))
             else:
                 self._visit(f"{path} (key {i})", key)
-            self._visit_item(f"{path}[{key!r}]" if is_plain else f"{path} ({i})", things, key, thing)
+            self._visit_item(
+                f"{path}[{key!r}]" if is_plain else f"{path} ({i})", things, key, thing
+            )
 
     def _open_object(self, path: str, thing: Any) -> None:
         self._note(path, ("a", type(thing)))
@@ -249,8 +252,10 @@ _KERAS = (
 
 def _is_module_function(thing: Any) -> bool:
     """Whether this is a function that exists once, so that its identity tells what it does."""
-    return isinstance(thing, types.FunctionType) and thing.__closure__ is None and (
-        "<locals>" not in thing.__qualname__ and "<lambda>" not in thing.__qualname__
+    return (
+        isinstance(thing, types.FunctionType)
+        and thing.__closure__ is None
+        and ("<locals>" not in thing.__qualname__ and "<lambda>" not in thing.__qualname__)
     )
 
 
@@ -314,7 +319,7 @@ def alike(
     stacks = []
     for names in groups.values():
         if len(names) == 1:
-            reasons[names[0]] = _difference(names[0], anatomies)
+            reasons[names[0]] = _difference(names[0], anatomies, solid)
         else:
             members = [anatomies[name] for name in names]
             stacks.append(Stack(names, members, _differing(members)))
@@ -326,19 +331,24 @@ def _differing(anatomies: Sequence[Anatomy]) -> list[int]:
     return [i for i, values in enumerate(columns) if len(set(values)) > 1]
 
 
-def _difference(name: str, anatomies: Mapping[str, Anatomy]) -> str:
+def _difference(name: str, anatomies: Mapping[str, Anatomy], solid: Callable[[str], bool]) -> str:
     """In what this model differs from the one that is most like it."""
-    own = anatomies[name].tokens
-    nearest: tuple[int, str] = (-1, "the only model that could be stacked")
+    own = anatomies[name]
+    nearest: tuple[float, str] = (-1, "the only model that could be stacked")
     for other, anatomy in anatomies.items():
         if other == name:
             continue
-        pairs = zip(own, anatomy.tokens, strict=False)
+        pairs = zip(own.tokens, anatomy.tokens, strict=False)
         at = next((i for i, (mine, its) in enumerate(pairs) if mine != its), None)
-        if at is None:
-            at = min(len(own), len(anatomy.tokens)) - 1
-        if at > nearest[0]:
-            nearest = (at, f"differs from {other!r} at `{own[at][0]}`")
+        if at is not None:
+            found = (at, f"differs from {other!r} at `{own.tokens[at][0]}`")
+        else:
+            floats = zip(own.slots, anatomy.slots, strict=False)
+            path = next(
+                (a.path for a, b in floats if a.value != b.value and solid(a.path)), "model"
+            )
+            found = (math.inf, f"differs from {other!r} at `{path}`, which cannot be lifted")
+        nearest = max(nearest, found)
     return nearest[1]
 
 

@@ -9,6 +9,7 @@ not handled here, and the table is as it was outside `rules()`.
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -18,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops.parallel_for import pfor
 
-from kerascohost.programs.stacking import NotStackable
+from kerascohost.programs.stacking import Lifted, NotStackable
 
 _RULES: dict[str, Callable] = {}
 
@@ -39,13 +40,22 @@ def rules(most_members: int) -> Iterator[None]:
     table.update({name: _with(rule, own.get(name)) for name, rule in _RULES.items()})
     logger.setLevel(logging.CRITICAL)  # a failure is told once, as the reason not to stack
     _MOST_MEMBERS = most_members
+    dropout = tf.nn.experimental.stateless_dropout
+    tf.nn.experimental.stateless_dropout = functools.partial(_dropout, dropout)
     try:
         yield
     finally:
+        tf.nn.experimental.stateless_dropout = dropout
         _MOST_MEMBERS = before
         logger.setLevel(level)
         table.clear()
         table.update(own)
+
+
+def _dropout(function: Callable, x: tf.Tensor, rate: Any, **options: Any) -> tf.Tensor:
+    """Dropout with a lifted rate: TensorFlow takes a number or a tensor, but nothing like one."""
+    rate = rate.as_tensor(x.dtype) if isinstance(rate, Lifted) else rate
+    return function(x, rate=rate, **options)
 
 
 def _with(rule: Callable, usual: Callable | None) -> Callable:
@@ -99,6 +109,23 @@ def _member_s(given: Any, i: int, number: tf.Tensor, known: int | None) -> Seque
     inputs = [item.t[row] if item.is_stacked else item.t for item in given.inputs]
     dtypes = [output.dtype for output in given.outputs]
     return pfor._create_op(given.op_type, inputs, dtypes, given.op.node_def.attr).outputs
+
+
+@_rule("Bitcast")
+def _other_type(given: Any) -> Any:
+    """Without this, metrics such as AUC could not be vectorised."""
+    return pfor.wrap(tf.bitcast(given.stacked_input(0), given.get_attr("type")))
+
+
+@_rule("ResizeBilinear", "ResizeNearestNeighbor")
+def _resized(given: Any) -> Any:
+    return pfor._convert_flatten_batch(given, given.op_type, dims=[0])
+
+
+@_rule("InTopKV2", "ResizeBilinearGrad")
+def _by_samples(given: Any) -> Any:
+    """Each sample for itself: the samples of all members are one batch."""
+    return pfor._convert_flatten_batch(given, given.op_type, dims=[0, 1])
 
 
 @_rule("Conv2D", "Conv3D")
@@ -163,9 +190,7 @@ class _Windows:
             self._pads = list(map(_same, self._size, self._reach, self._strides))
         elif given.get_attr("padding") != b"VALID":
             raise NotStackable("has a convolution with explicit padding")
-        self._padded = [
-            size + sum(pads) for size, pads in zip(self._size, self._pads, strict=True)
-        ]
+        self._padded = [size + sum(pads) for size, pads in zip(self._size, self._pads, strict=True)]
         self._places = [
             (size - reach) // stride + 1
             for size, reach, stride in zip(self._padded, self._reach, self._strides, strict=True)

@@ -1,0 +1,214 @@
+"""clones(): copies of a model with initial weights and hyperparameters of their own."""
+
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerascohost import errors, programs
+from kerascohost.errors import CohortError
+
+
+def clones(
+    model: keras.Model | Callable[..., keras.Model],
+    n: int,
+    seed: int | None = None,
+    **overrides: Sequence[Any],
+) -> list[keras.Model]:
+    """Makes compiled copies of a model, each with fresh initial weights, for ensembles and sweeps.
+
+    Clone `i` of a `seed` is always the same model, however many are made. Layers that are frozen
+    (`trainable=False`) or adapted to data (`Normalization`) keep their weights; the optimizers
+    begin anew.
+
+    Args:
+        model: A compiled `keras.Model` that can be made from its config; or a function that builds
+            one, which is then called `n` times.
+        n: The number of clones.
+        seed: Makes the initial weights and the random numbers of the layers (`Dropout`)
+            reproducible. Default: other ones at each call.
+        **overrides: For each hyperparameter a sequence of `n` values. It is named as in the config
+            of the optimizer (`learning_rate`, `weight_decay`, …), the loss (`label_smoothing`) or,
+            for all layers that have it, the layers (`rate`, `units`) and their regularizers (`l2`).
+            A function that builds models is called with those of them that it has arguments for.
+
+    Returns:
+        The clones: `keras.Model`s named after the model, with a number.
+
+    Raises:
+        CohortError: If the model cannot be copied, or nothing in it has that name.
+
+    Example:
+
+    >>> import keras
+    >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
+    >>> net.compile("adam", loss="mse")
+    >>> [round(float(c.optimizer.learning_rate), 4)
+    ...     for c in clones(net, 3, seed=0, learning_rate=[1e-2, 1e-3, 1e-4])]
+    [0.01, 0.001, 0.0001]
+    """
+    _check_overrides(n, overrides)
+    entropy = np.random.SeedSequence(seed).entropy
+    made = []
+    for i in range(n):
+        own = {name: values[i] for name, values in overrides.items()}
+        seeds = _Seeds(np.random.SeedSequence((entropy, i)))
+        made.append(_built(model, own, seeds) if not _is_model(model) else _copy(model, own, seeds))
+        base = model.name if _is_model(model) else made[-1].name
+        made[-1].name = f"{base}_{i}"
+    return made
+
+
+def _is_model(model: Any) -> bool:
+    return isinstance(model, keras.Model)
+
+
+def _check_overrides(n: int, overrides: Mapping[str, Sequence[Any]]) -> None:
+    if not isinstance(n, int) or n < 1:
+        raise CohortError(f"Expected `n` to be a positive integer. Received: n={n!r}")
+    for name, values in overrides.items():
+        if not hasattr(values, "__len__") or isinstance(values, str) or len(values) != n:
+            raise CohortError(
+                f"Expected `{name}` to be a sequence of {n} values, one for each clone. "
+                f"Received: {name}={values!r}"
+            )
+
+
+class _Seeds:
+    """As many seeds as are asked for, always the same ones."""
+
+    def __init__(self, sequence: np.random.SeedSequence):
+        self._random = np.random.default_rng(sequence)
+
+    def __next__(self) -> int:
+        return int(self._random.integers(2**31 - 1))
+
+    def __call__(self) -> int:
+        return next(self)
+
+
+def _built(build: Callable[..., keras.Model], own: dict[str, Any], seeds: _Seeds) -> keras.Model:
+    """A model from the user's function, under random states of its own."""
+    known = inspect.signature(build).parameters
+    accepts_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    given = {name: value for name, value in own.items() if accepts_all or name in known}
+    before = programs.random_state()
+    try:
+        keras.utils.set_random_seed(next(seeds))
+        model = build(**given)
+    finally:
+        programs.set_random_state(before)
+    if not _is_model(model) or not model.compiled:
+        raise CohortError(f"Expected a function that returns a compiled model. Received: {model!r}")
+    rest = {name: value for name, value in own.items() if name not in given}
+    return _copy(model, rest, seeds) if rest else model
+
+
+def _copy(model: keras.Model, own: dict[str, Any], seeds: _Seeds) -> keras.Model:
+    if not model.compiled:
+        raise CohortError("Expected a compiled model. Received: one without `compile()`.")
+    names = set(own)
+    config = {**programs.compile_arguments(model)}
+    config["optimizer"] = _optimizer(config["optimizer"], own, names)
+    for part in ("loss", "metrics", "weighted_metrics"):
+        config[part] = tree.map_structure(lambda p: _fresh(p, own, names), config[part])
+    before = random.getstate()
+    random.seed(next(seeds))  # what Keras draws the seeds from that no config tells
+    try:
+        copy = _layers(model, own, names, seeds)
+    finally:
+        random.setstate(before)
+    if names:
+        known = sorted({*_names(model), *model.optimizer.get_config()})
+        name = names.pop()
+        raise CohortError(
+            f"Expected the name of a number in the config of the model's optimizer, loss or layers. "
+            f"Received: {name!r}.{errors.did_you_mean(name, known)}"
+        )
+    copy.compile(**config)
+    return copy
+
+
+def _optimizer(optimizer: keras.optimizers.Optimizer, own: dict, names: set) -> Any:
+    """A new optimizer, which takes all overrides that its config knows."""
+    config = optimizer.get_config()
+    found = names & config.keys()
+    names -= found
+    return type(optimizer).from_config(config | {name: own[name] for name in found})
+
+
+def _fresh(part: Any, own: dict, names: set) -> Any:
+    """A copy of a loss or a metric; names and functions can be shared."""
+    if not isinstance(part, (keras.losses.Loss, keras.metrics.Metric)):
+        return part
+    config = part.get_config()
+    found = set(own) & config.keys() - {"name", "dtype"}
+    names -= found
+    return type(part).from_config(config | {name: own[name] for name in found})
+
+
+def _layers(model: keras.Model, own: dict, names: set, seeds: _Seeds) -> keras.Model:
+    """The model anew, from the configs of its layers."""
+    pending = set(names)  # what the optimizer or the loss has not taken
+
+    def anew(layer: keras.Layer) -> keras.Layer:
+        if isinstance(layer, keras.layers.InputLayer):
+            return layer.__class__.from_config(layer.get_config())
+        config = _changed(layer.get_config(), {n: own[n] for n in pending}, names, seeds)
+        return layer.__class__.from_config(config)
+
+    try:
+        if isinstance(model, keras.Sequential) or programs.is_functional(model):
+            copy = keras.models.clone_model(model, clone_function=anew)
+        else:
+            copy = anew(model)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise CohortError(
+            f"Expected a model that can be made from its config. Received: {model!r}, which cannot "
+            f"({error}). Give a function that builds it: kc.clones(build, ...)."
+        ) from error
+    _keep_what_is_not_initial(model, copy)
+    return copy
+
+
+def _changed(config: Any, own: dict, names: set, seeds: _Seeds) -> Any:
+    """A layer's config, and all those in it, with the overrides and with new seeds."""
+    if isinstance(config, Mapping):
+        changed = {}
+        for key, value in config.items():
+            if key == "seed" and (value is None or isinstance(value, int)):
+                changed[key] = next(seeds)
+            elif key in own and not isinstance(value, (Mapping, str)):
+                changed[key] = own[key]
+                names.discard(key)
+            else:
+                changed[key] = _changed(value, own, names, seeds)
+        return changed
+    if isinstance(config, (list, tuple)):
+        return type(config)(_changed(item, own, names, seeds) for item in config)
+    return config
+
+
+def _names(model: keras.Model) -> Iterator[str]:
+    for layer in model.layers:
+        yield from layer.get_config()
+
+
+def _keep_what_is_not_initial(model: keras.Model, copy: keras.Model) -> None:
+    """Frozen weights are not for training to begin with; adapted ones describe the data."""
+    for layer, its_copy in zip(model.layers, copy.layers, strict=True):
+        kept = not layer.trainable or hasattr(layer, "adapt")
+        if not kept or not layer.built or not layer.variables:
+            continue
+        if not its_copy.built:
+            its_copy.build_from_config(layer.get_build_config())
+        stored: dict[str, Any] = {}
+        layer.save_own_variables(stored)
+        if stored:
+            its_copy.load_own_variables(stored)
+        else:
+            its_copy.set_weights(layer.get_weights())

@@ -1,0 +1,66 @@
+"""The plan of a cohort: which member runs in which layout, and why."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+
+class Plan:
+    """How the members of a cohort are placed in its program.
+
+    Args:
+        rows: For each member `member`, `layout`, `stack`, `batch_size`, `differs` and `reason`.
+
+    Attributes:
+        frame: A DataFrame with a row for each member:
+            `member`: its name;
+            `layout`: `"stacked"` or `"joined"`;
+            `stack`: the number of its stack, from 1, or missing;
+            `batch_size`: the samples in one step of it, missing before the first `fit`;
+            `differs`: the hyperparameters that are not the same in all members of its stack;
+            `reason`: why it is not stacked, or empty.
+
+    Example:
+
+    >>> plan = Plan([
+    ...     {"member": "a", "layout": "stacked", "stack": 1, "batch_size": 32},
+    ...     {"member": "b", "layout": "stacked", "stack": 1, "batch_size": 32},
+    ...     {"member": "c", "layout": "joined", "reason": "runs eagerly"}])
+    >>> plan.summary
+    '2 members in 1 stack, 1 joined (c: runs eagerly)'
+    """
+
+    _COLUMNS = ("member", "layout", "stack", "batch_size", "differs", "reason")
+
+    def __init__(self, rows: Sequence[dict[str, Any]]):
+        self.frame = pd.DataFrame(rows, columns=list(self._COLUMNS))
+        self.frame = self.frame.astype({"stack": "Int64", "batch_size": "Int64"})
+        self.frame = self.frame.fillna({"differs": "", "reason": ""})
+
+    @property
+    def summary(self) -> str:
+        """The plan in a line."""
+        stacks = self.frame["stack"].nunique()
+        joined = self.frame[self.frame["layout"] == "joined"]
+        parts = []
+        if stacks:
+            stacked = len(self.frame) - len(joined)
+            parts.append(f"{stacked} members in {stacks} stack{'s' if stacks > 1 else ''}")
+        if len(joined):
+            why = [
+                f"{', '.join(members)}: {reason}" if reason else ", ".join(members)
+                for reason, members in joined.groupby("reason", sort=False)["member"]
+            ]
+            parts.append(f"{len(joined)} joined ({'; '.join(why)})")
+        return ", ".join(parts)
+
+    @property
+    def _text(self) -> pd.DataFrame:
+        return self.frame.astype(object).where(self.frame.notna(), "")
+
+    def __repr__(self) -> str:
+        return f"{self._text.to_string(index=False)}\n\n{self.summary}"
+
+    def _repr_html_(self) -> str:
+        return f"{self._text.to_html(index=False, border=0)}<p>{self.summary}</p>"
