@@ -52,19 +52,18 @@ def clones(
     [0.01, 0.001, 0.0001]
     """
     _check_overrides(n, overrides)
-    entropy = np.random.SeedSequence(seed).entropy
     made = []
-    for i in range(n):
+    for i, sequence in enumerate(np.random.SeedSequence(seed).spawn(n)):
         own = {name: values[i] for name, values in overrides.items()}
-        seeds = _Seeds(np.random.SeedSequence((entropy, i)))
-        made.append(_built(model, own, seeds) if not _is_model(model) else _copy(model, own, seeds))
-        base = model.name if _is_model(model) else made[-1].name
-        made[-1].name = f"{base}_{i}"
+        seeds = _Seeds(sequence)
+        if isinstance(model, keras.Model):
+            clone, name = _copy(model, own, seeds), model.name
+        else:
+            clone = _built(model, own, seeds)
+            name = getattr(model, "__name__", clone.name)
+        clone.name = f"{name}_{i}"
+        made.append(clone)
     return made
-
-
-def _is_model(model: Any) -> bool:
-    return isinstance(model, keras.Model)
 
 
 def _check_overrides(n: int, overrides: Mapping[str, Sequence[Any]]) -> None:
@@ -87,9 +86,6 @@ class _Seeds:
     def __next__(self) -> int:
         return int(self._random.integers(2**31 - 1))
 
-    def __call__(self) -> int:
-        return next(self)
-
 
 def _built(build: Callable[..., keras.Model], own: dict[str, Any], seeds: _Seeds) -> keras.Model:
     """A model from the user's function, under random states of its own."""
@@ -102,7 +98,7 @@ def _built(build: Callable[..., keras.Model], own: dict[str, Any], seeds: _Seeds
         model = build(**given)
     finally:
         programs.set_random_state(before)
-    if not _is_model(model) or not model.compiled:
+    if not isinstance(model, keras.Model) or not model.compiled:
         raise CohortError(f"Expected a function that returns a compiled model. Received: {model!r}")
     rest = {name: value for name, value in own.items() if name not in given}
     return _copy(model, rest, seeds) if rest else model
@@ -126,7 +122,7 @@ def _copy(model: keras.Model, own: dict[str, Any], seeds: _Seeds) -> keras.Model
         known = sorted({*_names(model), *model.optimizer.get_config()})
         name = names.pop()
         raise CohortError(
-            f"Expected the name of a number in the config of the model's optimizer, loss or layers. "
+            "Expected a name from the config of the model's optimizer, loss or layers. "
             f"Received: {name!r}.{errors.did_you_mean(name, known)}"
         )
     copy.compile(**config)

@@ -34,9 +34,9 @@ class Plan:
     _COLUMNS = ("member", "layout", "stack", "batch_size", "differs", "reason")
 
     def __init__(self, rows: Sequence[dict[str, Any]]):
-        self.frame = pd.DataFrame(rows, columns=list(self._COLUMNS))
+        whole = [{"differs": "", "reason": "", **row} for row in rows]
+        self.frame = pd.DataFrame(whole, columns=list(self._COLUMNS))
         self.frame = self.frame.astype({"stack": "Int64", "batch_size": "Int64"})
-        self.frame = self.frame.fillna({"differs": "", "reason": ""})
 
     @property
     def summary(self) -> str:
@@ -48,9 +48,12 @@ class Plan:
             stacked = len(self.frame) - len(joined)
             parts.append(f"{stacked} members in {stacks} stack{'s' if stacks > 1 else ''}")
         if len(joined):
+            members: dict[str, list[str]] = {}
+            for member, reason in zip(joined["member"], joined["reason"], strict=True):
+                members.setdefault(reason, []).append(member)
             why = [
-                f"{', '.join(members)}: {reason}" if reason else ", ".join(members)
-                for reason, members in joined.groupby("reason", sort=False)["member"]
+                ", ".join(names) + (f": {reason}" if reason else "")
+                for reason, names in members.items()
             ]
             parts.append(f"{len(joined)} joined ({'; '.join(why)})")
         return ", ".join(parts)

@@ -11,8 +11,8 @@ from keras import tree
 from kerascohost import errors, programs
 from kerascohost.member import Member, Run, Want
 from kerascohost.programs import Work, eager
+from kerascohost.programs.stacking import NotStackableError
 from kerascohost.progress import Progress
-from kerascohost.programs.stacking import NotStackable
 from kerascohost.stacks import Seat, Stacks
 
 # A turn should last about this long (in seconds): short enough for Stop and the progress bars,
@@ -107,7 +107,7 @@ class Scheduler:
     def _call_stack(self, seat: Seat, program: "_Program", works: dict[str, Work]) -> dict:
         try:
             return self._call(program, works)
-        except NotStackable as error:  # found out while tracing: the next turn does without
+        except NotStackableError as error:  # found out while tracing: the next turn does without
             self.stacks.dissolve(seat, error)
             return {}
 
@@ -194,7 +194,7 @@ class Scheduler:
         except BaseException as error:
             if not program.has_run:  # perhaps not even traced: the next turn must begin anew
                 self._forget(program)
-            if not isinstance(error, Exception) or isinstance(error, NotStackable):
+            if not isinstance(error, Exception) or isinstance(error, NotStackableError):
                 raise  # an interrupt, or for `_call_stack`
             if len(works) == 1:
                 errors.attributed(error, next(iter(works)))

@@ -168,7 +168,7 @@ def _stamp(member: Member) -> tuple:
 
 
 def _shape(want: Want) -> tuple:
-    """What batches must share to be stacked: their structure, and their arrays' shapes and types."""
+    """What batches share that are stacked: their structure, their arrays' shapes and types."""
     leaves = [
         None if leaf is None else (tuple(leaf.shape[1:]), str(leaf.dtype), type(leaf))
         for leaf in tree.flatten(want.chunk.data)
@@ -179,16 +179,13 @@ def _shape(want: Want) -> tuple:
 def _obstacle(member: Member) -> str | None:
     """Why this member can be in no stack, whatever the others are."""
     backend = programs.backend_module()
-    if backend.StackProgram is None:
-        return "steps are not compiled on this backend"
+    why = backend.cannot_stack(member.model)
+    if why is not None:
+        return why
     if backend.execution(member.model) == "eager":
         return "runs eagerly"
     if member.piece:
         return "is applied several times in a step (`replicas`)"
-    if not backend.STACKS_OWN_STEPS and any(
-        programs.has_own_step(member.model, kind) for kind in ("train", "test")
-    ):
-        return "has a `train_step`, `test_step` or metrics of its own"
     if programs.state_bytes(member.model) > programs.STACKED_STATE_LIMIT:
         return "is so large that a step costs far more than its dispatch"
     return None

@@ -8,8 +8,8 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
   calling it with `Work` for some or all of them returns their logs. Where its `is_protected` is
   true, a call that fails leaves all of them as they were before it;
 - `StackProgram(kind, members, stack, rows)`: the same for a stack, whose state is in `Rows`, see
-  `stacking`; `None` where nothing can be stacked;
-- `STACKS_OWN_STEPS`: whether a stack may train models with a `train_step` of their own;
+  `stacking`;
+- `cannot_stack(model)`: why this model can be in no stack, or `None`;
 - `stacks_badly(model)`: why models like this one are expected to be slower stacked than joined, or
   `None`;
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;

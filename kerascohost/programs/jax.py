@@ -21,11 +21,11 @@ from kerascohost.programs.stacked_jax import Rows
 __all__ = [
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
-    "STACKS_OWN_STEPS",
     "Program",
     "Rows",
     "StackProgram",
     "build",
+    "cannot_stack",
     "device_bytes",
     "eager_step",
     "execution",
@@ -38,7 +38,6 @@ __all__ = [
 
 COMPILES_PER_SHAPE = True
 FINALIZES_AFTER_FAILURE = True
-STACKS_OWN_STEPS = True
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -299,6 +298,11 @@ def execution(model: keras.Model) -> str:
         return "eager"
     convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
     return "step" if convolves and jax.default_backend() == "cpu" else "loop"
+
+
+def cannot_stack(model: keras.Model) -> str | None:
+    """Nothing: a step that is pure, also one of the model's own, can be vectorised."""
+    return None
 
 
 def stacks_badly(model: keras.Model) -> str | None:

@@ -1,6 +1,5 @@
 """Stacks on JAX: the prototype's own, pure step under `jax.vmap`, in a loop."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from jax import lax
 from keras import tree
 
 from kerascohost.programs import Work, has_own_step, stacking
-from kerascohost.programs.stacking import NotStackable, Stack
+from kerascohost.programs.stacking import NotStackableError, Stack
 
 
 class Rows(stacking.Rows):
@@ -97,7 +96,7 @@ class Program:
             For each member of `works`, its logs as NumPy arrays.
 
         Raises:
-            NotStackable: If the step cannot be traced for all; nothing has been done then.
+            NotStackableError: If the step cannot be traced for all; nothing has been done then.
         """
         names = list(works)
         everyone = names == self._stack.names
@@ -123,7 +122,9 @@ class Program:
         try:
             self._run.trace(*given, everyone=everyone)
         except Exception as error:
-            raise NotStackable(str(error).strip().split("\n")[0] or type(error).__name__) from error
+            raise NotStackableError(
+                str(error).strip().split("\n")[0] or type(error).__name__
+            ) from error
         self._traced.add(key)
 
     def _on_device(self, works: Sequence[Work]) -> tuple[int, Any]:

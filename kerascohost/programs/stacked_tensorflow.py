@@ -11,8 +11,8 @@ from keras import tree
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-from kerascohost.programs import Work, stacking, vectorized
-from kerascohost.programs.stacking import NotStackable, Stack
+from kerascohost.programs import Work, has_own_step, stacking, vectorized
+from kerascohost.programs.stacking import NotStackableError, Stack
 
 
 class Rows(stacking.Rows):
@@ -94,7 +94,7 @@ class Program:
             For each member of `works`, its metrics as NumPy arrays.
 
         Raises:
-            NotStackable: If the step cannot be vectorised; nothing has been done then.
+            NotStackableError: If the step cannot be vectorised; nothing has been done then.
         """
         names = list(works)
         structure, data = stacking.stacked_batches(list(works.values()))
@@ -120,7 +120,7 @@ class Program:
                         specs, tf.TensorSpec((size,), tf.int32), tf.TensorSpec((), tf.int32)
                     )
             except Exception as error:
-                raise NotStackable(_first_line(error)) from error
+                raise NotStackableError(_first_line(error)) from error
         return self._functions[key]
 
     def _run(
@@ -143,9 +143,7 @@ class Program:
             batch = [leaf[i] for leaf in data]
             return [i + 1, *_map(functools.partial(step, structure), now, lifted, batch)]
 
-        with contextlib.ExitStack() as stateless:
-            for optimizer in _optimizers(self._models[0]) if self.kind == "train" else ():
-                stateless.enter_context(_stateless(optimizer, self._models[0]))
+        with _stateless(self._models[0]):
             _, *changing = tf.while_loop(
                 lambda i, *_: i < steps, body, [0, *(values[i] for i in self._changing)]
             )
@@ -169,12 +167,12 @@ class Program:
             mapping = list(zip(variables, values, strict=True))
             with (
                 stacking.lifted(self._stack, lifted, tf.cast),
-                keras.StatelessScope(mapping, collect_losses=True) as scope,
+                _Scope(mapping) as scope,
             ):
                 own_step(model, scope, data)
             strangers = set(scope.state_mapping) - {id(v) for v in variables}
             if strangers:
-                raise NotStackable("changes a variable which the model does not track")
+                raise NotStackableError("changes a variable which the model does not track")
             return [scope.get_current_value(variables[i]) for i in self._changing]
 
         if model.jit_compile:
@@ -199,6 +197,22 @@ _CONVOLUTIONS = (
     keras.layers.DepthwiseConv2D,
     keras.layers.SeparableConv2D,
 )
+
+
+def cannot_stack(model: keras.Model) -> str | None:
+    """Why this model can be in no stack, or `None`.
+
+    On TensorFlow `variable.value` is the variable itself, not what it was when it was read: an
+    optimizer that reads before it writes, as `ScheduleFreeAdamW` does (Keras 3.15), computes
+    something else from tensors. It is the only one of Keras's; of others nothing is known.
+    """
+    if any(has_own_step(model, kind) for kind in ("train", "test")):
+        return "has a `train_step`, `test_step` or metrics of its own"
+    kind = type(model.optimizer)
+    is_keras = kind.__module__.partition(".")[0] == "keras"
+    if not is_keras or kind is keras.optimizers.ScheduleFreeAdamW:
+        return f"{kind.__name__} may read variables that it has already changed"
+    return None
 
 
 def stacks_badly(model: keras.Model) -> str | None:
@@ -262,37 +276,42 @@ def _samples(x: Any) -> tf.Tensor:
     return tf.shape(next(leaf for leaf in tree.flatten(x) if leaf is not None))[0]
 
 
-def _optimizers(model: keras.Model) -> list[TFOptimizer]:
-    """The model's optimizer, and the one that it may wrap."""
-    inner = getattr(model.optimizer, "inner_optimizer", None)
-    return [model.optimizer] if inner is None else [model.optimizer, inner]
-
-
 @contextlib.contextmanager
-def _stateless(optimizer: TFOptimizer, model: keras.Model) -> Iterator[None]:
-    """Within the block the optimizer works on tensors, as Keras's optimizers do elsewhere.
+def _stateless(model: keras.Model) -> Iterator[None]:
+    """Within the block optimizers work on tensors on TensorFlow, as they do elsewhere.
 
     Keras's `TFOptimizer` overrides what every optimizer has with operations on `tf.Variable`s, and
-    knows variables by a key that it asks of them; see its `stateless_apply`.
+    knows variables by a key that it asks of them; see its `stateless_apply`. It is the class that
+    is changed, as optimizers call these methods by `super()`, too.
     """
-    overridden = [
-        name
+    own = {
+        name: method
         for name, method in vars(TFOptimizer).items()
         if callable(method) and hasattr(BaseOptimizer, name) and not name.startswith("__")
-    ]
-    keys = {id(variable): optimizer._var_key(variable) for variable in model.trainable_variables}
-    own = vars(optimizer)
-    before = dict(own)
-    for name in {*overridden} - {"_clip_by_norm"}:
-        own[name] = getattr(BaseOptimizer, name).__get__(optimizer)
-    own["_var_key"] = lambda variable: keys[id(variable)]
+    }
+    del own["_clip_by_norm"]  # does not touch variables
+    keys = {id(v): own["_var_key"](model.optimizer, v) for v in model.trainable_variables}
     try:
+        for name in own:
+            setattr(TFOptimizer, name, getattr(BaseOptimizer, name))
+        TFOptimizer._var_key = lambda self, variable: keys[id(variable)]
         yield
     finally:
-        for name in (*overridden, "_var_key"):
-            own.pop(name, None)
-            if name in before:
-                own[name] = before[name]
+        for name, method in own.items():
+            setattr(TFOptimizer, name, method)
+
+
+class _Scope(keras.StatelessScope):
+    """A stateless scope that refuses what would leave it with a value that is not always made."""
+
+    def __init__(self, mapping: list[tuple[keras.Variable, tf.Tensor]]):
+        super().__init__(mapping, collect_losses=True)
+        self._graph = tf.compat.v1.get_default_graph()
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        if tf.compat.v1.get_default_graph() is not self._graph:
+            raise NotStackableError("changes a variable inside a branch or a loop of its own")
+        super().add_update(update)
 
 
 def _first_line(error: Exception) -> str:

@@ -27,26 +27,30 @@ from kerascohost.programs import Work
 # (and, from `_self_` on, TensorFlow's) own bookkeeping: names, what was saved or compiled before,
 # the calls that a layer has been part of, and keys that hold the identity of an object.
 _IRRELEVANT = frozenset(
-    "name _name _path _parent_path history build quantize stop_training stop_evaluating "
-    "stop_predicting train_function test_function predict_function call_signature_parameters "
-    "_tracker _tracked _lock _auto_config _compile_config _build_shapes_dict _call_signature "
-    "_called _compiled_trainable_state _nodes _inbound_nodes _outbound_nodes _loss_ids _losses _losses_override "
-    "_initial_epoch _eval_epoch_iterator _epoch_iterator _jax_state _jax_state_synced "
-    "_saved_model_arg_spec _saved_model_inputs_spec _trainable_variables_indices "
-    "_exclude_from_weight_decay _exclude_from_weight_decay_cache "
-    "_exclude_from_weight_decay_pattern _distribution_strategy _distribute_strategy "
-    "_y_pred_build_structure _y_true_build_structure _self_name_based_restores "
-    "_self_saveable_object_factories _self_setattr_tracking _self_update_uid "
-    "_self_unconditional_checkpoint_dependencies _self_unconditional_deferred_dependencies "
-    "_self_unconditional_dependency_names".split()
-)
+    {
+        "name", "_name", "_path", "_parent_path", "history", "build", "quantize", "stop_training",
+        "stop_evaluating", "stop_predicting", "train_function", "test_function",
+        "predict_function", "call_signature_parameters", "_tracker", "_tracked", "_lock",
+        "_auto_config", "_compile_config", "_build_shapes_dict", "_call_signature", "_called",
+        "_compiled_trainable_state", "_nodes", "_inbound_nodes", "_outbound_nodes", "_loss_ids",
+        "_losses", "_losses_override", "_initial_epoch", "_eval_epoch_iterator",
+        "_epoch_iterator", "_jax_state", "_jax_state_synced", "_saved_model_arg_spec",
+        "_saved_model_inputs_spec", "_trainable_variables_indices", "_exclude_from_weight_decay",
+        "_exclude_from_weight_decay_cache", "_exclude_from_weight_decay_pattern",
+        "_distribution_strategy", "_distribute_strategy", "_y_pred_build_structure",
+        "_y_true_build_structure", "_self_name_based_restores", "_self_saveable_object_factories",
+        "_self_setattr_tracking", "_self_update_uid",
+        "_self_unconditional_checkpoint_dependencies",
+        "_self_unconditional_deferred_dependencies", "_self_unconditional_dependency_names",
+    }
+)  # fmt: skip
 # Attributes that only begin something: its effect is in the variables of a built model.
 _BEGINNINGS = frozenset({"seed", "_initial_seed"})
 _PRIMITIVE = (bool, int, complex, str, bytes, type(None), type(Ellipsis), range, slice)
 _IDENTICAL = (type, types.ModuleType, types.BuiltinFunctionType, np.dtype, np.ufunc)
 
 
-class NotStackable(Exception):
+class NotStackableError(Exception):
     """Why some models cannot be trained by one vectorised step, in words."""
 
 
@@ -99,7 +103,7 @@ class Anatomy:
         variables: The model's variables, in an order that twins share.
 
     Raises:
-        NotStackable: If the model holds something that cannot be compared.
+        NotStackableError: If the model holds something that cannot be compared.
     """
 
     def __init__(self, model: keras.Model):
@@ -155,7 +159,7 @@ class Anatomy:
             self._note(path, "initializer")  # of a model that has been built: its work is done
         elif isinstance(thing, (list, tuple, set, frozenset)):
             self._open_sequence(path, thing)
-        elif isinstance(thing, Mapping) or hasattr(thing, "items") and hasattr(thing, "keys"):
+        elif isinstance(thing, Mapping) or (hasattr(thing, "items") and hasattr(thing, "keys")):
             self._open_mapping(path, thing)
         elif isinstance(thing, types.FunctionType):
             self._open_function(path, thing)
@@ -171,11 +175,13 @@ class Anatomy:
         elif hasattr(thing, "__dict__"):
             self._open_object(path, thing)
         else:
-            raise NotStackable(f"holds a {type(thing).__name__} at `{path}`, which is not compared")
+            raise NotStackableError(
+                f"holds a {type(thing).__name__} at `{path}`, which is not compared"
+            )
 
     def _open_variable(self, path: str, variable: keras.Variable) -> None:
         if id(variable) not in self._own:
-            raise NotStackable(f"holds a variable at `{path}` which the model does not track")
+            raise NotStackableError(f"holds a variable at `{path}` which the model does not track")
         shape = tuple(variable.shape)
         kind = (shape, variable.dtype, variable.trainable, variable.overwrite_with_gradient)
         self._note(path, ("variable", kind))
@@ -185,7 +191,9 @@ class Anatomy:
     def _open_sequence(self, path: str, things: Any) -> None:
         if isinstance(things, (set, frozenset)):
             if not all(isinstance(thing, _PRIMITIVE) for thing in things):
-                raise NotStackable(f"holds a set of objects at `{path}`, which is not compared")
+                raise NotStackableError(
+                    f"holds a set of objects at `{path}`, which is not compared"
+                )
             self._note(path, ("set", frozenset(things)))
             return
         self._note(path, ("tuple" if isinstance(things, tuple) else "list", len(things)))
@@ -211,7 +219,7 @@ class Anatomy:
         attributes = vars(thing)
         for name in sorted(attributes):
             value = attributes[name]
-            if is_keras and name in _IRRELEVANT or of_keras and name in _BEGINNINGS:
+            if (is_keras and name in _IRRELEVANT) or (of_keras and name in _BEGINNINGS):
                 continue
             if name == "output_names" and of_keras and len(value or ()) == 1:
                 continue  # the history of a model with one output does not tell its name
@@ -236,7 +244,7 @@ class Anatomy:
     def _open_array(self, path: str, array: Any) -> None:
         values = np.asarray(keras.ops.convert_to_numpy(array))
         if values.dtype == object:
-            raise NotStackable(f"holds an array of objects at `{path}`, which is not compared")
+            raise NotStackableError(f"holds an array of objects at `{path}`, which is not compared")
         digest = hashlib.sha256(values.tobytes()).hexdigest()
         self._note(path, ("array", values.shape, values.dtype.str, digest))
 
@@ -310,7 +318,7 @@ def alike(
     for name, model in models.items():
         try:
             anatomies[name] = Anatomy(model)
-        except NotStackable as error:
+        except NotStackableError as error:
             reasons[name] = str(error)
     groups: dict[Hashable, list[str]] = {}
     for name, anatomy in anatomies.items():
@@ -334,14 +342,14 @@ def _differing(anatomies: Sequence[Anatomy]) -> list[int]:
 def _difference(name: str, anatomies: Mapping[str, Anatomy], solid: Callable[[str], bool]) -> str:
     """In what this model differs from the one that is most like it."""
     own = anatomies[name]
-    nearest: tuple[float, str] = (-1, "the only model that could be stacked")
+    nearest: tuple[float, str] = (-1.0, "the only model that could be stacked")
     for other, anatomy in anatomies.items():
         if other == name:
             continue
         pairs = zip(own.tokens, anatomy.tokens, strict=False)
         at = next((i for i, (mine, its) in enumerate(pairs) if mine != its), None)
         if at is not None:
-            found = (at, f"differs from {other!r} at `{own.tokens[at][0]}`")
+            found: tuple[float, str] = (at, f"differs from {other!r} at `{own.tokens[at][0]}`")
         else:
             floats = zip(own.slots, anatomy.slots, strict=False)
             path = next(
@@ -393,9 +401,9 @@ class Lifted:
             raise self._refusal("decides how to compute, and members differ")
         return outcomes[0]
 
-    def _refusal(self, why: str) -> NotStackable:
+    def _refusal(self, why: str) -> NotStackableError:
         self.slot.refused = True
-        return NotStackable(f"`{self.slot.path}` {why}")
+        return NotStackableError(f"`{self.slot.path}` {why}")
 
     def __bool__(self) -> bool:
         return self._agreed([bool(value) for value in self.values])
@@ -423,12 +431,12 @@ def _comparison(name: str) -> Callable:
         if other is None:
             return name == "__ne__"
         if isinstance(other, Lifted):
-            pairs = zip(self.values, other.values, strict=True)
+            pairs = list(zip(self.values, other.values, strict=True))
         elif isinstance(other, (int, float)):
-            pairs = ((value, other) for value in self.values)
+            pairs = [(value, float(other)) for value in self.values]
         else:
             return NotImplemented
-        return self._agreed([getattr(float(a), name)(float(b)) for a, b in pairs])
+        return self._agreed([getattr(a, name)(b) for a, b in pairs])
 
     return compare
 
@@ -531,7 +539,7 @@ def stacked_batches(works: Sequence[Work]) -> tuple[Any, list[Any]]:
     """The batches of several members, which are of one shape and equally many.
 
     Returns:
-        The structure of a batch, for `unflattened`, and its arrays as `(steps, members, rows, ...)`.
+        The structure of a batch, for `unflattened`, and its arrays, `(steps, members, rows, ...)`.
     """
     parts = [
         [leaf[work.start : work.stop] for leaf in tree.flatten(work.chunk.data) if leaf is not None]

@@ -25,16 +25,16 @@ from kerascohost.programs import (
 from kerascohost.programs.data import RowOrder, shuffled_rows
 from kerascohost.programs.replicas import applied_in_pieces
 from kerascohost.programs.stacked_tensorflow import Program as StackProgram
-from kerascohost.programs.stacked_tensorflow import Rows, stacks_badly
+from kerascohost.programs.stacked_tensorflow import Rows, cannot_stack, stacks_badly
 
 __all__ = [
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
-    "STACKS_OWN_STEPS",
     "Program",
     "Rows",
     "StackProgram",
     "build",
+    "cannot_stack",
     "device_bytes",
     "eager_step",
     "execution",
@@ -45,7 +45,6 @@ __all__ = [
     "stacks_badly",
 ]
 
-STACKS_OWN_STEPS = False  # they take the gradient by variables, which in a stack are tensors
 COMPILES_PER_SHAPE = False  # dimensions may be unknown
 FINALIZES_AFTER_FAILURE = False
 

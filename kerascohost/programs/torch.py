@@ -17,7 +17,6 @@ from kerascohost.programs.eager import Program as Program
 
 COMPILES_PER_SHAPE = False
 FINALIZES_AFTER_FAILURE = False
-STACKS_OWN_STEPS = False
 StackProgram = None
 
 
@@ -128,3 +127,8 @@ def reset_device_peak() -> None:
     """Makes the memory in use now the peak."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+
+
+def cannot_stack(model: keras.Model) -> str:
+    """Steps run eagerly here: there is no program that could do several members' at once."""
+    return "steps are not compiled on torch"

@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops.parallel_for import pfor
 
-from kerascohost.programs.stacking import Lifted, NotStackable
+from kerascohost.programs.stacking import Lifted, NotStackableError
 
 _RULES: dict[str, Callable] = {}
 
@@ -64,7 +64,7 @@ def _with(rule: Callable, usual: Callable | None) -> Callable:
         if outputs is not None:
             return outputs
         if usual is None:
-            raise NotStackable(f"has an operation ({given.op_type}) without a vectorised form")
+            raise NotStackableError(f"has an operation ({given.op_type}) without a vectorised form")
         return usual(given)
 
     return convert
@@ -174,13 +174,13 @@ class _Windows:
 
     def __init__(self, given: Any, size: Sequence[int], kernel: Sequence[int]):
         if given.get_attr("data_format") not in (b"NHWC", b"NDHWC"):
-            raise NotStackable("has a convolution with channels first")
+            raise NotStackableError("has a convolution with channels first")
         *self._window, self.channels, self.filters = kernel
         self._size = list(size)
         self._strides = given.get_attr("strides")[1:-1]
         self._dilations = given.get_attr("dilations")[1:-1]
         if None in (*self._size, *kernel):
-            raise NotStackable("has a convolution over images of no fixed size")
+            raise NotStackableError("has a convolution over images of no fixed size")
         self._reach = [
             (window - 1) * dilation + 1
             for window, dilation in zip(self._window, self._dilations, strict=True)
@@ -189,7 +189,7 @@ class _Windows:
         if given.get_attr("padding") == b"SAME":
             self._pads = list(map(_same, self._size, self._reach, self._strides))
         elif given.get_attr("padding") != b"VALID":
-            raise NotStackable("has a convolution with explicit padding")
+            raise NotStackableError("has a convolution with explicit padding")
         self._padded = [size + sum(pads) for size, pads in zip(self._size, self._pads, strict=True)]
         self._places = [
             (size - reach) // stride + 1

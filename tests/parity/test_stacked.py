@@ -1,0 +1,338 @@
+"""Members of a stack end as their own `fit` would have left them, to floating-point tolerance."""
+
+import keras
+import numpy as np
+import pytest
+from keras import callbacks, layers, optimizers
+
+import kerascohost as kc
+from tests.parity import compare, test_layers, test_optimizers
+from tests.parity.compare import Member
+
+BACKEND = keras.backend.backend()
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+
+pytestmark = pytest.mark.skipif(
+    BACKEND == "torch", reason="torch runs eagerly: runs once a torch program compiles its steps"
+)
+
+# What cannot be vectorised ends joined, and still as its own `fit`. (GRU and ConvLSTM2D are left
+# out: TensorFlow takes half a minute to vectorise their loops, which LSTM's test covers.)
+JOINED = {
+    "tensorflow": {
+        "SpectralNormalization",
+        "stateful SimpleRNN",
+        "ScheduleFreeAdamW",
+        "ema_overwrite_frequency",
+        "gradient_accumulation_steps",
+    },
+    "jax": {"stateful SimpleRNN"},
+}.get(BACKEND, set())
+
+
+def twins(name, make, count=2):
+    """Members with weights and data of their own."""
+    base = make(name)
+
+    def twin(seed):
+        def build():
+            keras.utils.set_random_seed(seed)
+            return base.build()
+
+        rows = np.random.default_rng(seed).permutation(len(base.fit["x"]))
+        return Member(build, **{**base.fit, "x": base.fit["x"][rows], "y": base.fit["y"][rows]})
+
+    return {f"{name} {seed}": twin(seed) for seed in range(count)}
+
+
+def train(members, layout="stacked"):
+    """Asserts parity of a cohort in this layout; returns the cohort."""
+    apart = compare.train_apart(members)
+    cohort = kc.Cohort({n: compare.built(m) for n, m in members.items()}, layout=layout)
+    keras.utils.set_random_seed(7)
+    history = cohort.fit(verbose=0, **compare.by_argument(members))
+    trained = {n: compare.Trained(model, history[n]) for n, model in cohort.members.items()}
+    compare.assert_same(apart, trained, TOLERANCE[keras.config.floatx()])
+    return cohort
+
+
+def assert_stacked(members, stacked=True):
+    """Parity, and that it was a stack that was compared; returns the cohort."""
+    cohort = train(members)
+    is_stacked = cohort.plan.frame["layout"] == "stacked"
+    assert is_stacked.all() if stacked else not is_stacked.any(), cohort.plan
+    return cohort
+
+
+SLOW = {"GRU", "ConvLSTM2D", "Masking, SimpleRNN"}
+
+
+@pytest.mark.parametrize("family", sorted(set(test_layers.FAMILIES) - SLOW))
+def test_a_layer_family(family):
+    members = twins(family, test_layers.member)
+    assert_stacked(members, stacked=family not in JOINED)
+
+
+@pytest.mark.parametrize("name", [*test_optimizers.CLASSES, *test_optimizers.OPTIONS])
+def test_an_optimizer(name):
+    assert_stacked(twins(name, test_optimizers.member), stacked=name not in JOINED)
+
+
+@pytest.mark.parametrize("family", sorted(set(test_layers.IN_DOUBLE_PRECISION) - SLOW))
+def test_a_layer_family_agrees_to_1e_9_in_float64(family, float64):
+    assert_stacked(twins(family, test_layers.member))
+
+
+@pytest.mark.parametrize("name", test_optimizers.IN_DOUBLE_PRECISION)
+def test_an_optimizer_agrees_to_1e_9_in_float64(name, float64):
+    assert_stacked(twins(name, test_optimizers.member))
+
+
+def member(seed, build_kwargs=None, **fit):
+    """A member with everything that a stack has to keep apart; its own data and weights."""
+
+    def build():
+        keras.utils.set_random_seed(seed)
+        return network(**(build_kwargs or {}))
+
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(60, 4)).astype("float32")
+    y = np.eye(3, dtype="float32")[random.integers(3, size=60)]
+    defaults = {"x": x, "y": y, "batch_size": 8, "epochs": 4, "shuffle": False}
+    return Member(build, **{**defaults, **fit})
+
+
+def network(
+    rate=0.2,
+    l2=1e-3,
+    bn=0.9,
+    smoothing=0.1,
+    optimizer=lambda: optimizers.AdamW(0.02, weight_decay=0.01),
+    weights=None,
+):
+    net = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(8, "relu", kernel_regularizer=keras.regularizers.L2(l2)),
+            layers.BatchNormalization(momentum=bn),
+            layers.Dropout(rate),
+            layers.Dense(3, "softmax"),
+        ]
+    )
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
+    metrics = [
+        "accuracy",
+        keras.metrics.AUC(name="auc"),
+        keras.metrics.TopKCategoricalAccuracy(2, name="top"),
+    ]
+    net.compile(optimizer(), loss, loss_weights=weights, metrics=metrics)
+    return net
+
+
+def own(seed, **kwargs):
+    return member(seed, kwargs)
+
+
+SWEEPS = {
+    "learning rate": lambda v: {"optimizer": lambda: optimizers.Adam(v / 10)},
+    "dropout rate": lambda v: {"rate": v},
+    "L2": lambda v: {"l2": v / 10},
+    "momentum of BatchNormalization": lambda v: {"bn": 1 - v / 2},
+    "label smoothing": lambda v: {"smoothing": v},
+    "loss weight": lambda v: {"weights": [v * 2]},
+    "momentum": lambda v: {"optimizer": lambda: optimizers.SGD(0.05, momentum=v)},
+    "betas": lambda v: {"optimizer": lambda: optimizers.Adam(0.02, beta_1=v, beta_2=1 - v / 9)},
+    "weight decay": lambda v: {"optimizer": lambda: optimizers.AdamW(0.02, weight_decay=v / 5)},
+    "clipnorm": lambda v: {"optimizer": lambda: optimizers.Adam(0.02, clipnorm=v)},
+    "clipvalue": lambda v: {"optimizer": lambda: optimizers.SGD(0.05, clipvalue=v / 10)},
+    "schedule": lambda v: {
+        "optimizer": lambda: optimizers.SGD(optimizers.schedules.ExponentialDecay(v, 5, v))
+    },
+    "ema momentum": lambda v: {
+        "optimizer": lambda: optimizers.SGD(0.05, use_ema=True, ema_momentum=v)
+    },
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_over_a_float_is_one_stack(name):
+    members = {f"{v}": own(i, **SWEEPS[name](v)) for i, v in enumerate((0.2, 0.5, 0.7))}
+    cohort = assert_stacked(members)
+    assert cohort.plan.frame["stack"].nunique() == 1
+
+
+def test_what_cannot_be_lifted_is_stacked_apart():
+    """`momentum=0.0` keeps no velocities; a rate of 0 draws no random numbers."""
+    rates = [0.0, 0.0, 0.3, 0.3]
+    members = {f"m{i}": own(i, rate=rate) for i, rate in enumerate(rates)}
+    cohort = assert_stacked(members)
+    assert cohort.plan.frame["stack"].tolist() == [1, 1, 2, 2]
+
+
+def test_members_with_other_numbers_of_samples_batches_and_epochs():
+    def cut(seed, rows, **fit):
+        whole = member(seed).fit
+        return member(seed, x=whole["x"][:rows], y=whole["y"][:rows], **fit)
+
+    members = {
+        "a": cut(0, 60),
+        "b": cut(1, 43, epochs=7),
+        "c": cut(2, 16, epochs=2),
+        "d": cut(3, 57, batch_size=16),
+        "e": cut(4, 43, epochs=5, initial_epoch=2),
+    }
+    assert_stacked(members)
+
+
+def test_callbacks_of_members_see_and_change_their_own_models():
+    seen = []
+
+    def looks():
+        return [
+            callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: seen.append(sorted(logs)),
+            ),
+            callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True),
+        ]
+
+    class Halves(callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.set_weights([w / 2 for w in self.model.get_weights()])
+
+    members = {
+        "stops": member(0, callbacks=looks, validation_split=0.3, epochs=20),
+        "slows": member(
+            1, callbacks=lambda: [callbacks.LearningRateScheduler(lambda e, lr: lr / (e + 1))]
+        ),
+        "plateau": member(
+            2,
+            callbacks=lambda: [callbacks.ReduceLROnPlateau("loss", patience=1)],
+            validation_split=0.2,
+            validation_freq=2,
+        ),
+        "halved": member(3, callbacks=lambda: [Halves()]),
+        "watched": member(4, callbacks=lambda: [callbacks.TerminateOnNaN()]),
+        "free": member(5),
+    }
+    assert_stacked(members)
+    assert seen
+
+
+def test_sample_and_class_weights_and_validation_data():
+    random = np.random.default_rng(0)
+
+    def weighted(seed):
+        whole = member(seed).fit
+        return member(
+            seed,
+            sample_weight=random.random(60).astype("float32"),
+            validation_data=(whole["x"][:20], whole["y"][:20]),
+        )
+
+    assert_stacked({f"m{i}": weighted(i) for i in range(3)})
+
+
+def test_auto_stacks_where_it_pays_and_joins_the_rest():
+    def convolution(seed):
+        def build():
+            keras.utils.set_random_seed(seed)
+            net = keras.Sequential(
+                [keras.Input((6, 6, 1)), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(1)]
+            )
+            net.compile("sgd", "mse")
+            return net
+
+        x = np.random.default_rng(seed).normal(size=(24, 6, 6, 1)).astype("float32")
+        return Member(build, x=x, y=x[:, 0, 0], epochs=2, batch_size=8, shuffle=False)
+
+    members = {"a": member(0), "b": member(1), "c": convolution(2), "d": convolution(3)}
+    cohort = train(members, layout="auto")
+    assert cohort.plan.frame["layout"].tolist() == ["stacked", "stacked", "joined", "joined"]
+    assert "on a CPU" in cohort.plan.summary
+
+
+def test_a_second_fit_traces_nothing_and_takes_up_what_was_changed(monkeypatch):
+    members = {f"m{i}": member(i) for i in range(3)}
+    cohort = assert_stacked(members)
+    models = {name: compare.built(m) for name, m in members.items()}
+    for name, model in models.items():
+        for _ in range(2):
+            model.fit(**members[name].arguments(verbose=0))
+        cohort.members[name].optimizer.learning_rate = 0.5
+        model.optimizer.learning_rate = 0.5
+        model.fit(**members[name].arguments(verbose=0))
+    cohort.fit(verbose=0, **compare.by_argument(members))  # not yet at the third fit
+    for name in models:
+        cohort.members[name].optimizer.learning_rate = 0.5
+    seats = list(cohort._scheduler.stacks.seats)
+    programs = [program._run for seat in seats for program in seat.programs.values()]
+    before = [len(getattr(p, "_functions", None) or p._traced) for p in programs]
+    cohort.fit(verbose=0, **compare.by_argument(members))
+    assert before == [len(getattr(p, "_functions", None) or p._traced) for p in programs]
+    assert list(cohort._scheduler.stacks.seats) == seats
+
+
+# The comparison sees what it is there to see.
+
+
+def breaks(members):
+    with pytest.raises(AssertionError, match="m[01]: "):
+        assert_stacked(members)
+
+
+@pytest.fixture
+def three():
+    return {f"m{i}": own(i, rate=rate) for i, rate in enumerate((0.2, 0.4, 0.6))}
+
+
+def test_rows_brought_home_to_another_member_are_seen(three, monkeypatch):
+    from kerascohost import programs
+
+    rows = programs.backend_module().Rows
+    store = rows.store
+    monkeypatch.setattr(rows, "store", lambda self, rows: swap(self, rows, store))
+    breaks(three)
+
+
+def swap(self, rows, store):
+    own_variables = self.stack.variables
+    self.stack.variables = [own_variables[1], own_variables[0], *own_variables[2:]]
+    try:
+        store(self, rows)
+    finally:
+        self.stack.variables = own_variables
+
+
+def test_a_lifted_float_of_another_member_is_seen(three, monkeypatch):
+    from kerascohost.programs import stacking
+
+    original = stacking.Stack.__init__
+
+    def shifted(self, *args):
+        original(self, *args)
+        self.values = [[*values[1:], values[0]] for values in self.values]
+
+    monkeypatch.setattr(stacking.Stack, "__init__", shifted)
+    breaks(three)
+
+
+def test_metrics_that_are_not_reset_are_seen(three, monkeypatch):
+    from kerascohost.programs import stacking
+
+    fetch = stacking.Rows.fetch
+    monkeypatch.setattr(stacking.Rows, "fetch", lambda self, names, begun: fetch(self, names, []))
+    breaks(three)
+
+
+def test_a_change_by_a_callback_that_is_not_taken_up_is_seen(monkeypatch):
+    from kerascohost.programs import stacking
+
+    def kept_away(self, names):
+        self.store(self.rows([name for name in names if name in self._away]))
+
+    class Halves(callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.set_weights([w / 2 for w in self.model.get_weights()])
+
+    monkeypatch.setattr(stacking.Rows, "bring_home", kept_away)
+    breaks({f"m{i}": member(i, callbacks=lambda: [Halves()]) for i in range(2)})
