@@ -126,6 +126,10 @@ def _copy(model: keras.Model, own: dict[str, Any], seeds: _Seeds) -> keras.Model
             f"Received: {name!r}.{errors.did_you_mean(name, known)}"
         )
     copy.compile(**config)
+    decayed = programs.decayed(model)
+    if not all(decayed) and copy.built:
+        pairs = zip(copy.trainable_variables, decayed, strict=True)
+        copy.optimizer.exclude_from_weight_decay([v for v, is_decayed in pairs if not is_decayed])
     return copy
 
 
@@ -196,7 +200,9 @@ def _names(model: keras.Model) -> Iterator[str]:
 
 def _keep_what_is_not_initial(model: keras.Model, copy: keras.Model) -> None:
     """Frozen weights are not for training to begin with; adapted ones describe the data."""
-    for layer, its_copy in zip(model.layers, copy.layers, strict=True):
+    pairs = zip(programs.flat_layers(model), programs.flat_layers(copy), strict=True)
+    for layer, its_copy in list(pairs)[1:]:  # the first is the model itself
+        its_copy.trainable = layer.trainable
         kept = not layer.trainable or hasattr(layer, "adapt")
         if not kept or not layer.built or not layer.variables:
             continue
@@ -206,5 +212,3 @@ def _keep_what_is_not_initial(model: keras.Model, copy: keras.Model) -> None:
         layer.save_own_variables(stored)
         if stored:
             its_copy.load_own_variables(stored)
-        else:
-            its_copy.set_weights(layer.get_weights())

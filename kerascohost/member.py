@@ -13,7 +13,6 @@ from kerascohost import errors, programs
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
 from kerascohost.programs import Chunk
 from kerascohost.programs import data as keras_data
-from kerascohost.progress import Progress
 
 _BATCH_HOOKS = {
     "train": ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"),
@@ -262,7 +261,7 @@ class Member:
         stop = "stop_training" if kind == "train" else "stop_evaluating"
         if getattr(self.model, stop):  # set before the epoch's first step, it ends the epoch there
             limit = self.model.steps_per_execution
-        watched = _is_watched(self.model, dispatch)
+        watched = _is_watched(self.model, dispatch, batches)
         logs: Any = {}
         step = 0
         # Hooks come in the rhythm of `steps_per_execution`, however chunks and turns fall.
@@ -364,11 +363,24 @@ def _looks_at_batches(callback: keras.callbacks.Callback, kind: str) -> bool:
     )
 
 
-def _is_watched(model: keras.Model, dispatch: keras.callbacks.CallbackList) -> bool:
+def _is_watched(
+    model: keras.Model, dispatch: keras.callbacks.CallbackList, batches: Batches
+) -> bool:
     """Whether anything but logs is looked at between steps, or at the end of the training."""
-    ours = (keras.callbacks.History, Progress)
-    has_last_weights = getattr(model.optimizer, "use_ema", False)
-    return has_last_weights or not all(isinstance(c, ours) for c in dispatch.callbacks)
+    optimizer = model.optimizer
+    wrapped = getattr(optimizer, "inner_optimizer", None)
+    return (
+        any(getattr(one, "use_ema", False) for one in (optimizer, wrapped))
+        or programs.has_own_step(model, "train")
+        or programs.has_own_step(model, "test")
+        or isinstance(batches, StreamBatches)  # which runs code of the user's
+        or not all(map(_is_ours, dispatch.callbacks))
+    )
+
+
+def _is_ours(callback: keras.callbacks.Callback) -> bool:
+    ours = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return ours or type(callback) is keras.callbacks.History
 
 
 def _finalize(model: keras.Model) -> None:

@@ -89,7 +89,9 @@ class Scheduler:
         for seat, names in calls:
             program = self._stack_program(seat, wants[names[0]].kind)
             works = self._in_step(program, {name: wants[name] for name in names})
-            yield works, self._call_stack(seat, program, works)
+            outcomes = self._call_stack(seat, program, works)
+            self.stacks.served(outcomes)
+            yield works, outcomes
         for program, names in self._programs_for(rest):
             works = self._works(program, {name: wants[name] for name in names})
             yield works, self._call(program, works)
@@ -253,6 +255,7 @@ class _Tasks:
                     self._end_all()
         finally:
             self._scheduler.stacks.bring_home(self._active)
+            self._scheduler.stacks.let_go()
             for task in [*self._active.values(), *self._arriving]:
                 task.run.close()
                 task.member.close()
@@ -323,7 +326,7 @@ class _Program:
         make = eager.Program if is_eager else backend.Program
         self.kind = kind
         self.signatures: dict[str, tuple] = {}
-        self._run = run or make(kind, members)
+        self._run: Any = run or make(kind, members)
         self.is_protected = self._run.is_protected
         self._calls = 0
         self._seconds_per_step = 0.0
@@ -335,6 +338,10 @@ class _Program:
         self._seconds_per_step = (time.perf_counter() - began) / steps
         self._calls += 1
         return logs
+
+    def let_go(self) -> None:
+        """Lets go of the data of a run that has ended."""
+        self._run.let_go()
 
     @property
     def has_run(self) -> bool:

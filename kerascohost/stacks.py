@@ -50,6 +50,7 @@ class Stacks:
         self._stamps: dict[str, tuple] = {}
         self._members: dict[str, Member] = {}
         self._solid: set[str] = set()
+        self._begun: set[str] = set()
 
     def arrange(self, members: Iterable[Member]) -> None:
         """Finds a place for those members that have none, or that have been compiled anew."""
@@ -64,7 +65,7 @@ class Stacks:
         self._place(fresh)
 
     def _leave(self, seat: Seat) -> None:
-        seat.rows.bring_home(seat.stack.names)
+        seat.rows.bring_home(seat.stack.names, list(self._begun))
         self.seats.remove(seat)
         for name in seat.stack.names:
             del self._seat_of[name]
@@ -116,6 +117,7 @@ class Stacks:
         shape. What few of them want, such as a last partial batch or a validation, is done first:
         so all come to their full batches together again.
         """
+        self._begun = {name for name, want in wants.items() if want.begins}
         groups: dict[Seat, dict[tuple, list[str]]] = {}
         rest: dict[str, Want] = {}
         for name, want in wants.items():
@@ -132,6 +134,16 @@ class Stacks:
         self.bring_home(rest)
         return calls, rest
 
+    def served(self, names: Iterable[str]) -> None:
+        """Notes that these members have done steps since `split`."""
+        self._begun -= set(names)
+
+    def let_go(self) -> None:
+        """Lets go of the data of a run that has ended."""
+        for seat in self.seats:
+            for program in seat.programs.values():
+                program.let_go()
+
     def bring_home(self, names: Iterable[str]) -> None:
         """Gives these members their own variables back."""
         by_seat: dict[Seat, list[str]] = {}
@@ -139,7 +151,7 @@ class Stacks:
             if name in self._seat_of:
                 by_seat.setdefault(self._seat_of[name], []).append(name)
         for seat, seated in by_seat.items():
-            seat.rows.bring_home(seated)
+            seat.rows.bring_home(seated, list(self._begun))
 
     def row(self, member: Member) -> dict[str, Any]:
         """What a `Plan` tells of a member."""

@@ -142,6 +142,25 @@ def compile_stamp(model: keras.Model) -> tuple:
     return (optimizer, model._loss_tracker, model.jit_compile, model.run_eagerly)
 
 
+def decayed(model: keras.Model) -> tuple[bool, ...]:
+    """For each trainable variable, whether the optimizer's weight decay includes it.
+
+    `_use_weight_decay`: only it tells, as exclusions are kept by names and by identities.
+    """
+    optimizer: Any = getattr(model, "optimizer", None)
+    if getattr(optimizer, "weight_decay", None) is None or not model.built:
+        return ()
+    return tuple(map(optimizer._use_weight_decay, model.trainable_variables))
+
+
+def flat_layers(model: keras.Model) -> list[keras.Layer]:
+    """All layers of a model, those inside of layers too.
+
+    `_flatten_layers`: only it finds them.
+    """
+    return list(model._flatten_layers())
+
+
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
     """What the model was compiled with, as it was given.
 

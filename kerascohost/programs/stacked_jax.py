@@ -40,20 +40,20 @@ class Rows(stacking.Rows):
             column[row] = self.stack.variables[row][position].value
         return jax.device_put(column)
 
-    def store(self, rows: Sequence[int]) -> None:
+    def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Writes rows home, all in one transfer.
 
         `_value`: `assign` converts and checks each value, which takes longer than all the rest.
         """
         if self.is_often("store", rows):
-            columns = self._unstacked(self.values)
+            columns = self._unstacked([self.values[i] for i in positions])
         else:
-            views = [np.asarray(value) for value in self.values]
+            views = [np.asarray(self.values[i]) for i in positions]
             parts = jax.device_put([[view[row] for row in rows] for view in views])
             columns = [dict(zip(rows, part, strict=True)) for part in parts]
         for row in rows:
-            for variable, column in zip(self.stack.variables[row], columns, strict=True):
-                variable._value = column[row]
+            for i, column in zip(positions, columns, strict=True):
+                self.stack.variables[row][i]._value = column[row]
 
 
 class Program:
@@ -113,6 +113,10 @@ class Program:
         self._rows.values = values
         logs = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(rows)], logs)
         return stacking.logs_by_member(names, rows, logs, self._models)
+
+    def let_go(self) -> None:
+        """Lets go of the data."""
+        self._data = None
 
     def _trace(self, given: tuple, everyone: bool) -> None:
         """Finds out what cannot be traced; the trace is kept and used by the call."""

@@ -47,12 +47,14 @@ class Rows(stacking.Rows):
             else:
                 self.values[i].scatter_update(tf.IndexedSlices(own, tf.constant(rows)))
 
-    def store(self, rows: Sequence[int]) -> None:
-        self._run("store", rows, functools.partial(self._store, rows))
+    def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        store = functools.partial(self._store, rows, positions)
+        self._run(f"store {len(positions)}", rows, store)
 
-    def _store(self, rows: Sequence[int]) -> None:
-        for i, stacked in enumerate(self.values):
-            values = tf.raw_ops.Unpack(value=stacked, num=len(self.stack.names), axis=0)
+    def _store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        for i in positions:
+            size = len(self.stack.names)
+            values = tf.raw_ops.Unpack(value=self.values[i], num=size, axis=0)
             for row in rows:
                 variable = self.stack.variables[row][i].value
                 tf.raw_ops.AssignVariableOp(resource=variable.handle, value=values[row])
@@ -99,12 +101,23 @@ class Program:
         names = list(works)
         structure, data = stacking.stacked_batches(list(works.values()))
         data = [tf.convert_to_tensor(leaf) for leaf in data]
+        self._rows.fetch(names, [name for name, work in works.items() if work.begins])
         function = self._function_for(names, structure, data)
-        begun = [name for name, work in works.items() if work.begins]
-        self._rows.fetch(names, begun)
         rows = self._rows.rows(names)
-        logs = function(data, tf.constant(rows), tf.constant(len(data[0])))
+        logs, changed = function(data, tf.constant(rows), tf.constant(len(data[0])))
+        self._take_up(names, rows, changed)
         return stacking.logs_by_member(names, rows, logs, self._models)
+
+    def let_go(self) -> None:
+        """Nothing: data is not kept."""
+
+    def _take_up(self, names: list[str], rows: list[int], changed: list[tf.Tensor]) -> None:
+        """Writes the rows. (Not in the function: where it fails, some would have been written.)"""
+        for i, value in zip(self._changing, changed, strict=True):
+            if names == self._stack.names:
+                self._rows.values[i].assign(value)
+            else:
+                self._rows.values[i].scatter_update(tf.IndexedSlices(value, tf.constant(rows)))
 
     def _function_for(self, names: list[str], structure: Any, data: list[tf.Tensor]) -> Any:
         everyone = names == self._stack.names
@@ -149,13 +162,7 @@ class Program:
             )
         values = _replaced(values, self._changing, changing)
         logs = _map(self._results, [values[i] for i in self._metrics], [], [], fallback=True)
-        with tf.control_dependencies(changing):
-            for i, value in zip(self._changing, changing, strict=True):
-                if everyone:
-                    self._rows.values[i].assign(value)
-                else:
-                    self._rows.values[i].scatter_update(tf.IndexedSlices(value, rows))
-        return logs
+        return logs, changing
 
     def _step(self) -> Callable:
         """`step(structure, values, lifted, batch)`, for one member; returns the changing values."""
@@ -258,9 +265,16 @@ def _train_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> N
         model._loss_tracker.update_state(loss, sample_weight=_samples(x))
         loss = model.optimizer.scale_loss(loss)
     gradients = tape.gradient(loss, tensors)
+    if any(isinstance(g, tf.IndexedSlices) for g in gradients) and _clips_norms(model.optimizer):
+        raise NotStackableError("clips the norm of a sparse gradient, as that of an Embedding is")
     dense = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
-    model.optimizer.apply(dense, weights)
+    model.optimizer.apply_gradients(zip(dense, weights, strict=True))
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def _clips_norms(optimizer: keras.optimizers.Optimizer) -> bool:
+    """The norm of a sparse gradient is one of its parts, of which one row may have several."""
+    return optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
 
 
 def _test_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> None:

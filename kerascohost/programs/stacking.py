@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import operator
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -113,26 +114,16 @@ class Anatomy:
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []  # an object that is gone could leave its id to another one
         self._own = {id(variable) for variable in self.variables}
+        self._of_keras = True  # whether what is visited is held by an object of Keras's
         for i, variable in enumerate(self.variables):
             self._visit(f"variables[{i}]", variable)
-        self._walk_optimizer(model)
+        self.tokens.append(("optimizer.exclude_from_weight_decay", programs.decayed(model)))
         self._visit("model", model)
 
     @property
     def key(self) -> Hashable:
         """Equal for twins, and only for them."""
         return tuple(self.tokens)
-
-    def _walk_optimizer(self, model: keras.Model) -> None:
-        """What an optimizer leaves out of weight decay, which it keeps by names and identities.
-
-        `_use_weight_decay`: only it tells.
-        """
-        optimizer = model.optimizer
-        if getattr(optimizer, "weight_decay", None) is None or not optimizer.built:
-            return
-        decayed = tuple(map(optimizer._use_weight_decay, model.trainable_variables))
-        self.tokens.append(("optimizer.exclude_from_weight_decay", decayed))
 
     def _visit(self, path: str, thing: Any) -> None:
         if isinstance(thing, _PRIMITIVE):
@@ -155,7 +146,7 @@ class Anatomy:
         """Notes what kind of object this is, and visits its parts."""
         if isinstance(thing, keras.Variable):
             self._open_variable(path, thing)
-        elif isinstance(thing, keras.initializers.Initializer):
+        elif isinstance(thing, keras.initializers.Initializer) and self._of_keras:
             self._note(path, "initializer")  # of a model that has been built: its work is done
         elif isinstance(thing, (list, tuple, set, frozenset)):
             self._open_sequence(path, thing)
@@ -169,7 +160,8 @@ class Anatomy:
             self._visit(path, thing.__self__)
         elif isinstance(thing, functools.partial):
             self._note(path, "partial")
-            self._visit(path, [thing.func, thing.args, thing.keywords])
+            with self._held_by(thing):
+                self._visit(path, [thing.func, thing.args, thing.keywords])
         elif isinstance(thing, (np.ndarray, np.generic)) or keras.ops.is_tensor(thing):
             self._open_array(path, thing)
         elif hasattr(thing, "__dict__"):
@@ -214,19 +206,41 @@ class Anatomy:
 
     def _open_object(self, path: str, thing: Any) -> None:
         self._note(path, ("a", type(thing)))
-        of_keras = type(thing).__module__.partition(".")[0] == "keras"
-        is_keras = of_keras or isinstance(thing, _KERAS)
         attributes = vars(thing)
-        for name in sorted(attributes):
-            value = attributes[name]
-            if (is_keras and name in _IRRELEVANT) or (of_keras and name in _BEGINNINGS):
-                continue
-            if name == "output_names" and of_keras and len(value or ()) == 1:
-                continue  # the history of a model with one output does not tell its name
-            self._visit_item(f"{path}.{name.lstrip('_')}", attributes, name, value)
+        with self._held_by(thing):
+            for name in sorted(attributes):
+                value = attributes[name]
+                if self._decides(thing, name, value):
+                    if name == "_flat_losses" and len(value or ()) == 1:
+                        value = [value[0][:3]]  # without the output's name, see `_decides`
+                    self._visit_item(f"{path}.{name.lstrip('_')}", attributes, name, value)
+
+    @contextlib.contextmanager
+    def _held_by(self, thing: Any) -> Iterator[None]:
+        before, self._of_keras = self._of_keras, _is_of_keras(thing)
+        try:
+            yield
+        finally:
+            self._of_keras = before
+
+    def _decides(self, thing: Any, name: str, value: Any) -> bool:
+        """Whether what an attribute holds can make a difference."""
+        if name == "history":
+            return not isinstance(value, keras.callbacks.History)
+        if name == "_nodes":
+            return not isinstance(thing, keras.Model)
+        if name in _IRRELEVANT:
+            return not isinstance(thing, _KERAS) and not self._of_keras
+        if name == "output_names" and self._of_keras:
+            return len(value or ()) != 1  # a history tells the names of outputs if there are more
+        return not (self._of_keras and name in _BEGINNINGS)
 
     def _visit_item(self, path: str, holder: Any, key: Any, thing: Any) -> None:
-        if isinstance(thing, float) and not isinstance(holder, tuple):
+        """Visits what a place holds. A float is lifted if it is Keras that will look at it.
+
+        Code of the user's may do anything with a float, such as asking for its type.
+        """
+        if isinstance(thing, float) and self._of_keras and not isinstance(holder, tuple):
             self._note(path, "a float")
             self.slots.append(Slot(path, holder, key))
         else:
@@ -256,6 +270,10 @@ _KERAS = (
     keras.metrics.Metric,
     keras.optimizers.schedules.LearningRateSchedule,
 )
+
+
+def _is_of_keras(thing: Any) -> bool:
+    return type(thing).__module__.partition(".")[0] == "keras"
 
 
 def _is_module_function(thing: Any) -> bool:
@@ -389,13 +407,6 @@ class Lifted:
     def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> Any:
         return self.as_tensor(dtype)
 
-    def _like(self, other: Any) -> Any:
-        """This value in the dtype of what it meets."""
-        if isinstance(other, Lifted):
-            return self.as_tensor(), other.as_tensor()
-        dtype = getattr(other, "dtype", None)
-        return self.as_tensor(dtype), other
-
     def _agreed(self, outcomes: list[bool]) -> bool:
         if len(set(outcomes)) > 1:
             raise self._refusal("decides how to compute, and members differ")
@@ -412,18 +423,34 @@ class Lifted:
         raise self._refusal("is used as a Python number")
 
     def __neg__(self) -> Any:
-        return -self.as_tensor()
+        return self._with(lambda value: -value)
+
+    def _with(self, function: Callable) -> Any:
+        """The result of arithmetic with a Python number, with the precision that there is."""
+        if keras.backend.standardize_dtype(self.tensor.dtype) == keras.config.floatx():
+            return function(self.tensor)
+        values = [function(value) for value in self.values]
+        return Lifted(self.slot, function(self.tensor), values, self._convert)
 
     __hash__ = None  # type: ignore[assignment]  # what is a key must not change
 
 
-def _arithmetic(name: str, swapped: bool) -> Callable:
+def _arithmetic(operation: Callable, swapped: bool) -> Callable:
     def operate(self: Lifted, other: Any) -> Any:
-        mine, its = self._like(other)
-        one, two = (its, mine) if swapped else (mine, its)
-        return getattr(keras.ops, name)(one, two)
+        if isinstance(other, (int, float)):
+            return self._with(lambda x: operation(other, x) if swapped else operation(x, other))
+        if isinstance(other, Lifted):
+            return operation(self.as_tensor(), other.as_tensor())
+        mine = self.as_tensor(_float_type(other))
+        return operation(other, mine) if swapped else operation(mine, other)
 
     return operate
+
+
+def _float_type(other: Any) -> str | None:
+    """The dtype in which a Python number would be taken beside `other`."""
+    dtype = keras.backend.standardize_dtype(getattr(other, "dtype", keras.config.floatx()))
+    return dtype if keras.backend.is_float_dtype(dtype) else None
 
 
 def _comparison(name: str) -> Callable:
@@ -441,15 +468,9 @@ def _comparison(name: str) -> Callable:
     return compare
 
 
-for _name, _operation in {
-    "add": "add",
-    "sub": "subtract",
-    "mul": "multiply",
-    "truediv": "true_divide",
-    "pow": "power",
-}.items():
-    setattr(Lifted, f"__{_name}__", _arithmetic(_operation, swapped=False))
-    setattr(Lifted, f"__r{_name}__", _arithmetic(_operation, swapped=True))
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    setattr(Lifted, f"__{_name}__", _arithmetic(getattr(operator, _name), swapped=False))
+    setattr(Lifted, f"__r{_name}__", _arithmetic(getattr(operator, _name), swapped=True))
 for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
     setattr(Lifted, _name, _comparison(_name))
 
@@ -469,8 +490,8 @@ def lifted(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[
         yield
 
 
-# The transfer of a whole stack that is the first to be compiled.
-_OFTEN = 3
+# The transfer of a whole stack that is the first to be compiled: that takes as long as a hundred.
+_OFTEN = 100
 
 
 class Rows:
@@ -512,12 +533,22 @@ class Rows:
             self.load(self.rows(reset), self._metrics)
         self._away |= set(missing)
 
-    def bring_home(self, names: Sequence[str]) -> None:
-        """Gives these members their own variables back, if they are away."""
+    def bring_home(self, names: Sequence[str], begun: Sequence[str] = ()) -> None:
+        """Gives these members their own variables back, if they are away.
+
+        Args:
+            names: The members.
+            begun: Those of them whose metrics have been reset since their last steps.
+        """
         away = [name for name in names if name in self._away]
-        if away:
-            self.store(self.rows(away))
-            self._away -= set(away)
+        reset = [name for name in away if name in begun]
+        others = [name for name in away if name not in begun]
+        if others:
+            self.store(self.rows(others), self._all)
+        if reset:
+            kept = [i for i in self._all if i not in self._metrics]
+            self.store(self.rows(reset), kept)
+        self._away -= set(away)
 
     def is_often(self, what: str, rows: Sequence[int]) -> bool:
         """Whether transfers of the whole stack are so many that they are worth compiling."""
@@ -530,8 +561,8 @@ class Rows:
         """Copies the variables at `positions` of these members into their rows."""
         raise NotImplementedError
 
-    def store(self, rows: Sequence[int]) -> None:
-        """Copies these rows into the members' variables."""
+    def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Copies these rows into the members' variables at `positions`."""
         raise NotImplementedError
 
 
@@ -579,7 +610,8 @@ def _renamed(logs: Any, prototype: keras.Model, model: keras.Model) -> Any:
     """Logs by the names of this model's metrics: unless told, Keras numbers some of them."""
     if _metric_names(prototype) == _metric_names(model) or not isinstance(logs, dict):
         return logs
-    return dict(zip(model.get_metrics_result(), logs.values(), strict=True))
+    names = zip(prototype.get_metrics_result(), model.get_metrics_result(), strict=True)
+    return {name: logs[known] for known, name in names}
 
 
 def _metric_names(model: keras.Model) -> list[str]:

@@ -276,7 +276,7 @@ def test_a_second_fit_traces_nothing_and_takes_up_what_was_changed(monkeypatch):
 
 
 def breaks(members):
-    with pytest.raises(AssertionError, match="m[01]: "):
+    with pytest.raises(AssertionError, match=r"m[01]: "):
         assert_stacked(members)
 
 
@@ -290,15 +290,15 @@ def test_rows_brought_home_to_another_member_are_seen(three, monkeypatch):
 
     rows = programs.backend_module().Rows
     store = rows.store
-    monkeypatch.setattr(rows, "store", lambda self, rows: swap(self, rows, store))
+    monkeypatch.setattr(rows, "store", lambda self, *args: swap(self, args, store))
     breaks(three)
 
 
-def swap(self, rows, store):
+def swap(self, args, store):
     own_variables = self.stack.variables
     self.stack.variables = [own_variables[1], own_variables[0], *own_variables[2:]]
     try:
-        store(self, rows)
+        store(self, *args)
     finally:
         self.stack.variables = own_variables
 
@@ -327,8 +327,8 @@ def test_metrics_that_are_not_reset_are_seen(three, monkeypatch):
 def test_a_change_by_a_callback_that_is_not_taken_up_is_seen(monkeypatch):
     from kerascohost.programs import stacking
 
-    def kept_away(self, names):
-        self.store(self.rows([name for name in names if name in self._away]))
+    def kept_away(self, names, begun=()):
+        self.store(self.rows([name for name in names if name in self._away]), self._all)
 
     class Halves(callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
