@@ -178,7 +178,8 @@ class BenchmarkResult:
 
     @property
     def _text(self) -> pd.DataFrame:
-        return pd.DataFrame([_described(row) for _, row in self.frame.iterrows()]).fillna("")
+        text = pd.DataFrame([_described(row) for _, row in self.frame.iterrows()]).fillna("")
+        return text[[column for column in text if any(text[column])]]
 
     def __repr__(self) -> str:
         return f"{self._text.to_string(index=False)}\n\n{self.reason}"

@@ -28,6 +28,8 @@ STYLE = """<style>
 .kerascohost h4 { margin: 0 6px 0 0; font-size: 1em; font-weight: 600; }
 .kerascohost-row { flex-flow: row wrap; align-items: center; gap: 6px; }
 .kerascohost-row .widget-label { width: auto; margin: 0 6px 0 10px; }
+.kerascohost-seconds { width: auto; }
+.kerascohost-seconds input { width: 5em; flex: none; }
 .kerascohost th, .kerascohost-muted { color: var(--jp-ui-font-color2); font-weight: normal; }
 
 .kerascohost-grid { gap: 4px 14px; align-items: center; overflow-x: auto; padding-bottom: 2px; }
@@ -35,17 +37,20 @@ STYLE = """<style>
   { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .kerascohost-grid .widget-checkbox .widget-label, .kerascohost-grid .widget-html > .widget-label
   { display: none; }
-.kerascohost-grid .widget-html-content { white-space: nowrap; }
+.kerascohost-grid .widget-html-content
+  { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.kerascohost .widget-label-basic { align-items: center; }
+.kerascohost .widget-label-basic input { margin: 0 8px 0 0; }
 .kerascohost-grid .kerascohost-long .widget-html-content
   { white-space: normal; overflow-wrap: anywhere; }
 .kerascohost-grid .kerascohost-number { text-align: right; }
 .kerascohost-models
   { grid-template-columns: minmax(8em, max-content) repeat(3, max-content) minmax(8em, 1fr); }
 .kerascohost-data
-  { grid-template-columns:
-      max-content minmax(8em, 16em) minmax(8em, 14em) minmax(7em, 12em) 5em 5em; }
+  { grid-template-columns: max-content 1.3fr 1.1fr 1fr 5em 5em; max-width: 64em; }
 .kerascohost-factors { grid-template-columns: max-content minmax(6em, 14em) 5em max-content; }
-.kerascohost-bars { grid-template-columns: max-content minmax(6em, 14em) 1fr; }
+.kerascohost-bars { grid-template-columns: max-content minmax(6em, 10em) 1fr; }
+.kerascohost .widget-hprogress { height: 20px; }
 
 .kerascohost table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .kerascohost th, .kerascohost td
@@ -56,6 +61,7 @@ STYLE = """<style>
 .kerascohost-table p { margin: 6px 0 0; max-width: 56em; }
 .kerascohost-measured th:nth-child(n+7), .kerascohost-measured td:nth-child(n+7)
   { text-align: left; white-space: normal; }
+.kerascohost-measured th:nth-child(7) { min-width: 11em; }
 .kerascohost-past { opacity: 0.5; }
 
 .kerascohost [role=alert]
@@ -76,7 +82,7 @@ STYLE = """<style>
   .kerascohost-models .kerascohost-long { margin: -2px 0 4px 24px; }
   .kerascohost-models .kerascohost-head.kerascohost-long { display: none; }
   .kerascohost-models { grid-template-columns: minmax(8em, 1fr) repeat(3, max-content); }
-  .kerascohost-data { grid-template-columns: repeat(3, minmax(5em, 1fr)) 4.5em 4.5em; }
+  .kerascohost-data { grid-template-columns: repeat(3, minmax(5em, 1fr)) 5.2em 4.5em; }
   .kerascohost-factors { grid-template-columns: minmax(6em, 1fr) 5em max-content; }
   .kerascohost-bars { grid-template-columns: minmax(5em, 10em) 1fr; }
 }

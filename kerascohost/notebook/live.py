@@ -26,22 +26,21 @@ class LiveTraining:
             for name in names
         }
 
-    def shown(self) -> dict[str, Any]:
-        """What there is to tell now, as `CohostSession.progress` and `curves`."""
+    def progress(self) -> dict[str, Any]:
+        """What `CohostSession.progress` is now."""
         members = {name: _shown(dict(live)) for name, live in self.members.items()}
         fraction = sum(member["fraction"] for member in members.values()) / len(members)
+        return {"fraction": fraction, "text": f"{100 * fraction:.0f} %", "members": members}
+
+    def curves(self) -> pd.DataFrame:
+        """What `CohostSession.curves` is now."""
         # A member without a row yet gets an empty one, so that it keeps its colour in the plots.
         rows = [
             row
             for name, live in self.members.items()
             for row in list(live["rows"]) or [plotting.row(name, 0, "loss", np.nan)]
         ]
-        return {
-            "fraction": fraction,
-            "text": f"{100 * fraction:.0f} %",
-            "members": members,
-            "curves": pd.DataFrame(rows, columns=plotting.COLUMNS),
-        }
+        return pd.DataFrame(rows, columns=plotting.COLUMNS)
 
 
 def _shown(live: dict[str, Any]) -> dict[str, Any]:
@@ -108,8 +107,8 @@ class LiveBenchmark:
             raise StoppedError
         self._said = (fraction, text)
 
-    def shown(self) -> dict[str, Any]:
-        """What there is to tell now, as `CohostSession.progress`."""
+    def progress(self) -> dict[str, Any]:
+        """What `CohostSession.progress` is now."""
         fraction, text = self._said
         spent = time.perf_counter() - self._began
         return {"fraction": fraction, "text": f"{text} · {spent:.0f} s so far"}

@@ -32,10 +32,10 @@ LAYOUTS = tuple(
 # The most batches in a step that are offered; code can ask for more.
 MOST_FACTOR = 16
 
-# Progress is told at most so often (in seconds), and drawing it takes at most this share of the
-# time: what is drawn is taken from the training.
+# Progress and curves are told at most so often (in seconds), and drawing either takes at most this
+# share of the time: what is drawn is taken from the training.
 _EVERY = 0.25
-_SHARE = 0.1
+_SHARE = 0.03
 
 # One at a time: the backends do not support training in several threads at once.
 _working = threading.Lock()
@@ -362,7 +362,8 @@ class CohostSession(traitlets.HasTraits):
             told = live.LiveTraining(self.selected, lambda: self.stops)
             cohort.progress = lambda name, *_: live.LiveProgress(name, told)
             self._cohort = cohort
-            self._start("train", "training", lambda: self._train(cohort, arguments), told.shown)
+            tells = {"progress": told.progress, "curves": told.curves}
+            self._start("train", "training", lambda: self._train(cohort, arguments), tells)
 
     def benchmark(self) -> None:
         """Begins to measure the layouts with the selected models, on their data or random data.
@@ -375,8 +376,9 @@ class CohostSession(traitlets.HasTraits):
             self._check_selected()
             arguments = self._benchmark_arguments()
             told = live.LiveBenchmark(lambda: self.stops)
+            tells = {"progress": told.progress}
             self._start(
-                "benchmark", "benchmarking", lambda: self._benchmark(arguments, told), told.shown
+                "benchmark", "benchmarking", lambda: self._benchmark(arguments, told), tells
             )
 
     def stop(self) -> None:
@@ -464,7 +466,7 @@ class CohostSession(traitlets.HasTraits):
         where: str,
         status: str,
         work: Callable[[], str],
-        shown: Callable[[], dict[str, Any]],
+        tells: dict[str, Callable[[], Any]],
     ) -> None:
         if not _working.acquire(blocking=False):
             raise CohortError("Expected one training or benchmark at a time. Received: a second.")
@@ -472,18 +474,19 @@ class CohostSession(traitlets.HasTraits):
         self._busy = list(self.selected)
         self.set_trait("message", "")
         self.set_trait("work", where)
+        self.set_trait("progress", tells["progress"]())
         self.set_trait("status", status)
         self._thread = threading.Thread(
-            target=self._work, args=(where, work, shown), name=f"kerascohost-{status}", daemon=True
+            target=self._work, args=(where, work, tells), name=f"kerascohost-{status}", daemon=True
         )
         self._thread.start()
 
     def _work(
-        self, where: str, work: Callable[[], str], shown: Callable[[], dict[str, Any]]
+        self, where: str, work: Callable[[], str], tells: dict[str, Callable[[], Any]]
     ) -> None:
         """The thread that works, with another one beside it that tells how far it is."""
         ended = threading.Event()
-        teller = threading.Thread(target=self._tell, args=(ended, shown), daemon=True)
+        teller = threading.Thread(target=self._tell, args=(ended, tells), daemon=True)
         teller.start()
         message = ""
         try:
@@ -501,21 +504,24 @@ class CohostSession(traitlets.HasTraits):
             self.set_trait("message", message)
             self.set_trait("status", "idle")
 
-    def _tell(self, ended: threading.Event, shown: Callable[[], dict[str, Any]]) -> None:
-        pause = 0.0
-        while not ended.wait(pause):
-            pause = self._told(shown)
-        self._told(shown)
+    def _tell(self, ended: threading.Event, tells: dict[str, Callable[[], Any]]) -> None:
+        due = dict.fromkeys(tells, 0.0)
+        while not ended.wait(_EVERY):
+            for trait, tell in tells.items():
+                began = time.perf_counter()
+                if began >= due[trait]:
+                    self._told(trait, tell())
+                    now = time.perf_counter()
+                    due[trait] = now + (now - began) / _SHARE
+        for trait, tell in tells.items():
+            self._told(trait, tell())
 
-    def _told(self, shown: Callable[[], dict[str, Any]]) -> float:
-        """Tells once how far the work is; returns how long to wait until the next time."""
-        began = time.perf_counter()
-        now = dict(shown())
-        curves = now.pop("curves", None)
-        self.set_trait("progress", now)
-        if curves is not None and not curves.equals(self.curves):
-            self.set_trait("curves", curves)
-        return max(_EVERY, (time.perf_counter() - began) / _SHARE)
+    def _told(self, trait: str, value: Any) -> None:
+        """Sets a trait where there is something new; frames have no `==` that says so."""
+        old = getattr(self, trait)
+        is_same = value.equals(old) if isinstance(value, pd.DataFrame) else value == old
+        if not is_same:
+            self.set_trait(trait, value)
 
     # Errors
 

@@ -63,9 +63,11 @@ class CohostWidget(widgets.VBox):
             variables = self._shell.user_ns if self._shell else {}
         self.session = session or CohostSession(variables)
         self._displays: list[Any] = []
-        parts = (_Models, _Data, _Layout, _Benchmark, _Train, _Code)
+        above = [part(self.session) for part in (_Models, _Data, _Layout)]
+        self._benchmark, self._train = _Benchmark(self.session), _Train(self.session)
+        parts = [*above, self._benchmark, self._train, _Code(self.session)]
         super().__init__(
-            [widgets.HTML(controls.STYLE), *(part(self.session) for part in parts)],
+            [widgets.HTML(controls.STYLE), *parts],
             layout=widgets.Layout(width="100%"),
         )
         self.add_class("kerascohost")
@@ -97,16 +99,15 @@ class CohostWidget(widgets.VBox):
         if not self._displays or session.status != "idle" or not shown:
             return
         tables, picture = self._displays
-        bundle: dict[str, Any] = {
+        bundle = {
             "text/html": "".join(found._repr_html_() for found in shown),
             "text/plain": "\n".join(map(repr, shown)),
         }
         tables.update(bundle, raw=True)
-        if session.history is not None:
-            bundle = {"image/png": _curves(session.curves), "text/plain": "Losses by epoch"}
-        else:
-            bundle = {"image/png": _bars(session.result), "text/plain": "Speed-ups"}
-        picture.update(bundle, metadata={"image/png": {"width": controls.WIDTH}}, raw=True)
+        for part in (self._benchmark, self._train):
+            if part.picture.value:
+                bundle = {"image/png": part.picture.value, "text/plain": part.title}
+                picture.update(bundle, metadata={"image/png": {"width": controls.WIDTH}}, raw=True)
 
 
 def _hooks(reference: Callable[[], CohostSession | None]) -> dict[str, Callable[..., None]]:
@@ -362,7 +363,8 @@ class _Layout(_Part):
         self._about = controls.muted()
         self._factors: dict[str, tuple] = {}
         self._grid = controls.grid("factors")
-        return [controls.row(self._layouts.values()), self._about, self._grid, suggest]
+        buttons = controls.row(self._layouts.values())
+        return [buttons, self._about, self._grid, controls.row([suggest])]
 
     def _choice(self, name: str) -> widgets.Button:
         label = _LABELS.get(name, name)
@@ -371,7 +373,7 @@ class _Layout(_Part):
             functools.partial(setattr, self.session, "layout", name),
             tooltip=self.session.impossible.get(name, _ABOUT.get(name, "")),
             # Room for the tick, so that nothing moves when it comes and goes.
-            layout=controls.wide(0.6 * len(label) + 3.2),
+            layout=controls.wide(0.55 * len(label) + 3),
         )
 
     def update(self) -> None:
@@ -429,10 +431,10 @@ class _Benchmark(_Part):
         self._budget = controls.number(description="seconds", layout=widgets.Layout(width="auto"))
         self._budget.add_class("kerascohost-seconds")
         self.bind(self._budget, "budget_s")
-        self._bar = widgets.FloatProgress(max=1.0, layout=controls.wide(12))
+        self._bar = widgets.FloatProgress(max=1.0, layout=controls.wide(10))
         self._text = widgets.HTML()
         self._table = controls.table("measured")
-        self._picture = controls.image()
+        self.picture = controls.image()
         self._use, self._use_exact = (
             self.button("Use this layout", action, layout=controls.hidden())
             for action in (session.use_layout, self._take_exact)
@@ -443,7 +445,7 @@ class _Benchmark(_Part):
             self._text,
             self._table,
             controls.row([self._use, self._use_exact]),
-            self._picture,
+            self.picture,
         ]
 
     def update(self) -> None:
@@ -466,8 +468,8 @@ class _Benchmark(_Part):
 
     def _show_result(self, result: Any) -> None:
         self._table.value = result._repr_html_()
-        self._picture.value = _bars(result)
-        self._picture.layout.display = None
+        self.picture.value = controls.drawn(result.plot)
+        self.picture.layout.display = None
         self._use.layout.display = None
         is_none = result.best == "separate"
         self._use.tooltip = "No layout is faster here" if is_none else f"Choose {result.best}"
@@ -515,14 +517,14 @@ class _Train(_Part):
         self._bars = controls.grid("bars")
         self._lines: dict[str, tuple] = {}
         self._message = widgets.HTML()
-        self._picture = controls.image()
+        self.picture = controls.image()
         self._table = controls.table()
         self._drawn: Any = None
         return [
             controls.row([train, self._stop, self._output]),
             self._message,
             self._bars,
-            self._picture,
+            self.picture,
             self._table,
         ]
 
@@ -534,10 +536,11 @@ class _Train(_Part):
         elif session.work == self.where:
             self._message.value = html.escape(session.message)
         self._show_members(session.progress.get("members", {}))
-        if session.curves is not self._drawn:
-            self._drawn = session.curves
-            self._picture.value = _curves(session.curves)
-            self._picture.layout.display = None
+        curves = session.curves
+        if curves is not None and curves is not self._drawn and curves["value"].notna().any():
+            self._drawn = curves
+            self.picture.value = controls.drawn(lambda ax: plotting.plot_losses(curves, ax))
+            self.picture.layout.display = None
 
     def _show_members(self, members: Mapping[str, Any]) -> None:
         cells: list[Any] = []
@@ -620,11 +623,3 @@ def _effective(size: int | None, factor: int, batch_size: int) -> str:
     if size is None:
         return f"{factor} of the dataset's" if factor > 1 else "the dataset's"
     return f"{size}" + (f" instead of {batch_size}" if factor > 1 else ", as in its own fit")
-
-
-def _curves(frame: Any) -> bytes:
-    return controls.drawn(lambda ax: plotting.plot_losses(frame, ax))
-
-
-def _bars(result: Any) -> bytes:
-    return controls.drawn(result.plot)
