@@ -54,14 +54,14 @@ STYLE = """<style>
 
 .kerascohost table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .kerascohost th, .kerascohost td
-  { padding: 3px 14px 3px 0; text-align: right; white-space: nowrap; }
+  { padding: 3px 11px 3px 0; text-align: right; white-space: nowrap; }
 .kerascohost th:first-child, .kerascohost td:first-child { text-align: left; }
 .kerascohost tbody tr { border-top: 1px solid var(--jp-border-color2); }
 .kerascohost-table { overflow-x: auto; }
 .kerascohost-table p { margin: 6px 0 0; max-width: 56em; }
 .kerascohost-measured th:nth-child(n+7), .kerascohost-measured td:nth-child(n+7)
   { text-align: left; white-space: normal; }
-.kerascohost-measured th:nth-child(7) { min-width: 11em; }
+.kerascohost-measured th:nth-child(7) { min-width: 10.5em; }
 .kerascohost-past { opacity: 0.5; }
 
 .kerascohost [role=alert]
@@ -82,7 +82,8 @@ STYLE = """<style>
   .kerascohost-models .kerascohost-long { margin: -2px 0 4px 24px; }
   .kerascohost-models .kerascohost-head.kerascohost-long { display: none; }
   .kerascohost-models { grid-template-columns: minmax(8em, 1fr) repeat(3, max-content); }
-  .kerascohost-data { grid-template-columns: repeat(3, minmax(5em, 1fr)) 5.2em 4.5em; }
+  .kerascohost-data
+    { grid-template-columns: minmax(5em, 1.9fr) minmax(5em, 1.3fr) minmax(5em, 1fr) 5.2em 4.5em; }
   .kerascohost-factors { grid-template-columns: minmax(6em, 1fr) 5em max-content; }
   .kerascohost-bars { grid-template-columns: minmax(5em, 10em) 1fr; }
 }

@@ -99,14 +99,15 @@ class CohostWidget(widgets.VBox):
         if not self._displays or session.status != "idle" or not shown:
             return
         tables, picture = self._displays
-        bundle = {
+        bundle: dict[str, Any] = {
             "text/html": "".join(found._repr_html_() for found in shown),
             "text/plain": "\n".join(map(repr, shown)),
         }
         tables.update(bundle, raw=True)
         for part in (self._benchmark, self._train):
             if part.picture.value:
-                bundle = {"image/png": part.picture.value, "text/plain": part.title}
+                png = bytes(part.picture.value)  # a memoryview would be saved as a list
+                bundle = {"image/png": png, "text/plain": part.title}
                 picture.update(bundle, metadata={"image/png": {"width": controls.WIDTH}}, raw=True)
 
 

@@ -70,7 +70,10 @@ def server(folder, app="lab"):
             yield f"http://127.0.0.1:{port}", token
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(60)
+            finally:
+                process.kill()
 
 
 def _wait_for(address, process, log):
@@ -122,6 +125,9 @@ def run_all(page):
         timeout=120_000,
     )
     for _ in range(10):
+        for dialog in page.locator(".jp-Dialog").all():
+            print("JupyterLab asks:", dialog.inner_text())
+            dialog.press("Escape")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.wait_for_timeout(3000)
@@ -158,14 +164,15 @@ def run_cell(page, number, text=None, pasted=False):
 
 
 def save(page, path):
-    """Saves the notebook, and waits until the file has been written."""
+    """Saves the notebook; returns it, as it is written in the file."""
     before = path.stat().st_mtime_ns
     page.keyboard.press("Escape")
     page.keyboard.press("Control+s")
     for _ in range(300):
         page.wait_for_timeout(200)
-        if path.stat().st_mtime_ns != before:
-            return
+        with contextlib.suppress(json.JSONDecodeError):  # it is being written
+            if path.stat().st_mtime_ns != before:
+                return nbformat.from_dict(json.loads(path.read_text()))
     raise AssertionError("the notebook is not saved")
 
 

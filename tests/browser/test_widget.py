@@ -1,12 +1,12 @@
 """The widget in a real browser, with a real kernel."""
 
 import contextlib
-import json
 import os
 import re
 from pathlib import Path
 
 import keras
+import nbformat
 import pytest
 
 pytest.importorskip("playwright", reason="pip install playwright jupyterlab notebook")
@@ -184,10 +184,12 @@ def test_train_stop_train_again_and_take_the_code(opened, shots):
             lab.run_cell(page, 5, check)
             page.get_by_text("same", exact=True).wait_for()
             lab.run_cell(page, 5, "0")
-        lab.save(page, path)
-    outputs = json.loads(path.read_text())["cells"][1]["outputs"]
+        saved = lab.save(page, path)
+    nbformat.validate(saved)
+    outputs = saved.cells[1].outputs
     kinds = {kind for output in outputs for kind in output["data"]}
     assert {"application/vnd.jupyter.widget-view+json", "text/html", "image/png"} <= kinds
+    assert "state" in saved.metadata.widgets["application/vnd.jupyter.widget-state+json"]
 
 
 def test_in_notebook_7(opened, shots):
