@@ -73,6 +73,8 @@ STYLE = """<style>
   { font-family: var(--jp-code-font-family); font-size: 0.95em; white-space: pre;
     overflow-x: auto; width: 100%; box-sizing: border-box; }
 .kerascohost img { background: white; max-width: 100%; object-fit: contain; }
+[data-jp-theme-light=false] .kerascohost select
+  { appearance: auto; background-image: none; color-scheme: dark; }
 [data-jp-theme-light=false] .kerascohost img { filter: invert(0.93) hue-rotate(180deg); }
 
 @container (max-width: 620px) {
