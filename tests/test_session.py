@@ -305,17 +305,15 @@ def test_benchmark_then_use_and_suggest(session, variables):
         session.use_layout("auto")
 
 
-def test_a_benchmark_tells_what_it_does_and_what_is_left(session):
+def test_a_benchmark_tells_how_long_it_has_been_at_it(session):
     told = []
     session.observe(lambda change: told.append(change.new), "progress")
-    session.budget_s = 3.0
+    session.budget_s = 1.0
     session.benchmark()
     assert session.wait(300) and not session.errors, session.errors
-    texts = [each["text"] for each in told]
-    assert any(re.fullmatch(r"tracing \w+ \(\d of \d layouts\) · \d+ s so far", t) for t in texts)
-    assert any(re.match(r"round \d+, at most about \d+ s left", text) for text in texts)
-    fractions = [each["fraction"] for each in told]
-    assert all(0 <= fraction <= 1 for fraction in fractions) and fractions[-1] > 0.5
+    assert re.fullmatch(r"starting · 0 s so far", told[0]["text"]) and told[0]["fraction"] == 0
+    assert re.fullmatch(r".*, at most about \d+ s left · \d+ s so far", told[-1]["text"])
+    assert told[-1]["fraction"] > 0.5
 
 
 def test_a_stopped_benchmark_leaves_the_models(session, variables):
