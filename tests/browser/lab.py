@@ -70,10 +70,10 @@ def server(folder, app="lab"):
             yield f"http://127.0.0.1:{port}", token
         finally:
             process.terminate()
-            try:
-                process.wait(60)
-            finally:
-                process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # on a busy machine
+                process.wait(30)
+            process.kill()
+            process.wait(30)
 
 
 def _wait_for(address, process, log):
@@ -124,16 +124,19 @@ def run_all(page):
         state="attached",
         timeout=120_000,
     )
+    page.get_by_text("Python 3 (ipykernel)").first.wait_for(state="attached")
+    # On a busy machine there may be no kernel yet: then it asks for one, and offers the right one.
+    question = page.locator(".jp-Dialog")
+    page.add_locator_handler(question, lambda: question.locator(".jp-mod-accept").click())
     for _ in range(10):
-        for dialog in page.locator(".jp-Dialog").all():
-            print("JupyterLab asks:", dialog.inner_text())
-            dialog.press("Escape")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.wait_for_timeout(3000)
         if page.locator(".jp-InputPrompt").first.inner_text() != "[ ]:":
+            page.remove_locator_handler(question)
             return
-        page.keyboard.press("Escape")
+        if not question.is_visible():
+            page.keyboard.press("Escape")
     raise AssertionError("the kernel takes no work")
 
 
