@@ -22,12 +22,12 @@ lab: $(STAMP)
 test: test-tensorflow test-jax
 
 test-tensorflow test-jax: test-%: $(STAMP)
-	KERAS_BACKEND=$* $(BIN)/python -m pytest -n $${WORKERS:-2}
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -n $${WORKERS:-2} --dist loadgroup
 
 # torch is large and not part of the environment until it is asked for.
 test-torch: $(STAMP)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install $${TORCH:-torch}
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $${WORKERS:-2}
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $${WORKERS:-2} --dist loadgroup
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

@@ -70,8 +70,8 @@ def benchmark(
         budget_s: Time in seconds after which no new round is begun, but for the first two. Before
             that, rounds go on until all speed-ups are known to 5 %.
         progress: Whether to show a progress bar; or a function that is called before each fit with
-            the fraction of the budget that is spent and with what comes next, and may raise to end
-            the benchmark.
+            the fraction that is done and with what comes next (in words, with an estimate of what
+            is left once there is one), and may raise to end the benchmark.
 
     Returns:
         A `BenchmarkResult`.
@@ -178,7 +178,8 @@ class BenchmarkResult:
 
     @property
     def _text(self) -> pd.DataFrame:
-        return pd.DataFrame([_described(row) for _, row in self.frame.iterrows()]).fillna("")
+        text = pd.DataFrame([_described(row) for _, row in self.frame.iterrows()]).fillna("")
+        return text[[column for column in text if any(text[column])]]
 
     def __repr__(self) -> str:
         return f"{self._text.to_string(index=False)}\n\n{self.reason}"
@@ -221,17 +222,19 @@ class _Bench:
     ) -> BenchmarkResult:
         began = time.perf_counter()
         doing = "building"
+        clock = _Clock(budget_s)
 
         def report() -> None:
-            show(min(1.0, (time.perf_counter() - began) / max(budget_s, 1e-9)), doing)
+            show(*clock.told(doing))
 
         self._report = report
         self._fit(Cohort(self.models), epochs=0)  # builds whatever is not built yet
         self._start = kept.Values(self.models.values())
         rows: dict[str, dict[str, Any]] = {layout: {"layout": layout} for layout in layouts}
         rounds: dict[str, _Layout] = {}
-        for layout in layouts:
-            doing = f"tracing {layout}"
+        for i, layout in enumerate(layouts):
+            doing = f"tracing {layout} ({i + 1} of {len(layouts)} layouts)"
+            clock.traced = i / len(layouts)
             if layout == "stacked" and layout not in COHORT_LAYOUTS:
                 rows[layout]["note"] = _NOT_THERE
                 continue
@@ -246,9 +249,11 @@ class _Bench:
             not _is_known(times, repeats) and time.perf_counter() - began < budget_s
         ):
             doing = f"round {len(times['separate']) + 1}"
+            clock.expect(rounds, times)
             for layout, one in rounds.items():
                 times[layout].append(one.round())
         doing = "each member alone"
+        clock.expect(rounds, times, ended=True)
         members = pd.concat([self._alone(one) for one in rounds.values()], ignore_index=True)
         for layout, one in rounds.items():
             rows[layout] |= self._numbers(times, layout) | one.about(times[layout])
@@ -351,7 +356,7 @@ class _Layout:
         self._bench = bench
         self._cohort = None if layout == "separate" else bench.cohort(layout)
         with memory.peak() as peak:
-            self._first_s = self.round()
+            self.first_s = self.round()
         self._memory_mb = peak["mb"]
         self._weights = _weights(bench.models)
 
@@ -371,7 +376,7 @@ class _Layout:
     def about(self, times: list[float]) -> dict[str, Any]:
         """What its first round has shown."""
         return {
-            "compile_s": max(0.0, self._first_s - statistics.median(times)),
+            "compile_s": max(0.0, self.first_s - statistics.median(times)),
             "memory_mb": self._memory_mb,
             "weight_difference": self._weight_difference(),
         }
@@ -385,6 +390,43 @@ class _Layout:
             self._bench.separate(name, factor)
         pairs = zip(self._weights, _weights(self._bench.models), strict=True)
         return max((float(np.abs(a - b).max(initial=0.0)) for a, b in pairs), default=0.0)
+
+
+class _Clock:
+    """How far a benchmark is.
+
+    While layouts are traced nobody knows how long it takes; then an estimate is what is left of the
+    budget, or what the rounds that are due take, and the single fits at the end.
+    """
+
+    def __init__(self, budget_s: float):
+        self.traced = 0.0
+        self._budget_s = budget_s
+        self._began = time.perf_counter()
+        self._end: float | None = None
+
+    def expect(
+        self, layouts: Mapping[str, _Layout], times: Mapping[str, list[float]], ended: bool = False
+    ) -> None:
+        """Takes up what the rounds so far took; `ended`: no more of them are to come."""
+        last = {
+            name: times[name][-1] if times[name] else one.first_s for name, one in layouts.items()
+        }
+        a_round = sum(last.values())
+        now = time.perf_counter()
+        due = max(0, _FEWEST - len(times["separate"])) * a_round
+        rounds = 0.0 if ended else max(due, self._began + self._budget_s - now)
+        # Each member alone in each layout, then by itself at each layout's batch size.
+        self._end = now + rounds + a_round + (len(last) - 1) * last["separate"]
+
+    def told(self, doing: str) -> tuple[float, str]:
+        """The fraction that is done, and what is done now with how long it may still take."""
+        now = time.perf_counter()
+        spent = now - self._began
+        if self._end is None:
+            return min(self.traced, spent / max(self._budget_s, 1e-9)), doing
+        left = max(0.0, self._end - now)
+        return spent / max(spent + left, 1e-9), f"{doing}, at most about {math.ceil(left)} s left"
 
 
 _COLUMNS = [

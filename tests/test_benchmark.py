@@ -1,5 +1,7 @@
 """A benchmark measures each layout on copies, and changes nothing of the models it is given."""
 
+import re
+
 import keras
 import numpy as np
 import pandas as pd
@@ -46,6 +48,24 @@ def measured():
     random, history = programs.random_state(), named["fast"].history
     result = kc.benchmark(named, **SMALL)
     return named, before, programs.random_state() == random, history, result
+
+
+def test_it_tells_what_it_does_and_what_is_left():
+    told = []
+    kc.benchmark(
+        models(),
+        layouts=["joined", "grouped"],
+        **SMALL | {"progress": lambda *each: told.append(each)},
+    )
+    texts = [text for _, text in told]
+    assert texts[0].startswith(("building", "tracing separate (1 of 3 layouts)"))
+    assert "tracing grouped (3 of 3 layouts)" in texts
+    # Only what has been timed is estimated: not before the rounds, and from then on always.
+    begin = next(i for i, text in enumerate(texts) if text.startswith("round 1"))
+    assert not any("left" in text for text in texts[:begin])
+    assert all(re.search(r", at most about \d+ s left$", text) for text in texts[begin:])
+    assert texts[-1].startswith("each member alone")
+    assert all(0 <= fraction <= 1 for fraction, _ in told)
 
 
 def test_nothing_is_touched(measured):

@@ -1,5 +1,6 @@
 """The session behind the widget: every state and error, without a browser."""
 
+import re
 import threading
 import time
 
@@ -8,12 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import traitlets
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from keras import layers
 
 import kerascohost as kc
 from kerascohost import CohortError
+from kerascohost.benchmark import LAYOUTS as BENCHMARKED
+from kerascohost.cohort import LAYOUTS as COHORT_LAYOUTS
 from kerascohost.notebook import data
+from kerascohost.notebook.session import LAYOUTS
+from kerascohost.notebook.source import Call, Fit
 from tests.conftest import BACKEND
+
+UNAVAILABLE = [name for name in ("stacked", "auto") if name not in COHORT_LAYOUTS]
 
 
 def net(shape, outputs, loss, seed=1):
@@ -122,8 +131,24 @@ def fresh_weights(variables):
     keras.utils.set_random_seed(11)
 
 
-@pytest.mark.parametrize("layout", ["joined", "grouped", "replicated"])
-def test_training_equals_the_code_shown(session, variables, layout):
+def run_code(session, variables):
+    exec(session.code.replace("\n)", "\n    verbose=0,\n)"), variables)
+
+
+def run_cell(session, variables):
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance(user_ns=variables)
+    try:
+        with capture_output():
+            shell.run_line_magic("load_ext", "kerascohost")
+            shell.run_cell(session.cell.replace("%%cohost", "%%cohost --quiet")).raise_error()
+    finally:
+        InteractiveShell.clear_instance()
+
+
+@pytest.mark.parametrize("run", [run_code, run_cell])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in UNAVAILABLE])
+def test_training_equals_the_code_and_the_cell_shown(session, variables, layout, run):
     session.layout = layout
     session.group_factor = session.group_factor | {"mlp": 2}
     session.replicas = session.replicas | {"mlp": 2}
@@ -132,7 +157,8 @@ def test_training_equals_the_code_shown(session, variables, layout):
     assert session.wait(120) and not session.errors, session.errors
     ours, history = trained_weights(variables), variables["history"]
     fresh_weights(variables)
-    exec(session.code.replace("\n)", "\n    verbose=0,\n)"), variables)
+    run(session, variables)
+    assert variables["history"] is not history
     for mine, theirs in zip(ours, trained_weights(variables), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     for name, one in history.items():
@@ -142,7 +168,7 @@ def test_training_equals_the_code_shown(session, variables, layout):
             np.testing.assert_allclose(one.history[key], other[key], rtol=1e-5, atol=1e-6)
 
 
-def test_the_cell_shown_passes_what_the_code_passes(session):
+def test_the_cell_shown_is_what_a_person_would_write(session):
     session.layout = "grouped"
     session.group_factor = session.group_factor | {"mlp": 2}
     head, first, second = session.cell.strip().splitlines()
@@ -151,6 +177,14 @@ def test_the_cell_shown_passes_what_the_code_passes(session):
     assert second == (
         "mlp.fit(x_mlp, y_mlp, batch_size=32, epochs=3, validation_data=(x_val, y_val));"
     )
+
+
+@pytest.mark.parametrize("layout", ["stacked", "auto"])
+def test_other_layouts_are_named_in_the_code(layout):
+    fits = {"mlp": Fit("x", "y", validation=(), batch_size=32, epochs=1)}
+    call = Call(fits, layout, {"mlp": 1}, "history")
+    assert f'cohort = kc.Cohort({{"mlp": mlp}}, layout="{layout}")' in call.python()
+    assert call.cell().startswith(f"%%cohost --layout {layout} -o history\n")
 
 
 def test_curves_and_progress_tell_the_whole_history(session):
@@ -185,6 +219,23 @@ def test_training_runs_off_the_main_thread_and_stops(session, variables):
     session.epochs = {"cnn": 1, "mlp": 1}
     session.train()  # and once more
     assert session.wait(60) and not session.errors
+
+
+def test_what_names_a_model_that_is_worked_with_is_told(session):
+    assert session.caution("cnn.get_weights()") == ""
+    session.epochs = LONG
+    session.train()
+    assert session.caution("cnn.predict(x); mlp") == (
+        "cnn and mlp are being trained: what uses a model now sees it in between."
+    )
+    assert session.caution("cnn_2.predict(x)") == session.caution("raw") == ""
+    session.stop()
+    assert session.wait(60) and session.caution("cnn") == ""
+    session.benchmark()
+    assert session.caution("mlp.evaluate(x)").startswith("mlp is being measured: the weights")
+    with pytest.raises(CohortError, match="Received: benchmarking"):
+        session.train()
+    session.stop()
 
 
 def test_stop_before_the_first_step_is_not_forgotten(session, variables):
@@ -239,7 +290,8 @@ def test_benchmark_then_use_and_suggest(session, variables):
     session.benchmark()
     assert session.status == "benchmarking"
     assert session.wait(300) and not session.errors, session.errors
-    assert list(session.result.frame["layout"]) == ["separate", "joined", "grouped", "replicated"]
+    measured = [name for name in BENCHMARKED if name not in UNAVAILABLE]
+    assert list(session.result.frame["layout"]) == measured
     for old, new in zip(before, trained_weights(variables), strict=True):
         np.testing.assert_array_equal(old, new)
     session.use_layout("replicated")
@@ -249,6 +301,19 @@ def test_benchmark_then_use_and_suggest(session, variables):
     assert session.factors == dict(zip(grouped["member"], grouped["batches"], strict=True))
     session.suggest()
     assert min(session.factors.values()) == 1
+    with pytest.raises(CohortError, match="was measured: separate, joined, "):
+        session.use_layout("auto")
+
+
+def test_a_benchmark_tells_how_long_it_has_been_at_it(session):
+    told = []
+    session.observe(lambda change: told.append(change.new), "progress")
+    session.budget_s = 1.0
+    session.benchmark()
+    assert session.wait(300) and not session.errors, session.errors
+    assert re.fullmatch(r"starting · 0 s so far", told[0]["text"]) and told[0]["fraction"] == 0
+    assert re.fullmatch(r".*, at most about \d+ s left · \d+ s so far", told[-1]["text"])
+    assert told[-1]["fraction"] > 0.5
 
 
 def test_a_stopped_benchmark_leaves_the_models(session, variables):
@@ -292,10 +357,12 @@ def test_a_name_that_is_no_models_is_refused(session):
     assert session.selected == ["cnn", "mlp"]
 
 
-def test_a_layout_that_there_is_not_is_refused(session):
-    assert set(session.impossible) == {"stacked", "auto"}
-    with pytest.raises(traitlets.TraitError, match="not stacked yet"):
-        session.layout = "stacked"
+def test_what_cohort_cannot_do_is_refused(session):
+    assert session.impossible.keys() == set(UNAVAILABLE)
+    for layout in UNAVAILABLE:
+        with pytest.raises(traitlets.TraitError, match="not stacked yet"):
+            session.layout = layout
+    assert session.layout == "joined"
 
 
 def test_a_failure_while_training_is_told_and_loses_nothing(session, variables):

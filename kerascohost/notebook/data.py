@@ -70,12 +70,11 @@ def is_for_validation(name: str) -> bool:
 
 
 def described(value: Any) -> str:
-    """A few words that tell data from other data: shape and type."""
+    """A few words that tell data from other data: the shape, or the kind of dataset."""
     if is_dataset(value):
         return type(value).__name__.lstrip("_")
-    leaves = tree.flatten(value)
-    shapes = ", ".join(f"({', '.join(map(str, leaf.shape))})" for leaf in leaves)
-    return f"{shapes} {getattr(leaves[0], 'dtype', 'table')}"
+    shapes = (f"({', '.join(map(str, leaf.shape))})" for leaf in tree.flatten(value))
+    return ", ".join(shapes)
 
 
 # What IPython itself puts into the namespace.

@@ -3,6 +3,7 @@
 import contextlib
 import keyword
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,27 +13,29 @@ import keras
 import pandas as pd
 import traitlets
 
-from kerascohost import errors, plotting
+from kerascohost import errors
 from kerascohost.benchmark import LAYOUTS as BENCHMARKED
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.cohort import LAYOUTS as COHORT_LAYOUTS
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.history import CohortHistory
-from kerascohost.notebook import data, namespace, source
+from kerascohost.notebook import data, live, namespace, source
 from kerascohost.programs import threads
-from kerascohost.progress import Progress
 from kerascohost.suggestions import suggest_group_factors
 
-LAYOUTS = ("joined", "grouped", "replicated", "stacked", "auto")
+# In the order in which they are offered. `Cohort` may have more, and not have all of them.
+LAYOUTS = tuple(
+    dict.fromkeys(("joined", "grouped", "replicated", "stacked", "auto", *COHORT_LAYOUTS))
+)
 
 # The most batches in a step that are offered; code can ask for more.
 MOST_FACTOR = 16
 
-# Progress is told at most so often (in seconds), and drawing it takes at most this share of the
-# time: what is drawn is taken from the training.
+# Progress and curves are told at most so often (in seconds), and drawing either takes at most this
+# share of the time: what is drawn is taken from the training.
 _EVERY = 0.25
-_SHARE = 0.1
+_SHARE = 0.03
 
 # One at a time: the backends do not support training in several threads at once.
 _working = threading.Lock()
@@ -68,7 +71,8 @@ class CohostSession(traitlets.HasTraits):
         status: `"idle"`, `"benchmarking"`, `"training"` or `"stopping"`.
         progress: For the work that is done: `fraction`, `text`, and when training, by name, each
             model's `fraction`, `epoch` and `metrics`.
-        curves: The history so far, as `CohortHistory.frame`.
+        curves: The history so far, as `CohortHistory.frame`; a loss that is NaN stands for a model
+            that has ended no epoch.
         result: The last `BenchmarkResult`.
         history: The last training's `CohortHistory`.
         errors: What went wrong, by where: `"models"`, `"data"`, `"layout"`, `"benchmark"`,
@@ -121,6 +125,7 @@ class CohostSession(traitlets.HasTraits):
         self._thread: threading.Thread | None = None
         self._without: set[str] = set()  # models for which there was no data yet
         self.stops = 0
+        self._busy: list[str] = []  # the models that are worked with
         self._cohort: Cohort | None = None
         self._keras_state = threads.thread_state()
         self.refresh()
@@ -225,7 +230,8 @@ class CohostSession(traitlets.HasTraits):
     def impossible(self) -> dict[str, str]:
         """The layouts that cannot be chosen, with the reason."""
         coming = "not available: models of one architecture are not stacked yet"
-        return {name: coming for name in ("stacked", "auto") if name not in COHORT_LAYOUTS}
+        possible = {*COHORT_LAYOUTS, "grouped", "replicated"}
+        return {name: coming for name in LAYOUTS if name not in possible}
 
     @traitlets.validate("layout")
     def _check_layout(self, proposal: Any) -> str:
@@ -270,9 +276,9 @@ class CohostSession(traitlets.HasTraits):
             else:
                 found = suggest_group_factors(self._steps_of_an_epoch())
             chosen = {name: min(found[name], most[name]) for name in self.selected}
-            self.choose("factors", chosen)
-            if self.layout == "joined":
+            if self.layout != "replicated":
                 self.layout = "grouped"
+            self.choose("factors", chosen)
 
     def _steps_of_an_epoch(self) -> dict[str, int]:
         steps = {}
@@ -301,6 +307,11 @@ class CohostSession(traitlets.HasTraits):
                     "Expected a layout that is faster than separate training. Received: none is."
                 )
             rows = self.result.members[self.result.members["layout"] == layout]
+            if rows.empty:
+                measured = ", ".join(self.result.members["layout"].unique())
+                raise CohortError(
+                    f"Expected a layout that was measured: {measured}. Received: {layout!r}."
+                )
             counts = dict(zip(rows["member"], rows["batches"].astype(int), strict=True))
             self.layout = layout
             if layout in ("grouped", "replicated"):
@@ -348,10 +359,11 @@ class CohostSession(traitlets.HasTraits):
             arguments = call.fit_arguments(self._variables)
             models = {name: self.models[name] for name in self.selected}
             cohort = Cohort(models, **call.cohort_arguments())
-            live = _Live(self.selected)
-            cohort.progress = lambda name, *_: _SessionProgress(name, self, live)
+            told = live.LiveTraining(self.selected, lambda: self.stops)
+            cohort.progress = lambda name, *_: live.LiveProgress(name, told)
             self._cohort = cohort
-            self._start("train", "training", lambda: self._train(cohort, arguments), live.shown)
+            tells = {"progress": told.progress, "curves": told.curves}
+            self._start("train", "training", lambda: self._train(cohort, arguments), tells)
 
     def benchmark(self) -> None:
         """Begins to measure the layouts with the selected models, on their data or random data.
@@ -362,8 +374,12 @@ class CohostSession(traitlets.HasTraits):
         with self._doing("benchmark"):
             self.refresh()
             self._check_selected()
-            shown: dict[str, Any] = {"fraction": 0.0, "text": "starting"}
-            self._start("benchmark", "benchmarking", lambda: self._benchmark(shown), lambda: shown)
+            arguments = self._benchmark_arguments()
+            told = live.LiveBenchmark(lambda: self.stops)
+            tells = {"progress": told.progress}
+            self._start(
+                "benchmark", "benchmarking", lambda: self._benchmark(arguments, told), tells
+            )
 
     def stop(self) -> None:
         """Lets the work end after the steps it is in, keeping weights and history.
@@ -380,6 +396,21 @@ class CohostSession(traitlets.HasTraits):
                 self._cohort.stop()
                 for model in self._cohort.members.values() if self.stops > 1 else ():
                     model.stop_evaluating = True
+
+    def caution(self, code: str) -> str:
+        """What to know before `code` is run now: which of its models are being worked with.
+
+        Returns:
+            A sentence; `""` where there is nothing to know.
+        """
+        words = set(re.findall(r"\w+", code)) if self.status != "idle" else set()
+        named = [name for name in self._busy if name in words]
+        if not named:
+            return ""
+        are = f"{' and '.join(named)} {'is' if len(named) == 1 else 'are'} being"
+        if self.work == "benchmark":
+            return f"{are} measured: the weights are not yours until the benchmark has ended."
+        return f"{are} trained: what uses a model now sees it in between."
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until nothing is being done; returns whether that is so after `timeout` seconds."""
@@ -400,37 +431,29 @@ class CohostSession(traitlets.HasTraits):
         how = "Stopped" if self.stops else "Trained"
         return f"{how} after {seconds:.1f} s; the CohortHistory is in `{self.output}`."
 
-    def _benchmark(self, shown: dict[str, Any]) -> str:
-        began = time.perf_counter()
-
-        def show(fraction: float, text: str) -> None:
-            if self.stops:
-                raise _StoppedError
-            left = max(0.0, self.budget_s - (time.perf_counter() - began))
-            shown.update(fraction=fraction, text=f"{text}, about {left:.0f} s left")
-
-        names, models = list(self.selected), self.models
+    def _benchmark_arguments(self) -> dict[str, Any]:
         values = {
-            name: self._variables.get(self.x[name]) if self.x[name] else None for name in names
+            trait: {
+                name: self._variables.get(getattr(self, trait).get(name) or "")
+                for name in self.selected
+            }
+            for trait in ("x", "y")
         }
-        targets = {
-            name: self._variables.get(self.y[name]) if self.y[name] else None for name in names
+        return {
+            "models": {name: self.models[name] for name in self.selected},
+            **values,
+            "batch_size": {name: self.batch_size[name] for name in self.selected},
+            "layouts": [layout for layout in BENCHMARKED if layout not in self.impossible],
+            "group_factor": self._own_factors(self.group_factor) or "auto",
+            "replicas": self._own_factors(self.replicas) or 2,
+            "budget_s": self.budget_s,
         }
+
+    def _benchmark(self, arguments: dict[str, Any], told: live.LiveBenchmark) -> str:
         try:
-            result = benchmark(
-                {name: models[name] for name in names},
-                values,
-                targets,
-                batch_size={name: self.batch_size[name] for name in names},
-                layouts=[layout for layout in BENCHMARKED if layout not in self.impossible],
-                group_factor=self._own_factors(self.group_factor) or "auto",
-                replicas=self._own_factors(self.replicas) or 2,
-                budget_s=self.budget_s,
-                progress=show,
-            )
-        except _StoppedError:
+            self.set_trait("result", benchmark(**arguments, progress=told))
+        except live.StoppedError:
             return "Stopped; the models are as they were."
-        self.set_trait("result", result)
         return "Measured; the models are as they were."
 
     def _own_factors(self, factors: Mapping[str, int]) -> dict[str, int]:
@@ -443,25 +466,27 @@ class CohostSession(traitlets.HasTraits):
         where: str,
         status: str,
         work: Callable[[], str],
-        shown: Callable[[], dict[str, Any]],
+        tells: dict[str, Callable[[], Any]],
     ) -> None:
         if not _working.acquire(blocking=False):
             raise CohortError("Expected one training or benchmark at a time. Received: a second.")
         self.stops = 0
+        self._busy = list(self.selected)
         self.set_trait("message", "")
         self.set_trait("work", where)
+        self.set_trait("progress", tells["progress"]())
         self.set_trait("status", status)
         self._thread = threading.Thread(
-            target=self._work, args=(where, work, shown), name=f"kerascohost-{status}", daemon=True
+            target=self._work, args=(where, work, tells), name=f"kerascohost-{status}", daemon=True
         )
         self._thread.start()
 
     def _work(
-        self, where: str, work: Callable[[], str], shown: Callable[[], dict[str, Any]]
+        self, where: str, work: Callable[[], str], tells: dict[str, Callable[[], Any]]
     ) -> None:
         """The thread that works, with another one beside it that tells how far it is."""
         ended = threading.Event()
-        teller = threading.Thread(target=self._tell, args=(ended, shown), daemon=True)
+        teller = threading.Thread(target=self._tell, args=(ended, tells), daemon=True)
         teller.start()
         message = ""
         try:
@@ -479,21 +504,24 @@ class CohostSession(traitlets.HasTraits):
             self.set_trait("message", message)
             self.set_trait("status", "idle")
 
-    def _tell(self, ended: threading.Event, shown: Callable[[], dict[str, Any]]) -> None:
-        pause = 0.0
-        while not ended.wait(pause):
-            pause = self._told(shown)
-        self._told(shown)
+    def _tell(self, ended: threading.Event, tells: dict[str, Callable[[], Any]]) -> None:
+        due = dict.fromkeys(tells, 0.0)
+        while not ended.wait(_EVERY):
+            for trait, tell in tells.items():
+                began = time.perf_counter()
+                if began >= due[trait]:
+                    self._told(trait, tell())
+                    now = time.perf_counter()
+                    due[trait] = now + (now - began) / _SHARE
+        for trait, tell in tells.items():
+            self._told(trait, tell())
 
-    def _told(self, shown: Callable[[], dict[str, Any]]) -> float:
-        """Tells once how far the work is; returns how long to wait until the next time."""
-        began = time.perf_counter()
-        now = dict(shown())
-        curves = now.pop("curves", None)
-        self.set_trait("progress", now)
-        if curves is not None and (self.curves is None or len(curves) != len(self.curves)):
-            self.set_trait("curves", curves)
-        return max(_EVERY, (time.perf_counter() - began) / _SHARE)
+    def _told(self, trait: str, value: Any) -> None:
+        """Sets a trait where there is something new; frames have no `==` that says so."""
+        old = getattr(self, trait)
+        is_same = value.equals(old) if isinstance(value, pd.DataFrame) else value == old
+        if not is_same:
+            self.set_trait(trait, value)
 
     # Errors
 
@@ -556,10 +584,6 @@ class CohostSession(traitlets.HasTraits):
             )
 
 
-class _StoppedError(Exception):
-    """Ends a benchmark."""
-
-
 def _about(where: str, text: str) -> CohortError:
     error = CohortError(text)
     error.where = where  # type: ignore[attr-defined]  # read by `_doing`
@@ -568,66 +592,3 @@ def _about(where: str, text: str) -> CohortError:
 
 def _is_put_aside(names: tuple) -> bool:
     return bool(names) and isinstance(names[0], str) and data.is_for_validation(names[0])
-
-
-class _Live:
-    """How far each member is, written by the thread that trains and read by the one that tells."""
-
-    def __init__(self, names: list[str]):
-        self.rows: list[tuple] = []
-        self.members: dict[str, dict[str, Any]] = {
-            name: {"done": 0, "total": 0, "epoch": 0, "epochs": 0, "logs": {}} for name in names
-        }
-
-    def shown(self) -> dict[str, Any]:
-        members = {name: self._shown(dict(live)) for name, live in self.members.items()}
-        fraction = sum(member["fraction"] for member in members.values()) / len(members)
-        return {
-            "fraction": fraction,
-            "text": f"{100 * fraction:.0f} %",
-            "members": members,
-            "curves": pd.DataFrame(list(self.rows), columns=plotting.COLUMNS),
-        }
-
-    @staticmethod
-    def _shown(live: dict[str, Any]) -> dict[str, Any]:
-        if live["total"]:
-            fraction = min(1.0, live["done"] / live["total"])
-        else:
-            fraction = live["epoch"] / max(1, live["epochs"])
-        metrics = {name: float(value) for name, value in live["logs"].items() if _is_number(value)}
-        epoch = f"{live['epoch']}/{live['epochs']}"
-        return {"fraction": fraction, "epoch": epoch, "metrics": metrics}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or getattr(value, "shape", None) == ()
-
-
-class _SessionProgress(Progress):
-    """Notes how far a member is; the thread that trains does no more than that."""
-
-    def __init__(self, name: str, session: CohostSession, live: _Live):
-        super().__init__(name, "train", 0, 0)
-        self._session = session
-        self._rows = live.rows
-        self._live = live.members[name]
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        steps, epochs = self.params["steps"], self.params["epochs"]
-        self._live.update(total=steps * epochs if steps else 0, epochs=epochs)
-        if self._session.stops:  # while the members were made ready, which forgets it
-            self.model.stop_training = True
-
-    def on_test_begin(self, logs: dict | None = None) -> None:
-        if self._session.stops > 1:
-            self.model.stop_evaluating = True
-
-    def advance(self, kind: str, steps: int, logs: Any) -> None:
-        if kind == "train":
-            self._live.update(done=self._live["done"] + steps, logs=dict(logs))
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self._live.update(epoch=epoch + 1, logs=dict(logs or {}))
-        for metric, value in (logs or {}).items():
-            self._rows.append(plotting.row(self._name, epoch, metric, value))

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import html
-import io
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,42 +11,11 @@ import ipywidgets as widgets
 import traitlets
 from IPython.core.getipython import get_ipython
 from IPython.display import display
-from matplotlib.figure import Figure
 
 from kerascohost import plotting
 from kerascohost.errors import CohortError
-from kerascohost.notebook import namespace
+from kerascohost.notebook import controls, namespace
 from kerascohost.notebook.session import LAYOUTS, CohostSession
-
-# Inches, and dots per inch: what fits a notebook's cell without being scaled up.
-_SIZE, _DPI = (7.0, 3.6), 110
-
-# The outputs below the widget are for readers without a kernel; where the widget itself is shown,
-# and this style with it, they would only repeat it.
-_STYLE = """<style>
-.jp-OutputArea-child:has(.kerascohost) + .jp-OutputArea-child,
-.jp-OutputArea-child:has(.kerascohost) + .jp-OutputArea-child + .jp-OutputArea-child
-  { display: none; }
-.kerascohost { font-size: var(--jp-ui-font-size1); color: var(--jp-ui-font-color1); }
-.kerascohost h4 { margin: 0.9em 0 0.2em; font-size: 1em; }
-.kerascohost-grid { overflow-x: auto; }
-.kerascohost-grid .widget-label
-  { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.kerascohost-grid .widget-checkbox .widget-label, .kerascohost-grid .widget-html > .widget-label
-  { display: none; }
-.kerascohost-grid .widget-html-content { white-space: nowrap; }
-.kerascohost table { border-collapse: collapse; }
-.kerascohost th, .kerascohost td
-  { padding: 0.2em 0.8em 0.2em 0; text-align: left; white-space: nowrap; }
-.kerascohost th, .kerascohost-muted { color: var(--jp-ui-font-color2); font-weight: normal; }
-.kerascohost-table { overflow-x: auto; }
-.kerascohost-table p { white-space: normal; max-width: 56em; }
-.kerascohost [role=alert]
-  { border-left: 3px solid var(--jp-error-color1); padding: 0.3em 0.8em; max-width: 56em;
-    color: var(--jp-error-color1); white-space: pre-wrap; line-height: 1.4; }
-.kerascohost textarea { font-family: var(--jp-code-font-family); font-size: 0.95em; }
-.kerascohost img { background: white; max-width: 100%; object-fit: contain; }
-</style>"""
 
 _ABOUT = {
     "joined": "Every model takes one batch in each step; the fast ones wait for the slow ones. "
@@ -59,7 +27,13 @@ _ABOUT = {
     "stacked": "Models of one architecture are trained by one vectorised step.",
     "auto": "Stacked where that is faster, sync-bound elsewhere.",
 }
-_LABELS = {"joined": "sync-bound"}
+_LABELS = {"joined": "joined (sync-bound)"}
+
+_BEFORE_BENCHMARK = "Trains your models in each layout in turn, then puts them back as they were."
+_WHILE_BENCHMARK = (
+    "The models' weights are not yours meanwhile: leave these models alone until it ends."
+)
+_WHILE_TRAINING = "Other cells can be run meanwhile; leave these models alone until it ends."
 
 
 class CohostWidget(widgets.VBox):
@@ -67,7 +41,7 @@ class CohostWidget(widgets.VBox):
 
     All that it shows and does is a `CohostSession`'s, in its attribute `session`; work is done off
     the main thread, so that other cells can run meanwhile. (Leave the models that are trained or
-    measured alone until it ends.)
+    measured alone until it ends; a cell that names one is told so.)
 
     Args:
         variables: The namespace in which to look for models and data; by default the notebook's.
@@ -84,35 +58,32 @@ class CohostWidget(widgets.VBox):
         variables: Mapping[str, Any] | None = None,
         session: CohostSession | None = None,
     ):
-        self._shell = shell = get_ipython()
+        self._shell: Any = get_ipython()
         if variables is None:
-            variables = shell.user_ns if shell else {}
+            variables = self._shell.user_ns if self._shell else {}
         self.session = session or CohostSession(variables)
         self._displays: list[Any] = []
+        above = [part(self.session) for part in (_Models, _Data, _Layout)]
+        self._benchmark, self._train = _Benchmark(self.session), _Train(self.session)
+        parts = [*above, self._benchmark, self._train, _Code(self.session)]
         super().__init__(
-            [
-                widgets.HTML(_STYLE),
-                _Models(self.session),
-                _Data(self.session),
-                _Layout(self.session),
-                _Benchmark(self.session),
-                _Train(self.session),
-                _Code(self.session),
-            ],
+            [widgets.HTML(controls.STYLE), *parts],
             layout=widgets.Layout(width="100%"),
         )
         self.add_class("kerascohost")
         self.session.observe(self._publish, "status")
-        self._follow = _follower(weakref.ref(self))
-        if shell:
-            shell.events.register("post_run_cell", self._follow)
+        self._hooks = _hooks(weakref.ref(self.session))
+        if self._shell:
+            for event, hook in self._hooks.items():
+                self._shell.events.register(event, hook)
 
     def close(self) -> None:
         """Stops what is running, and no longer follows the notebook."""
         self.session.stop()
         if self._shell:
-            self._shell.events.unregister("post_run_cell", self._follow)
-            self._shell = None
+            for event, hook in self._hooks.items():
+                self._shell.events.unregister(event, hook)
+        self._shell = None
         super().close()
 
     def _ipython_display_(self) -> None:
@@ -123,33 +94,38 @@ class CohostWidget(widgets.VBox):
 
     def _publish(self, change: Any = None) -> None:
         """Brings the outputs below the widget up to date, when nothing is running."""
-        if not self._displays or self.session.status != "idle":
+        session = self.session
+        shown = [found for found in (session.result, session.history) if found is not None]
+        if not self._displays or session.status != "idle" or not shown:
             return
-        parts = [
-            result._repr_html_() for result in (self.session.result, self.session.history) if result
-        ]
-        tables, curves = self._displays
-        if parts:
-            text = "\n".join(map(repr, filter(None, (self.session.result, self.session.history))))
-            tables.update({"text/html": "".join(parts), "text/plain": text}, raw=True)
-        if self.session.history is not None:
-            picture = _curves(self.session.curves)
-            bundle = {"image/png": picture, "text/plain": "Losses by epoch"}
-            curves.update(bundle, raw=True)
-        elif self.session.result is not None:
-            bundle = {"image/png": _bars(self.session.result), "text/plain": "Speed-ups"}
-            curves.update(bundle, raw=True)
+        tables, picture = self._displays
+        bundle: dict[str, Any] = {
+            "text/html": "".join(found._repr_html_() for found in shown),
+            "text/plain": "\n".join(map(repr, shown)),
+        }
+        tables.update(bundle, raw=True)
+        for part in (self._benchmark, self._train):
+            if part.picture.value:
+                png = bytes(part.picture.value)  # a memoryview would be saved as a list
+                bundle = {"image/png": png, "text/plain": part.title}
+                picture.update(bundle, metadata={"image/png": {"width": controls.WIDTH}}, raw=True)
 
 
-def _follower(reference: Callable[[], CohostWidget | None]) -> Callable[..., None]:
-    """A hook that does not keep its widget alive."""
+def _hooks(reference: Callable[[], CohostSession | None]) -> dict[str, Callable[..., None]]:
+    """What is done before and after each cell, by IPython's event; they keep no session alive."""
+
+    def caution(info: Any) -> None:
+        session = reference()
+        text = session.caution(info.raw_cell or "") if session is not None else ""
+        if text:
+            print(f"Caution: {text}")
 
     def follow(*_: Any) -> None:
-        widget = reference()
-        if widget is not None:
-            widget.session.refresh()
+        session = reference()
+        if session is not None:
+            session.refresh()
 
-    return follow
+    return {"pre_run_cell": caution, "post_run_cell": follow}
 
 
 class _Part(widgets.VBox):
@@ -161,25 +137,26 @@ class _Part(widgets.VBox):
 
     title = ""
     where = ""
+    shows: tuple[str, ...] = ()
 
     def __init__(self, session: CohostSession):
         super().__init__()
+        self.add_class("kerascohost-part")
         self.session = session
         self.controls: list[Any] = []
         self._quiet = False
         self._error = widgets.HTML()
-        title = widgets.HTML(f"<h4>{self.title}</h4>")
-        self.children = (title, *self.make(), self._error)
+        self.title_row = controls.row([widgets.HTML(f"<h4>{self.title}</h4>")])
+        first, *rest = self.make()
+        self.children = (self.title_row, first, self._error, *rest)
         session.observe(self._show_error, "errors")
         session.observe(self._show, self.shows)
         session.observe(self._show_status, "status")
         self._show()
         self._show_status()
 
-    shows: tuple[str, ...] = ()
-
     def make(self) -> Iterable[widgets.Widget]:
-        """The controls, from top to bottom."""
+        """The controls, from top to bottom; errors stand below the first."""
         raise NotImplementedError
 
     def update(self) -> None:
@@ -204,6 +181,11 @@ class _Part(widgets.VBox):
         """Whether a control can be used now."""
         return self.session.status == "idle"
 
+    @property
+    def is_working(self) -> bool:
+        """Whether what this part has begun is being done."""
+        return self.session.status != "idle" and self.session.work == self.where
+
     def button(self, text: str, action: Callable[[], Any], **kwargs: Any) -> widgets.Button:
         """A button whose failures stand in the session's `errors`."""
 
@@ -211,16 +193,22 @@ class _Part(widgets.VBox):
             with contextlib.suppress(CohortError, traitlets.TraitError):
                 action()
 
-        made = widgets.Button(description=text, **{"layout": _auto_width()} | kwargs)
+        layout = {"layout": widgets.Layout(width="auto")}
+        made = widgets.Button(description=text, **layout | kwargs)
         made.on_click(clicked)
+        self.controls.append(made)
         return made
 
-    def bind(self, control: Any, trait: str, name: str) -> Any:
-        """Lets a control set the trait's value for one model."""
+    def bind(self, control: Any, trait: str, name: str = "") -> Any:
+        """Lets a control set the trait, or its value for one model."""
 
         def changed(change: Any) -> None:
-            if not self._quiet:
+            if self._quiet:
+                return
+            if name:
                 self.session.choose(trait, {name: change.new})
+            else:
+                setattr(self.session, trait, change.new)
 
         control.observe(changed, "value")
         self.controls.append(control)
@@ -234,32 +222,34 @@ class _Models(_Part):
 
     def make(self) -> Iterable[widgets.Widget]:
         self._ticks: dict[str, widgets.Checkbox] = {}
-        self._grid = _grid("minmax(9em, max-content) repeat(4, max-content)")
+        self._grid = controls.grid("models")
         refresh = self.button(
             "Refresh", self.session.refresh, tooltip="Look at the namespace again"
         )
-        self.controls.append(refresh)
-        return [self._grid, _wrapped([refresh])]
+        self.title_row.children += (refresh,)
+        self._none = controls.muted()
+        return [self._grid, self._none]
 
     def update(self) -> None:
-        rows = namespace.table(self.session.models)
-        cells = [_head(text) for text in ("model", "kind", "parameters", "shapes", "compiled")]
-        for name in self.session.models:
-            row = rows.loc[name]
+        models = self.session.models
+        text = "There are no Keras models yet. Build and compile one; it appears here."
+        self._none.value = "" if models else controls.faint(text)
+        controls.set_children(self._grid, self._cells(models) if models else ())
+
+    def _cells(self, models: Mapping[str, Any]) -> Iterable[widgets.Widget]:
+        columns = {"kind": (), "parameters": ("number",), "shapes": (), "compiled": ("long",)}
+        yield controls.head("model")
+        yield from (controls.head(column, *kinds) for column, kinds in columns.items())
+        for name, row in namespace.table(models).iterrows():
             shapes = f"{row['input']} → {row['output']}" if row["input"] else ""
-            texts = (row["kind"], row["parameters"], shapes, row["compiled"])
-            cells += [self._tick(name), *map(_cell, texts)]
-        if not self.session.models:
-            text = "There are no Keras models yet. Build and compile one; it appears here."
-            cells = [widgets.HTML(f"<span class='kerascohost-muted'>{text}</span>")]
-        shown = [getattr(cell, "value", None) for cell in self._grid.children]
-        if shown != [getattr(cell, "value", None) for cell in cells] or len(cells) == 1:
-            self._grid.children = cells
+            yield self._tick(str(name))
+            for column, kinds in columns.items():
+                yield controls.text(shapes if column == "shapes" else row[column], *kinds)
 
     def _tick(self, name: str) -> widgets.Checkbox:
         tick = self._ticks.get(name)
         if tick is None:
-            tick = widgets.Checkbox(description=name, indent=False, layout=_auto())
+            tick = widgets.Checkbox(description=name, indent=False, layout=controls.full())
             tick.observe(lambda change: self._ticked(name, change.new), "value")
             self._ticks[name] = tick
             self.controls.append(tick)
@@ -286,27 +276,30 @@ class _Data(_Part):
 
     def make(self) -> Iterable[widgets.Widget]:
         self._rows: dict[str, dict[str, Any]] = {}
-        self._grid = _grid("max-content repeat(3, minmax(8em, 15em)) repeat(2, 5em)")
-        return [self._grid]
+        self._grid = controls.grid("data")
+        self._none = controls.muted()
+        return [self._grid, self._none]
 
     def update(self) -> None:
         session = self.session
         for name in session.selected:
             row = self._row(name)
-            _choose(row["x"], self._x_options(name), session.x[name])
-            _choose(row["y"], self._y_options(name), session.y[name])
+            controls.choose(row["x"], self._x_options(name), session.x[name])
+            controls.choose(row["y"], self._y_options(name), session.y[name])
             options = [(_validation(names), names) for names in session.validation_options(name)]
-            _choose(row["validation"], options, session.validation[name])
+            controls.choose(row["validation"], options, session.validation[name])
             row["batch_size"].value = session.batch_size[name]
             row["epochs"].value = session.epochs[name]
             row["batch_size"].disabled = not self.is_usable(row["batch_size"])
-        heads = ("", "x", "y", "validation", "batch size", "epochs")
-        cells = [_head(text) for text in heads] if session.selected else []
+        cells: list[Any] = []
+        if session.selected:
+            heads = ("x", "y", "validation", "batch size", "epochs")
+            cells = [controls.head("", "name"), *map(controls.head, heads)]
         for name in session.selected:
-            cells += [_cell(name), *self._rows[name].values()]
-        if not session.selected:
-            cells = [_cell("Tick the models that are to be trained together.", muted=True)]
-        _set_children(self._grid, cells)
+            cells += [controls.text(name, "name"), *self._rows[name].values()]
+        controls.set_children(self._grid, cells)
+        text = "Tick the models that are to be trained together."
+        self._none.value = "" if session.selected else controls.faint(text)
 
     def _x_options(self, name: str) -> list[tuple[str, str]]:
         names = self.session.x_options(name)
@@ -323,12 +316,14 @@ class _Data(_Part):
                 "x": widgets.Dropdown,
                 "y": widgets.Dropdown,
                 "validation": widgets.Dropdown,
-                "batch_size": _number,
-                "epochs": _number,
+                "batch_size": controls.number,
+                "epochs": controls.number,
             }
             self._rows[name] = {
                 trait: self.bind(
-                    make(description=f"{trait.replace('_', ' ')} of {name}", layout=_full()),
+                    make(
+                        description=f"{trait.replace('_', ' ')} of {name}", layout=controls.full()
+                    ),
                     trait,
                     name,
                 )
@@ -359,27 +354,28 @@ class _Layout(_Part):
     )
 
     def make(self) -> Iterable[widgets.Widget]:
-        impossible = self.session.impossible
-        self._layouts = {
-            name: self.button(
-                _LABELS.get(name, name),
-                functools.partial(setattr, self.session, "layout", name),
-                tooltip=impossible.get(name, _ABOUT[name]),
-            )
-            for name in LAYOUTS
-        }
-        self._suggest = self.button(
-            "Suggest",
+        self._layouts = {name: self._choice(name) for name in LAYOUTS}
+        suggest = self.button(
+            "Suggest factors",
             self.session.suggest,
             tooltip="Factors that let all models end their epochs together; after a benchmark, "
             "factors that make their steps take equally long",
         )
-        self.controls += [*self._layouts.values(), self._suggest]
-        self._about = widgets.HTML()
+        self._about = controls.muted()
         self._factors: dict[str, tuple] = {}
-        self._grid = _grid("max-content minmax(8em, 14em) 5em max-content")
-        buttons = _wrapped([*self._layouts.values(), self._suggest])
-        return [buttons, self._about, self._grid]
+        self._grid = controls.grid("factors")
+        buttons = controls.row(self._layouts.values())
+        return [buttons, self._about, self._grid, controls.row([suggest])]
+
+    def _choice(self, name: str) -> widgets.Button:
+        label = _LABELS.get(name, name)
+        return self.button(
+            label,
+            functools.partial(setattr, self.session, "layout", name),
+            tooltip=self.session.impossible.get(name, _ABOUT.get(name, "")),
+            # Room for the tick, so that nothing moves when it comes and goes.
+            layout=controls.wide(0.55 * len(label) + 3),
+        )
 
     def update(self) -> None:
         session = self.session
@@ -388,15 +384,14 @@ class _Layout(_Part):
             label = _LABELS.get(name, name)
             button.description = f"✓ {label}" if chosen else label
             button.button_style = "primary" if chosen else ""
-        reasons = "".join(f"<br>{name}: {why}." for name, why in session.impossible.items())
-        self._about.value = (
-            f"<span class='kerascohost-muted'>{_ABOUT[session.layout]}{reasons}</span>"
-        )
+        about = controls.faint(_ABOUT.get(session.layout, ""))
+        self._about.value = "<br>".join([about, *_reasons(session.impossible)])
         counts = session.factors
-        cells = []
+        cells: list[Any] = []
         if session.selected:
             word = "replicas" if session.layout == "replicated" else "group factor"
-            cells = [_head(text) for text in ("", word, "", "batch size of a step")]
+            cells = [controls.head("", "name")]
+            cells += [controls.head(text) for text in (word, "", "batch size of a step")]
         for name, size in session.effective_batch_size.items():
             slider, number, text = self._row(name)
             slider.max = number.max = max(session.most_factor(name), counts[name])
@@ -404,16 +399,16 @@ class _Layout(_Part):
             for control in (slider, number):
                 control.disabled = not self.is_usable(control)
             text.value = _effective(size, counts[name], session.batch_size[name])
-            cells += [_cell(name), slider, number, text]
-        _set_children(self._grid, cells)
+            cells += [controls.text(name, "name"), slider, number, text]
+        controls.set_children(self._grid, cells)
 
     def _row(self, name: str) -> tuple:
         if name not in self._factors:
-            slider = widgets.IntSlider(min=1, readout=False, layout=_full())
-            number = _number(description=f"factor of {name}", layout=_full())
+            slider = widgets.IntSlider(min=1, readout=False, layout=controls.full())
+            number = controls.number(description=f"factor of {name}", layout=controls.full())
             for control in (slider, number):
                 self.bind(control, "factors", name)
-            self._factors[name] = (slider, number, _cell(""))
+            self._factors[name] = (slider, number, controls.text(""))
         return self._factors[name]
 
     def is_usable(self, control: Any) -> bool:
@@ -421,9 +416,8 @@ class _Layout(_Part):
         for name, button in self._layouts.items():
             if control is button:
                 return usable and name not in self.session.impossible
-        return usable and (
-            control is self._suggest or self.session.layout in ("grouped", "replicated")
-        )
+        is_factor = any(control in row for row in self._factors.values())
+        return usable and (not is_factor or self.session.layout in ("grouped", "replicated"))
 
 
 class _Benchmark(_Part):
@@ -432,143 +426,148 @@ class _Benchmark(_Part):
     shows = ("result", "progress", "budget_s", "message")
 
     def make(self) -> Iterable[widgets.Widget]:
-        run = self.button("Run benchmark", self.session.benchmark, tooltip="Measure every layout")
-        self._budget = _number(description="seconds", layout=widgets.Layout(width="11em"))
-        self._budget.observe(self._set_budget, "value")
-        self._stop = self.button("Stop benchmark", self.session.stop, disabled=True)
-        self._bar = widgets.FloatProgress(max=1.0, layout=_hidden("16em"))
+        session = self.session
+        run = self.button("Run benchmark", session.benchmark, tooltip="Measure every layout")
+        self._stop = self.button("Stop benchmark", session.stop)
+        self._budget = controls.number(description="seconds", layout=widgets.Layout(width="auto"))
+        self._budget.add_class("kerascohost-seconds")
+        self.bind(self._budget, "budget_s")
+        self._bar = widgets.FloatProgress(max=1.0, layout=controls.wide(10))
         self._text = widgets.HTML()
-        self._table = _table()
-        self._picture = _image()
-        self._use = self.button("Use this layout", self.session.use_layout, layout=_hidden())
+        self._table = controls.table("measured")
+        self.picture = controls.image()
+        self._use, self._use_exact = (
+            self.button("Use this layout", action, layout=controls.hidden())
+            for action in (session.use_layout, self._take_exact)
+        )
         self._drawn: Any = None
-        self.controls += [run, self._budget, self._use, self._stop]
         return [
-            _wrapped([run, self._stop, self._budget]),
-            _wrapped([self._bar, self._text]),
+            controls.row([run, self._stop, self._budget, self._bar]),
+            self._text,
             self._table,
-            self._picture,
-            self._use,
+            controls.row([self._use, self._use_exact]),
+            self.picture,
         ]
 
     def update(self) -> None:
         session = self.session
         self._budget.value = round(session.budget_s)
-        if session.status != "idle" and session.work == "benchmark":
+        self._bar.layout.visibility = "visible" if self.is_working else "hidden"
+        if self.is_working:
             self._bar.value = session.progress.get("fraction", 0.0)
-            self._text.value = html.escape(session.progress.get("text", ""))
-        result = session.result
-        if result is not None and result is not self._drawn:
-            self._drawn = result
-            self._table.value = result._repr_html_()
-            self._picture.value = _bars(result)
-            self._picture.layout.display = None
-            self._use.layout.display = None
-            is_none = result.best == "separate"
-            self._use.tooltip = "No layout is faster here" if is_none else f"Choose {result.best}"
-            self._use.disabled = not self.is_usable(self._use)
+            lines = [session.progress.get("text", "starting"), _WHILE_BENCHMARK]
+        elif session.work == self.where and session.message:
+            lines = [session.message, ""]
+        else:
+            lines = ["", _BEFORE_BENCHMARK]
+        said, explained = lines
+        breaks = "<br>" if said and explained else ""
+        self._text.value = html.escape(said) + breaks + controls.faint(explained)
+        if session.result is not self._drawn:
+            self._drawn = session.result
+            self._show_result(session.result)
+
+    def _show_result(self, result: Any) -> None:
+        self._table.value = result._repr_html_()
+        self.picture.value = controls.drawn(result.plot)
+        self.picture.layout.display = None
+        self._use.layout.display = None
+        is_none = result.best == "separate"
+        self._use.tooltip = "No layout is faster here" if is_none else f"Choose {result.best}"
+        exact = result.best_exact
+        is_other = exact not in (result.best, "separate")
+        self._use_exact.description = f"Use {exact}, which changes nothing"
+        self._use_exact.layout.display = None if is_other else "none"
+        for button in (self._use, self._use_exact):
+            button.disabled = not self.is_usable(button)
+
+    def _take_exact(self) -> None:
+        if self.session.result is not None:
+            self.session.use_layout(self.session.result.best_exact)
 
     def _show_status(self, change: Any = None) -> None:
         super()._show_status(change)
-        if change is None:
-            return
-        if change.new == "benchmarking":
-            self._bar.layout.display = None
-            self._text.value = "starting"
-        elif change.new == "idle" and self.session.work == "benchmark":
-            self._bar.layout.display = "none"
-            self._text.value = html.escape(self.session.message)
+        self._show()
 
     def is_usable(self, control: Any) -> bool:
         if control is self._stop:
-            return self.session.status == "benchmarking"
+            return self.is_working and self.session.status != "stopping"
         usable = super().is_usable(control)
         if control is self._use:
             result = self.session.result
             return usable and result is not None and result.best != "separate"
         return usable
 
-    def _set_budget(self, change: Any) -> None:
-        if not self._quiet:
-            self.session.budget_s = float(change.new)
-
 
 class _Train(_Part):
     title = "Train"
     where = "train"
-    shows = ("progress", "curves", "history", "output")
+    shows = ("progress", "curves", "history", "output", "message")
 
     def make(self) -> Iterable[widgets.Widget]:
         train = self.button("Train", self.session.train, button_style="primary")
         self._stop = self.button(
             "Stop training",
             self.session.stop,
-            disabled=True,
             tooltip="Ends after the steps it is in; once more, it does not wait for validation",
         )
         self._output = widgets.Text(
-            description="history in", continuous_update=False, layout=widgets.Layout(width="16em")
+            description="history in", continuous_update=False, layout=controls.wide(16)
         )
-        self._output.observe(self._set_output, "value")
-        self.controls += [train, self._output, self._stop]
-        self._bars = widgets.VBox()
+        self.bind(self._output, "output")
+        self._bars = controls.grid("bars")
         self._lines: dict[str, tuple] = {}
         self._message = widgets.HTML()
-        self._picture = _image()
-        self._table = _table()
+        self.picture = controls.image()
+        self._table = controls.table()
         self._drawn: Any = None
         return [
-            _wrapped([train, self._stop, self._output]),
-            self._bars,
+            controls.row([train, self._stop, self._output]),
             self._message,
-            self._picture,
+            self._bars,
+            self.picture,
             self._table,
         ]
 
     def update(self) -> None:
         session = self.session
         self._output.value = session.output
-        members = session.progress.get("members")
-        if members:
-            for name, member in members.items():
-                bar, text = self._line(name)
-                bar.value = member["fraction"]
-                metrics = "".join(f" · {key} {v:.4g}" for key, v in member["metrics"].items())
-                text.value = html.escape(f"{name}: epoch {member['epoch']}{metrics}")
-            lines = [_wrapped(self._lines[name]) for name in members]
-            if list(members) != getattr(self, "_shown", None):
-                self._shown = list(members)
-                self._bars.children = lines
-        if session.curves is not self._drawn:
-            self._drawn = session.curves
-            self._picture.value = _curves(session.curves)
-            self._picture.layout.display = None
+        if self.is_working:
+            self._message.value = controls.faint(_WHILE_TRAINING)
+        elif session.work == self.where:
+            self._message.value = html.escape(session.message)
+        self._show_members(session.progress.get("members", {}))
+        curves = session.curves
+        if curves is not None and curves is not self._drawn and curves["value"].notna().any():
+            self._drawn = curves
+            self.picture.value = controls.drawn(lambda ax: plotting.plot_losses(curves, ax))
+            self.picture.layout.display = None
 
-    def _line(self, name: str) -> tuple:
-        if name not in self._lines:
-            bar = widgets.FloatProgress(max=1.0, layout=widgets.Layout(width="16em"))
-            self._lines[name] = (bar, widgets.HTML())
-        return self._lines[name]
+    def _show_members(self, members: Mapping[str, Any]) -> None:
+        cells: list[Any] = []
+        for name, member in members.items():
+            if name not in self._lines:
+                bar = widgets.FloatProgress(max=1.0, layout=controls.full())
+                self._lines[name] = (controls.text(name, "name"), bar, controls.text("", "long"))
+            _, bar, text = self._lines[name]
+            bar.value = member["fraction"]
+            shown = f"epoch {member['epoch']}{controls.metrics(member['metrics'])}"
+            text.value = html.escape(shown)
+            cells += self._lines[name]
+        if cells:
+            controls.set_children(self._bars, cells)
 
     def _show_status(self, change: Any = None) -> None:
         super()._show_status(change)
-        if change is None:
-            return
-        if change.new == "training":
-            self._message.value = self._table.value = ""
-        elif change.new == "idle" and self.session.work == "train":
-            self._message.value = html.escape(self.session.message)
-            if self.session.history is not None:
-                self._table.value = self.session.history._repr_html_()
+        self._show()
+        if self.is_working:
+            self._table.add_class("kerascohost-past")  # of the last training, until this one ends
+        elif self.session.history is not None:
+            self._table.remove_class("kerascohost-past")
+            self._table.value = self.session.history._repr_html_()
 
     def is_usable(self, control: Any) -> bool:
-        if control is self._stop:
-            return self.session.status != "idle" and self.session.work == "train"
-        return super().is_usable(control)
-
-    def _set_output(self, change: Any) -> None:
-        if not self._quiet:
-            self.session.output = change.new
+        return self.is_working if control is self._stop else super().is_usable(control)
 
 
 class _Code(_Part):
@@ -587,72 +586,32 @@ class _Code(_Part):
     )
 
     def make(self) -> Iterable[widgets.Widget]:
+        self.add_class("kerascohost-code")
         self._python, self._cell = (
-            widgets.Textarea(description=text, layout=widgets.Layout(width="98%"))
+            widgets.Textarea(description=text, layout=controls.full())
             for text in ("Python", "or a cell")
         )
-        about = "This does what Train does. Click into it, select all, copy."
-        return [
-            widgets.HTML(f"<span class='kerascohost-muted'>{about}</span>"),
-            self._python,
-            self._cell,
-        ]
+        about = controls.muted()
+        about.value = controls.faint("This does what Train does. Click into it, select all, copy.")
+        return [about, self._python, self._cell]
 
     def update(self) -> None:
-        has_data = self.session.selected and all(self.session.x[n] for n in self.session.selected)
+        session = self.session
+        has_data = session.selected and all(session.x[name] for name in session.selected)
         for area, text in (
-            (self._python, self.session.code if has_data else ""),
-            (self._cell, self.session.cell if has_data else ""),
+            (self._python, session.code if has_data else ""),
+            (self._cell, session.cell if has_data else ""),
         ):
             area.value = text or "Choose models, and data for each."
             area.rows = area.value.count("\n") + 1
 
 
-def _grid(columns: str) -> widgets.GridBox:
-    made = widgets.GridBox(
-        layout=widgets.Layout(
-            grid_template_columns=columns, grid_gap="2px 14px", align_items="center", width="100%"
-        )
-    )
-    made.add_class("kerascohost-grid")
-    return made
-
-
-def _set_children(box: Any, children: list) -> None:
-    """Sets what has changed only: new views of the same controls would lose the focus."""
-    same = len(box.children) == len(children) and all(
-        old is new or (isinstance(new, widgets.HTML) and old.value == new.value)
-        for old, new in zip(box.children, children, strict=True)
-    )
-    if not same:
-        box.children = children
-
-
-def _head(text: str) -> widgets.HTML:
-    return _cell(text, muted=True)
-
-
-def _cell(text: Any, muted: bool = False) -> widgets.HTML:
-    escaped = html.escape(str(text))
-    made = widgets.HTML(f"<span class='kerascohost-muted'>{escaped}</span>" if muted else escaped)
-    made.layout.margin = "0"
-    return made
-
-
-def _table() -> widgets.HTML:
-    made = widgets.HTML()
-    made.add_class("kerascohost-table")
-    return made
-
-
-def _number(**kwargs: Any) -> widgets.BoundedIntText:
-    return widgets.BoundedIntText(min=1, max=10**9, **kwargs)
-
-
-def _choose(dropdown: widgets.Dropdown, options: list[tuple[str, Any]], value: Any) -> None:
-    if list(dropdown.options) != options:
-        dropdown.options = options
-    dropdown.value = value
+def _reasons(impossible: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with all layouts that it keeps away."""
+    layouts: dict[str, list[str]] = {}
+    for name, reason in impossible.items():
+        layouts.setdefault(reason, []).append(name)
+    return [controls.faint(f"{', '.join(names)}: {why}.") for why, names in layouts.items()]
 
 
 def _validation(names: tuple) -> str:
@@ -665,49 +624,3 @@ def _effective(size: int | None, factor: int, batch_size: int) -> str:
     if size is None:
         return f"{factor} of the dataset's" if factor > 1 else "the dataset's"
     return f"{size}" + (f" instead of {batch_size}" if factor > 1 else ", as in its own fit")
-
-
-def _wrapped(children: Iterable[widgets.Widget]) -> widgets.HBox:
-    return widgets.HBox(
-        list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="center")
-    )
-
-
-def _auto() -> widgets.Layout:
-    return widgets.Layout(width="auto", margin="0")
-
-
-def _full() -> widgets.Layout:
-    return widgets.Layout(width="100%", margin="0")
-
-
-def _hidden(width: str = "auto") -> widgets.Layout:
-    return widgets.Layout(width=width, display="none")
-
-
-def _image() -> widgets.Image:
-    width = f"{_SIZE[0] * 100:.0f}px"
-    # Otherwise the box around it would stretch it.
-    layout = widgets.Layout(width=width, align_self="flex-start", display="none")
-    return widgets.Image(format="png", layout=layout)
-
-
-def _curves(frame: Any) -> bytes:
-    return _drawn(lambda ax: plotting.plot_losses(frame, ax))
-
-
-def _bars(result: Any) -> bytes:
-    return _drawn(result.plot)
-
-
-def _drawn(draw: Callable[[Any], Any]) -> bytes:
-    """A PNG of fixed size, so that nothing around it moves when it is drawn again."""
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    draw(figure.add_subplot())
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=_DPI)
-    return picture.getvalue()
-
-
-def _auto_width() -> widgets.Layout:
-    return widgets.Layout(width="auto")

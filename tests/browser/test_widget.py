@@ -1,58 +1,271 @@
-"""The whole path through the widget in JupyterLab: pick, group, suggest, train, read, save."""
+"""The widget in a real browser, with a real kernel."""
 
-import json
+import contextlib
 import os
+import re
 from pathlib import Path
 
+import keras
+import nbformat
 import pytest
 
-pytest.importorskip("playwright", reason="pip install playwright jupyterlab")
+pytest.importorskip("playwright", reason="pip install playwright jupyterlab notebook")
 
 from tests.browser import lab
+
+pytestmark = [
+    pytest.mark.skipif(not lab.has_browser(), reason="apt-get install chromium"),
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow",
+        reason="the widget knows no backend: runs with KERAS_BACKEND=tensorflow",
+    ),
+    pytest.mark.filterwarnings("default"),  # of Jupyter's own, not of the widget
+    pytest.mark.xdist_group("browser"),  # one after another: each is a kernel and a browser
+]
 
 SETUP = """
 import keras
 from keras import layers
 from sklearn.datasets import load_digits, load_wine
 import kerascohost as kc
+%load_ext kerascohost
 
 digits, wine = load_digits(), load_wine()
 x_digits, y_digits = digits.images[..., None] / 16, digits.target
 x_wine, y_wine = wine.data / wine.data.max(0), wine.target
-cnn = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10, "softmax")])
-cnn.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-mlp = keras.Sequential([keras.Input((13,)), layers.Dense(8), layers.Dense(3, "softmax")])
-mlp.compile("sgd", "sparse_categorical_crossentropy")
+
+def build():
+    global digits_net, wine_net
+    keras.utils.set_random_seed(1)
+    digits_net = keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10, "softmax")])
+    digits_net.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    wine_net = keras.Sequential(
+        [keras.Input((13,)), layers.Dense(8), layers.Dense(3, "softmax")])
+    wine_net.compile("sgd", "sparse_categorical_crossentropy")
+
+build()
 """
+NAMES = ("digits_net", "wine_net")
 
 
-@pytest.mark.skipif(not lab.has_browser(), reason="apt-get install chromium")
-@pytest.mark.filterwarnings("default")  # of Jupyter's own, not of the widget
-def test_pick_group_suggest_train_and_save(tmp_path):
-    path = tmp_path / "widget.ipynb"
-    lab.notebook(path, [SETUP, "kc.CohostWidget()"])
-    shots = Path(os.environ.get("SCREENSHOTS", tmp_path))
-    with lab.server(tmp_path) as (address, token), lab.browser_page() as page:
-        page.goto(f"{address}/lab/tree/{path.name}?token={token}&reset")
-        lab.run_all(page)
-        for name in ("cnn", "mlp"):
-            page.get_by_role("checkbox", name=name, exact=True).check()
-        page.get_by_role("button", name="grouped", exact=True).click()
-        page.get_by_role("button", name="✓ grouped", exact=True).wait_for()
-        page.get_by_role("button", name="Suggest", exact=True).click()
+@pytest.fixture
+def shots(tmp_path):
+    """Where the pictures go."""
+    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Opens a notebook with these cells, all of them run: `opened(page, cells, app="lab")`."""
+    with contextlib.ExitStack() as stack:
+
+        def open_in(page, cells, app="lab"):
+            path = tmp_path / "widget.ipynb"
+            lab.notebook(path, cells)
+            address, token = stack.enter_context(lab.server(tmp_path, app))
+            folder = "lab/tree" if app == "lab" else "notebooks"
+            page.goto(f"{address}/{folder}/{path.name}?token={token}&reset")
+            lab.run_all(page)
+            page.get_by_role("button", name="Train", exact=True).first.wait_for(timeout=120_000)
+            return path
+
+        yield open_in
+
+
+def shoot(page, path, where=".kerascohost"):
+    """A picture of the widget, or of a part of it, without the pointer's traces."""
+    page.mouse.move(0, 0)
+    page.locator(where).first.screenshot(path=path)
+
+
+def pick(where, names=NAMES):
+    for name in names:
+        where.get_by_role("checkbox", name=name, exact=True).check()
+
+
+def set_number(where, name, value):
+    box = where.get_by_role("spinbutton", name=name)
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def choose_layout(page, name):
+    page.get_by_role("button", name=re.compile(f"^(✓ )?{name}$")).click()
+    page.get_by_role("button", name=f"✓ {name}", exact=True).wait_for()
+
+
+def press(where, name):
+    where.get_by_role("button", name=name, exact=True).click()
+
+
+def train(where):
+    press(where, "Train")
+    where.get_by_text("Trained after").wait_for()
+
+
+def is_usable(page, name):
+    return page.get_by_role("button", name=name, exact=True).is_enabled()
+
+
+def copy(page, name):
+    """Copies all the text of a text area, as a person does."""
+    page.get_by_role("textbox", name=name).click()
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Control+c")
+
+
+def test_benchmark_and_use_its_layout(opened, shots):
+    with lab.browser_page(height=2400) as page:
+        opened(page, [SETUP, "%cohost", "weights = digits_net.get_weights()"])
+        shoot(page, shots / "opened.png")
+        pick(page)
+        press(page, "Run benchmark")
+        page.get_by_text("weights are not yours").wait_for()
+        page.get_by_text(re.compile("s so far")).wait_for()
+        assert not is_usable(page, "Train") and not is_usable(page, "Run benchmark")
+        lab.run_cell(page, 2)
+        page.get_by_text("Caution: digits_net is being measured").wait_for()
+        press(page, "Stop benchmark")
+        page.get_by_text("Stopped; the models are as they were.").wait_for()
+
+        set_number(page, "seconds", 8)
+        press(page, "Run benchmark")
+        page.get_by_text(re.compile(r"round \d+, at most about \d+ s left")).wait_for()
+        shoot(page, shots / "measuring.png")
+        page.get_by_text("Measured; the models are as they were.").wait_for(timeout=180_000)
+        shoot(page, shots / "measured.png")
+        shoot(
+            page,
+            shots / "widget-benchmark.png",
+            ".kerascohost-part:has(h4:text-is('Benchmark'))",
+        )
+        press(page, "Use this layout")
+        page.locator(".kerascohost button:has-text('✓')").wait_for()
+        train(page)
+        lab.use_theme(page, "JupyterLab Dark")
+        shoot(page, shots / "dark.png")
+
+
+def test_train_stop_train_again_and_take_the_code(opened, shots):
+    again = "first = history.frame\nbuild()"
+    check = (
+        "keys = list(first)[:-1]\nboth = first.merge(history.frame, on=keys)\n"
+        "print('same' if len(both) == len(first) > 9 and"
+        " (both.value_x - both.value_y).abs().max() < 1e-5 else 'not the same')"
+    )
+    cells = [SETUP, "kc.CohostWidget()", "build()", again.replace("history.frame", "0"), "", ""]
+    with lab.browser_page(height=2400) as page:
+        path = opened(page, cells)
+        pick(page)
+        choose_layout(page, "grouped")
+        press(page, "Suggest factors")
         page.get_by_text("320 instead of 32").wait_for()
-        page.get_by_role("spinbutton", name="epochs of cnn").fill("100000")
-        page.keyboard.press("Tab")
-        page.get_by_role("button", name="Train", exact=True).click()
-        page.get_by_role("button", name="Stop training").click()
+        set_number(page, "epochs of digits_net", 100_000)
+        press(page, "Train")
+        page.get_by_role("img").or_(page.locator(".kerascohost img")).first.wait_for()
+        press(page, "Stop training")
         page.get_by_text("Stopped after").wait_for()
-        page.get_by_role("spinbutton", name="epochs of cnn").fill("3")
-        page.keyboard.press("Tab")
-        page.get_by_role("button", name="Train", exact=True).click()
-        page.get_by_text("Trained after").wait_for()
-        page.screenshot(path=shots / "widget.png")
-        page.keyboard.press("Control+s")
-        page.wait_for_timeout(2000)
-    outputs = json.loads(path.read_text())["cells"][1]["outputs"]
+
+        lab.run_cell(page, 2)  # builds the models again; the widget follows
+        set_number(page, "factor of digits_net", 2)
+        set_number(page, "epochs of digits_net", 12)
+        set_number(page, "epochs of wine_net", 20)
+        for name in NAMES:
+            page.get_by_label(f"validation of {name}").select_option(label="last 10 %")
+        train(page)
+        shoot(page, shots / "widget.png")
+        for area in ("Python", "or a cell"):
+            lab.run_cell(page, 3, again)
+            copy(page, area)
+            lab.run_cell(page, 4, pasted=True)
+            lab.run_cell(page, 5, check)
+            page.get_by_text("same", exact=True).wait_for()
+            lab.run_cell(page, 5, "0")
+        saved = lab.save(page, path)
+    nbformat.validate(saved)
+    outputs = saved.cells[1].outputs
     kinds = {kind for output in outputs for kind in output["data"]}
     assert {"application/vnd.jupyter.widget-view+json", "text/html", "image/png"} <= kinds
+    assert "state" in saved.metadata.widgets["application/vnd.jupyter.widget-state+json"]
+
+
+def test_in_notebook_7(opened, shots):
+    with lab.browser_page(width=900, height=2400) as page:
+        opened(page, [SETUP, "kc.CohostWidget()"], app="notebook")
+        pick(page)
+        train(page)
+        shoot(page, shots / "notebook-7.png")
+
+
+def test_with_the_keyboard_alone_in_a_narrow_pane(opened, shots):
+    def go_to(name):
+        focused = """() => {
+            const at = document.activeElement;
+            return (at.labels?.[0]?.innerText || at.innerText || "").trim();
+        }"""
+        passed = []
+        while page.evaluate(focused) != name:
+            passed.append(page.evaluate(focused)[:40])
+            assert len(passed) < 80, f"Tab does not lead to {name}, but to {passed}"
+            page.keyboard.press("Tab")
+
+    with lab.browser_page(width=680, height=2400) as page:
+        opened(page, [SETUP, "kc.CohostWidget()"])
+        page.keyboard.press("Control+b")  # the file browser goes
+        page.locator(".jp-Cell").nth(1).locator(".cm-content").click()
+        page.keyboard.press("Escape")
+        for name in NAMES:
+            go_to(name)
+            page.keyboard.press("Space")
+        go_to("epochs of digits_net")
+        page.keyboard.press("ArrowUp")
+        go_to("grouped")
+        page.keyboard.press("Enter")
+        go_to("Suggest factors")
+        page.keyboard.press("Enter")
+        page.get_by_text("320 instead of 32").wait_for()
+        go_to("Train")
+        page.keyboard.press("Enter")
+        page.get_by_text("Trained after").wait_for()
+        page.get_by_text("epoch 6/6").wait_for()
+        shoot(page, shots / "narrow.png")
+        too_wide = ".kerascohost-grid, .kerascohost-part, .kerascohost"
+        assert (
+            page.locator(too_wide).evaluate_all(
+                "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.className)"
+            )
+            == []
+        )
+
+
+def test_two_widgets_a_reopened_page_a_deleted_model_and_a_new_kernel(opened):
+    def widget(number):
+        return page.locator(".jp-Cell").nth(number)
+
+    with lab.browser_page(height=3600) as page:
+        path = opened(page, [SETUP, "kc.CohostWidget()", "kc.CohostWidget()", "0"])
+        for number in (1, 2):
+            pick(widget(number), ["wine_net"])
+        set_number(widget(1), "epochs of wine_net", 100_000)
+        press(widget(1), "Train")
+        press(widget(2), "Train")
+        widget(2).get_by_text("Expected one training or benchmark at a time").wait_for()
+
+        lab.save(page, path)
+        page.reload()  # while it trains: the view comes back, and Stop still stops
+        press(widget(1), "Stop training")
+        widget(1).get_by_text("Stopped after").wait_for()
+        train(widget(2))
+
+        lab.run_cell(page, 3, "del wine_net")
+        for number in (1, 2):
+            widget(number).get_by_role("checkbox", name="wine_net").wait_for(state="detached")
+        pick(widget(2), ["digits_net"])
+        train(widget(2))
+
+        lab.restart_and_run_all(page)
+        pick(widget(1), ["digits_net"])
+        train(widget(1))
