@@ -10,7 +10,7 @@ BACKEND := $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo gpu; \
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo lab test test-tensorflow test-jax test-torch bench lint clean
+.PHONY: demo lab test test-tensorflow test-jax test-torch test-oldest test-wheel bench lint clean
 
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
@@ -28,6 +28,17 @@ test-tensorflow test-jax: test-%: $(STAMP)
 test-torch: $(STAMP)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install $${TORCH:-torch}
 	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $${WORKERS:-2}
+
+# The oldest Keras that pyproject allows: before the newest on the path, so that nothing else differs.
+OLDEST := $(VENV)/oldest-keras
+test-oldest: $(STAMP)
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(OLDEST) \
+		"$$(sed -n 's/.*"keras>=\(.*\)",/keras==\1/p' pyproject.toml)"
+	PYTHONPATH=$(OLDEST) KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n $${WORKERS:-2} \
+		tests/test_cohort.py tests/parity
+
+test-wheel:
+	PYTHON=$(PYTHON) .ci/wheel
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
