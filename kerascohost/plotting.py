@@ -29,7 +29,7 @@ class ShownAxes(Axes):
 
     def _repr_png_(self) -> bytes:
         picture = io.BytesIO()
-        self.figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
+        self.figure.canvas.print_figure(picture, format="png", dpi=110, bbox_inches="tight")
         return picture.getvalue()
 
 
