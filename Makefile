@@ -10,7 +10,8 @@ BACKEND := $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo gpu; \
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo lab test test-tensorflow test-jax test-torch bench lint clean
+.PHONY: demo lab test test-tensorflow test-jax test-torch test-oldest test-wheel test-binder bench \
+	notebooks docs address lint clean
 
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
@@ -29,8 +30,36 @@ test-torch: $(STAMP)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install $${TORCH:-torch}
 	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $${WORKERS:-2} --dist loadgroup
 
+# The oldest Keras that pyproject allows: before the newest on the path, so that nothing else differs.
+OLDEST := $(VENV)/oldest-keras
+test-oldest: $(STAMP)
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(OLDEST) \
+		"$$(sed -n 's/.*"keras>=\(.*\)",/keras==\1/p' pyproject.toml)"
+	PYTHONPATH=$(OLDEST) KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n $${WORKERS:-2} \
+		tests/test_cohort.py tests/parity
+
+test-wheel:
+	PYTHON=$(PYTHON) .ci/wheel
+
+test-binder:
+	PYTHON=$(PYTHON) .ci/binder
+
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
+
+# The documentation, in site/. Its tools are not part of the environment until they are asked for.
+docs: $(STAMP)
+	$(BIN)/python -c "import mkdocs_jupyter, mkdocstrings" 2>/dev/null \
+		|| $(BIN)/pip install --quiet --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Runs all notebooks and saves them with their outputs.
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/execute.py
+
+# Once the project has a public address: make address ADDRESS=owner/name
+address:
+	sed -i 's#OWNER/kerascohost#$(ADDRESS)#g' pyproject.toml README.md notebooks/*.ipynb
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check
@@ -46,4 +75,4 @@ $(STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) output
+	rm -rf $(VENV) output site

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from kerascohost import environment  # noqa: F401  # first: it says what is missing
+
+# isort: split
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.capture import cohost
 from kerascohost.cloning import clones

@@ -1,9 +1,9 @@
-"""The command line: `python -m kerascohost run train_a.py train_b.py -- --epochs 5`."""
+"""The command line: `python -m kerascohost run train_a.py train_b.py -- --epochs 5`, or `info`."""
 
 import argparse
 import sys
 
-from kerascohost import scripts
+from kerascohost import environment, scripts
 from kerascohost.errors import CohortError
 
 
@@ -17,23 +17,45 @@ def main(argv: list[str]) -> int:
         The exit status: 0, or that of the first script that failed.
     """
     own, _, arguments = _partition(argv, "--")
+    parser = _parser()
+    asked = parser.parse_args(own)
+    if asked.command == "info":
+        return _info()
+    try:
+        return _run(asked.scripts, arguments)
+    except CohortError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kerascohost", description="Train several Keras programs together."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     run = commands.add_parser(
         "run",
         help="run scripts, with their calls of `fit` trained together",
         description="Runs scripts that build, fit, evaluate and save Keras models, unchanged, with "
         "their calls of `fit` trained together as one program.",
+        epilog="Arguments after `--` are handed to every script.",
     )
     run.add_argument("scripts", nargs="+", metavar="SCRIPT", help="a Python file")
-    run.epilog = "Arguments after `--` are handed to every script."
-    asked = parser.parse_args(own)
-    try:
-        outcomes = scripts.run(asked.scripts, arguments)
-    except CohortError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    commands.add_parser(
+        "info",
+        help="show versions, backend and devices: what a bug report needs",
+        description="Shows versions, backend and devices: what a bug report needs.",
+    )
+    return parser
+
+
+def _info() -> int:
+    for name, version in environment.versions().items():
+        print(f"{name:<12} {version}")
+    return 0
+
+
+def _run(paths: list[str], arguments: list[str]) -> int:
+    outcomes = scripts.run(paths, arguments)
     for outcome in outcomes:
         print(outcome, file=sys.stderr)
     return next((outcome.status for outcome in outcomes if outcome.status), 0)

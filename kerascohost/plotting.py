@@ -1,5 +1,6 @@
 """Plots of histories, drawn on the Axes given and never touching pyplot's state."""
 
+import io
 import math
 from typing import Any
 
@@ -23,6 +24,15 @@ COLUMNS = ["member", "epoch", "metric", "split", "value"]
 MOST_NAMED = 12
 
 
+class ShownAxes(Axes):
+    """Axes that a notebook shows when they are the value of a cell, without any set-up."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.figure.canvas.print_figure(picture, format="png", dpi=110, bbox_inches="tight")
+        return picture.getvalue()
+
+
 def plot_losses(
     history: Any, ax: Axes | None = None, metric: str = "loss", subplots: bool = False
 ) -> Any:
@@ -34,8 +44,8 @@ def plot_losses(
     Args:
         history: A `CohortHistory`, a `keras.callbacks.History`, or a table as
             `CohortHistory.frame`: `member`, `epoch`, `metric`, `split`, `value`.
-        ax: The Axes to draw on; by default those of a new `matplotlib.figure.Figure`, which is
-            displayed by a notebook and saved by `ax.figure.savefig(...)`.
+        ax: The Axes to draw on; by default those of a new `matplotlib.figure.Figure`, which a
+            notebook shows where they end a cell, and which `ax.figure.savefig(...)` saves.
         metric: Which metric to draw, without `val_`.
         subplots: Whether each member gets Axes of its own, with a scale of its own.
 
@@ -103,7 +113,9 @@ def _draw_apart(chosen: pd.DataFrame, ax: Axes | None, metric: str) -> list[Axes
     rows = max(1, math.ceil(len(members) / columns))
     figure = Figure(figsize=(3 * columns + 1, 2.2 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = [figure.add_subplot(rows, columns, i + 1) for i in range(len(members))]
+    grid = [
+        figure.add_subplot(rows, columns, i + 1, axes_class=ShownAxes) for i in range(len(members))
+    ]
     for i, (own, (member, curves)) in enumerate(zip(grid, members, strict=True)):
         _draw(own, curves[curves["split"] == "train"], color=COLORS[0])
         _draw(own, curves[curves["split"] == "val"], color=COLORS[1], linestyle="--")
@@ -143,7 +155,7 @@ def _draw_many(ax: Axes, chosen: pd.DataFrame) -> None:
 def _new_axes() -> Axes:
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure.add_subplot()
+    return figure.add_subplot(axes_class=ShownAxes)
 
 
 def _draw(ax: Axes, curve: pd.DataFrame, **style: Any) -> None:

@@ -12,10 +12,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports run down this list, or stay on one floor.
 FLOORS = [
-    {"errors"},
-    {"plotting", "progress", "suggestions"},
+    {"environment", "errors"},
+    {"plotting", "plan", "progress", "suggestions"},
     {"fusion", "batches", "history", "programs"},
-    {"member", "trial"},
+    {"member", "trial", "cloning"},
+    {"stacks"},
     {"scheduler"},
     {"cohort", "held"},
     {"capture", "benchmark", "memory"},

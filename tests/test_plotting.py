@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 
 import kerascohost as kc
-from kerascohost.plotting import MOST_NAMED
+from kerascohost.plotting import MOST_NAMED, plot_benchmark
 
 
 def frame(members, validated=True, epochs=20):
@@ -20,6 +21,15 @@ def frame(members, validated=True, epochs=20):
         for split in ["train", "val"][: 1 + validated]:
             rows += [(f"m{i}", e, "loss", split, loss) for e, loss in enumerate(losses)]
     return pd.DataFrame(rows, columns=["member", "epoch", "metric", "split", "value"])
+
+
+def test_a_notebook_shows_the_axes_as_a_picture():
+    speeds = pd.DataFrame(
+        {"layout": ["joined"], "speedup": [3], "low": [2], "high": [4], "same_training": [True]}
+    )
+    for ax in (kc.plot_losses(frame(2)), plot_benchmark(speeds)):
+        shown, _ = DisplayFormatter().format(ax)
+        assert shown["image/png"].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("members", [1, 2, 6, MOST_NAMED])
