@@ -85,13 +85,19 @@ def ratio(value):
     return "" if value is None else f"{value:.2f}x"
 
 
+def told_otherwise(row):
+    """What a reader of the row must know if members were not placed as asked."""
+    joined = row["plan"]["joined"]
+    return f" (**{joined} joined**)" if row["layout"] == "stacked" and joined else ""
+
+
 def speed_row(row):
     targets = TARGETS.get((row["backend"], row["case"], row["layout"]), {})
     missed = [name for key, name in RATIOS.items() if key in targets and row[key] < targets[key]]
     return (
         row["backend"],
         row["case"],
-        row["layout"],
+        row["layout"] + told_otherwise(row),
         *(ratio(row[key]) for key in RATIOS),
         f"{row['difference']:.0e}" if row["difference"] else "0",
         ", ".join(f"{RATIOS[key]} {target}" for key, target in targets.items()),

@@ -99,7 +99,14 @@ def compare(
         spread=[min(warm["cohort"]) / ours, max(warm["cohort"]) / ours],
         difference=apart,
         seconds=ours,
+        plan=cohort_plan(train["cohort"].args[0]),
     )
+
+
+def cohort_plan(cohort):
+    """How many members are joined, and in words what became of all."""
+    joined = int((cohort.plan.frame["layout"] == "joined").sum())
+    return {"joined": joined, "summary": cohort.plan.summary}
 
 
 def interleaved(train, rounds=ROUNDS):
