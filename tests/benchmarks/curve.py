@@ -8,7 +8,7 @@ COLORS = {"tensorflow": "#D55E00", "jax": "#0072B2"}
 
 def draw(curves, path):
     """Writes a PNG of the rows that `stacked.cost_curve` prints, one line per backend."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     ax = figure.add_subplot()
     for row in curves:
         backend, color = row["backend"], COLORS[row["backend"]]
@@ -19,5 +19,5 @@ def draw(curves, path):
     ax.set_xticks(curves[0]["members"], labels=[str(count) for count in curves[0]["members"]])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.grid(alpha=0.3)
-    ax.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)
