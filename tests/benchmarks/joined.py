@@ -10,6 +10,8 @@ import json
 import statistics
 import sys
 import time
+from collections import defaultdict
+from functools import partial
 
 import keras
 import numpy as np
@@ -46,50 +48,79 @@ def difference(models, others):
     )
 
 
-def compare(case, make, data, layout="joined", group_factor=1, by_hand=False, cold_rounds=2):
-    """One row of the table."""
-    cold = {"fit": [], "tuned": [], "cohort": []}
+def fresh_sides(make, data, cohort_layout, group_factor, over_joined):
+    """Fresh models of every side, and what trains each side for an epoch."""
+    models = {"cohort": make(), "fit": make(), "tuned": make(steps_per_execution=32)}
+    cohort = kc.Cohort(models["cohort"], layout=cohort_layout, group_factor=group_factor)
+    train = {"cohort": partial(fit_together, cohort, data)}
+    for side in ("fit", "tuned"):
+        train[side] = partial(fit_separately, models[side], data)
+    if over_joined:
+        train["joined"] = partial(fit_together, kc.Cohort(make()), data)
+    return models, train
+
+
+def compare(
+    case,
+    make,
+    data,
+    layout="joined",
+    group_factor=1,
+    by_hand=False,
+    cold_rounds=2,
+    cohort_layout="joined",
+    over_joined=False,
+):
+    """One row of the table; `layout` is what it says there, `cohort_layout` the cohort's own."""
+    cold = defaultdict(list)
     for _ in range(cold_rounds):
-        plain, tuned = make(), make(steps_per_execution=32)
-        members = make()
-        cohort = kc.Cohort(members, group_factor=group_factor)
-        cold["cohort"].append(seconds(fit_together, cohort, data))
-        cold["fit"].append(seconds(fit_separately, plain, data))
-        cold["tuned"].append(seconds(fit_separately, tuned, data))
-    reference = plain
+        models, train = fresh_sides(make, data, cohort_layout, group_factor, over_joined)
+        for side, epoch in train.items():
+            cold[side].append(seconds(epoch))
+    reference = models["fit"]
     if group_factor != 1:
         reference = make()
         fit_separately(reference, data, group_factor)
-    apart = difference(reference, members)
+    apart = difference(reference, models["cohort"])
 
-    warm = {"fit": [], "tuned": [], "cohort": [], "by_hand": []}
-    fused = Fused(make(), data) if by_hand else None
-    for _ in range(ROUNDS):
-        warm["cohort"].append(seconds(fit_together, cohort, data))
-        warm["fit"].append(seconds(fit_separately, plain, data))
-        warm["tuned"].append(seconds(fit_separately, tuned, data))
-        if fused:
-            warm["by_hand"].append(seconds(fused.fit))
+    if by_hand:
+        train["by_hand"] = Fused(make(), data).fit
+    warm = interleaved(train)
     ours = statistics.median(warm["cohort"])
-
-    def over(side):
-        return statistics.median(warm[side]) / ours if warm[side] else None
-
-    def first(side):
-        return statistics.median(cold[side]) / statistics.median(cold["cohort"])
-
     emit(
         case=case,
         layout=layout,
-        warm=over("fit"),
-        warm_tuned=over("tuned"),
-        by_hand=over("by_hand"),
-        cold=first("fit"),
-        cold_tuned=first("tuned"),
+        warm=over(warm, "fit"),
+        warm_tuned=over(warm, "tuned"),
+        by_hand=over(warm, "by_hand"),
+        over_joined=over(warm, "joined"),
+        cold=over(cold, "fit"),
+        cold_tuned=over(cold, "tuned"),
         spread=[min(warm["cohort"]) / ours, max(warm["cohort"]) / ours],
         difference=apart,
         seconds=ours,
+        plan=cohort_plan(train["cohort"].args[0]),
     )
+
+
+def cohort_plan(cohort):
+    """How many members are joined, and in words what became of all."""
+    joined = int((cohort.plan.frame["layout"] == "joined").sum())
+    return {"joined": joined, "summary": cohort.plan.summary}
+
+
+def interleaved(train, rounds=ROUNDS):
+    """How long each of these functions takes, round by round."""
+    times = defaultdict(list)
+    for _ in range(rounds):
+        for side, epoch in train.items():
+            times[side].append(seconds(epoch))
+    return times
+
+
+def over(times, side, ours="cohort"):
+    """How many times as long as our side another one takes, if it was measured."""
+    return statistics.median(times[side]) / statistics.median(times[ours]) if times[side] else None
 
 
 class Fused:

@@ -1,0 +1,63 @@
+"""Many MLPs trained by plain TensorFlow: what a stack would be, were there no Keras around it."""
+
+import tensorflow as tf
+
+
+def forward(weights, x):
+    *hidden, (kernel, bias) = zip(weights[::2], weights[1::2], strict=True)
+    for w, b in hidden:
+        x = tf.nn.relu(x @ w + b)
+    return x @ kernel + bias
+
+
+def step(weights, means, squares, rate, x, y):
+    """One step of Adam, as Keras takes it."""
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        loss = tf.reduce_mean(tf.square(forward(weights, x) - y))
+    gradients = tape.gradient(loss, weights)
+    means = [m + (g - m) * 0.1 for m, g in zip(means, gradients, strict=True)]
+    squares = [v + (g * g - v) * 0.001 for v, g in zip(squares, gradients, strict=True)]
+    weights = [
+        w - m * rate / (tf.sqrt(v) + 1e-7) for w, m, v in zip(weights, means, squares, strict=True)
+    ]
+    return weights, means, squares, loss
+
+
+class Hand:
+    """MLPs with these weights, a list per member."""
+
+    def __init__(self, weights):
+        stacked = [tf.stack(own) for own in zip(*weights, strict=True)]
+        zeros = [tf.zeros_like(w) for w in stacked]
+        self.state = [tf.Variable(value) for value in (*stacked, *zeros, *zeros)]
+        self._size = len(stacked)
+        self._count = tf.Variable(0.0)
+        self._epoch = tf.function(self._run_epoch, autograph=False)
+
+    def _run_epoch(self, x, y):
+        size, steps = self._size, tf.shape(x)[0]
+
+        def body(i, count, total, *state):
+            count = count + 1
+            rate = 0.001 * tf.sqrt(1 - 0.999**count) / (1 - 0.9**count)
+            given = [list(state[n * size : (n + 1) * size]) for n in range(3)]
+            *groups, loss = tf.vectorized_map(
+                lambda own: step(*own[:3], rate, *own[3:]), (*given, x[i], y[i])
+            )
+            return [i + 1, count, total + loss, *(value for group in groups for value in group)]
+
+        start = [0, self._count, tf.zeros(tf.shape(x)[1]), *self.state]
+        start = [tf.convert_to_tensor(value) for value in start]
+        _, count, total, *state = tf.while_loop(lambda i, *_: i < steps, body, start)
+        for variable, value in zip([self._count, *self.state], [count, *state], strict=True):
+            variable.assign(value)
+        return total / tf.cast(steps, total.dtype)
+
+    def fit(self, batches, epochs):
+        """Trains on NumPy arrays `(steps, members, rows, ...)`; returns the losses by epoch."""
+        x, y = (tf.convert_to_tensor(array) for array in batches)
+        return [self._epoch(x, y).numpy() for _ in range(epochs)]
+
+    def weights(self):
+        return [value.numpy() for value in self.state[: self._size]]
