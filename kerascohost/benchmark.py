@@ -13,7 +13,6 @@ from keras import tree
 from tqdm.auto import tqdm
 
 from kerascohost import errors, memory, plotting
-from kerascohost.cohort import LAYOUTS as COHORT_LAYOUTS
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.fusion import factors_of, named_models
@@ -29,8 +28,6 @@ _ENOUGH = 0.05
 
 # So many rounds are measured whatever the budget: fewer have no interval.
 _FEWEST = 2
-
-_NOT_THERE = "not available: models of one architecture are not stacked yet"
 
 
 def benchmark(
@@ -235,9 +232,6 @@ class _Bench:
         for i, layout in enumerate(layouts):
             doing = f"tracing {layout} ({i + 1} of {len(layouts)} layouts)"
             clock.traced = i / len(layouts)
-            if layout == "stacked" and layout not in COHORT_LAYOUTS:
-                rows[layout]["note"] = _NOT_THERE
-                continue
             if layout not in self._factors:
                 self._factors[layout] = self._auto_factors(rounds["separate"])
             try:
@@ -296,7 +290,10 @@ class _Bench:
     def cohort(self, layout: str) -> Cohort:
         """The members as a cohort of this layout."""
         if layout == "stacked":
-            return Cohort(self.models, layout="stacked")
+            cohort = Cohort(self.models, layout="stacked")
+            if not (cohort.plan.frame["layout"] == "stacked").any():
+                raise CohortError(f"no two of the models can be stacked: {cohort.plan.summary}")
+            return cohort
         return Cohort(
             self.models,
             group_factor=self._factors["grouped"] if layout == "grouped" else 1,

@@ -164,7 +164,7 @@ class Stacks:
                 "layout": "joined",
                 "reason": self.reasons.get(member.name, unknown),
             }
-        differs = ", ".join(dict.fromkeys(str(slot.key) for slot in seat.stack.slots))
+        differs = ", ".join(dict.fromkeys(slot.name for slot in seat.stack.slots))
         return told | {
             "layout": "stacked",
             "stack": self.seats.index(seat) + 1,

@@ -102,7 +102,7 @@ def test_the_frame_has_a_row_for_each_layout(measured):
     *_, result = measured
     rows = result.frame.set_index("layout")
     assert list(rows.index) == ["separate", "joined", "grouped", "replicated", "stacked"]
-    assert "not available" in rows.loc["stacked", "note"]
+    assert "no two of the models can be stacked" in rows.loc["stacked", "note"]
     there = rows.drop(index="stacked")
     assert (there[["samples_per_s", "step_ms"]] > 0).all(axis=None)
     assert (there["compile_s"] >= 0).all()

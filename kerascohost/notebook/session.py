@@ -13,10 +13,9 @@ import keras
 import pandas as pd
 import traitlets
 
-from kerascohost import errors
+from kerascohost import errors, programs
 from kerascohost.benchmark import LAYOUTS as BENCHMARKED
 from kerascohost.benchmark import BenchmarkResult, benchmark
-from kerascohost.cohort import LAYOUTS as COHORT_LAYOUTS
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.history import CohortHistory
@@ -24,10 +23,8 @@ from kerascohost.notebook import data, live, namespace, source
 from kerascohost.programs import threads
 from kerascohost.suggestions import suggest_group_factors
 
-# In the order in which they are offered. `Cohort` may have more, and not have all of them.
-LAYOUTS = tuple(
-    dict.fromkeys(("joined", "grouped", "replicated", "stacked", "auto", *COHORT_LAYOUTS))
-)
+# In the order in which they are offered.
+LAYOUTS = ("joined", "grouped", "replicated", "stacked", "auto")
 
 # The most batches in a step that are offered; code can ask for more.
 MOST_FACTOR = 16
@@ -229,9 +226,9 @@ class CohostSession(traitlets.HasTraits):
     @property
     def impossible(self) -> dict[str, str]:
         """The layouts that cannot be chosen, with the reason."""
-        coming = "not available: models of one architecture are not stacked yet"
-        possible = {*COHORT_LAYOUTS, "grouped", "replicated"}
-        return {name: coming for name in LAYOUTS if name not in possible}
+        if programs.backend_module().StackProgram is not None:
+            return {}
+        return dict.fromkeys(("stacked", "auto"), "steps are not compiled on this backend")
 
     @traitlets.validate("layout")
     def _check_layout(self, proposal: Any) -> str:

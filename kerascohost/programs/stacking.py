@@ -75,6 +75,11 @@ class Slot:
         self.refused = False
 
     @property
+    def name(self) -> str:
+        """The name of the hyperparameter."""
+        return self.path.rpartition(".")[2]
+
+    @property
     def value(self) -> Any:
         """What stands there now."""
         return self.holder[self.key]
@@ -84,6 +89,34 @@ class Slot:
         """Lets something else stand there within the block."""
         own = self.holder[self.key]
         self.holder[self.key] = value
+        try:
+            yield
+        finally:
+            self.holder[self.key] = own
+
+
+class FieldSlot(Slot):
+    """A field of a named tuple that stands in a list.
+
+    Args:
+        path: As in `Slot`.
+        holder: The list.
+        key: The index of the tuple.
+        field: The name of the field.
+    """
+
+    def __init__(self, path: str, holder: Any, key: Any, field: str):
+        super().__init__(path, holder, key)
+        self._field = field
+
+    @property
+    def value(self) -> Any:
+        return getattr(self.holder[self.key], self._field)
+
+    @contextlib.contextmanager
+    def holding(self, value: Any) -> Iterator[None]:
+        own = self.holder[self.key]
+        self.holder[self.key] = own._replace(**{self._field: value})
         try:
             yield
         finally:
@@ -210,10 +243,29 @@ class Anatomy:
         with self._held_by(thing):
             for name in sorted(attributes):
                 value = attributes[name]
-                if self._decides(thing, name, value):
-                    if name == "_flat_losses" and len(value or ()) == 1:
-                        value = [value[0][:3]]  # without the output's name, see `_decides`
-                    self._visit_item(f"{path}.{name.lstrip('_')}", attributes, name, value)
+                if not self._decides(thing, name, value):
+                    continue
+                inner = f"{path}.{name.lstrip('_')}"
+                if name == "_flat_losses" and self._of_keras and value:
+                    self._visit_losses(inner, value)
+                else:
+                    self._visit_item(inner, attributes, name, value)
+
+    def _visit_losses(self, path: str, losses: list[Any]) -> None:
+        """What `CompileLoss` makes of `loss` and `loss_weights`: a named tuple for each output.
+
+        The name of the output tells nothing where there is only one, see `_decides`.
+        """
+        self._note(path, len(losses))
+        for i, one in enumerate(losses):
+            for field, value in zip(one._fields, one, strict=True):
+                if field == "name" and len(losses) == 1:
+                    continue
+                if isinstance(value, float):
+                    self._note(f"{path}[{i}].{field}", "a float")
+                    self.slots.append(FieldSlot(f"{path}[{i}].{field}", losses, i, field))
+                else:
+                    self._visit(f"{path}[{i}].{field}", value)
 
     @contextlib.contextmanager
     def _held_by(self, thing: Any) -> Iterator[None]:

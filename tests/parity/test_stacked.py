@@ -20,13 +20,14 @@ pytestmark = pytest.mark.skipif(
 # out: TensorFlow takes half a minute to vectorise their loops, which LSTM's test covers.)
 JOINED = {
     "tensorflow": {
+        "MultiOptimizer",
         "SpectralNormalization",
         "stateful SimpleRNN",
         "ScheduleFreeAdamW",
         "ema_overwrite_frequency",
         "gradient_accumulation_steps",
     },
-    "jax": {"stateful SimpleRNN"},
+    "jax": {"MultiOptimizer", "stateful SimpleRNN"},
 }.get(BACKEND, set())
 
 
