@@ -48,7 +48,9 @@ class Cohort:
         layout: `"joined"`: each member's own step, side by side in one program. `"stacked"`:
             members of one architecture are trained by one vectorised step, to floating-point
             tolerance; the others are joined. `"auto"`: stacked where that is expected to be faster
-            on this backend, joined elsewhere. See `plan`.
+            on this backend, joined elsewhere. See `plan`. While a stack trains, a model has its own
+            state whenever a callback of its own may look; other members' callbacks may find it as
+            it was when last looked at.
         group_factor: How many batches of a member are merged into one step, for all members or as
             a dict from names (a member not named there: 1). The member ends as its own `fit` with a
             `batch_size` that many times larger.
