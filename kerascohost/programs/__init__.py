@@ -47,6 +47,10 @@ FUSED_STATE_LIMIT = 64 * 2**20
 # A member with more state than this (in bytes) is not stacked, for the same reason.
 STACKED_STATE_LIMIT = 16 * 2**20
 
+# On a CPU, steps of models with more weights than this are not faster stacked than joined: the
+# products of their matrices keep the cores busy (2 cores; MLPs of 8 thousand to 1 million weights).
+STACKED_WEIGHTS_LIMIT = 200_000
+
 
 @dataclasses.dataclass
 class Chunk:

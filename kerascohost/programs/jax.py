@@ -12,7 +12,13 @@ import numpy as np
 from jax import lax
 
 from kerascohost import errors
-from kerascohost.programs import Chunk, Work, has_own_step, symbolic_build
+from kerascohost.programs import (
+    STACKED_WEIGHTS_LIMIT,
+    Chunk,
+    Work,
+    has_own_step,
+    symbolic_build,
+)
 from kerascohost.programs.data import RowOrder, shuffled_rows
 from kerascohost.programs.replicas import applied_in_pieces
 from kerascohost.programs.stacked_jax import Program as StackProgram
@@ -309,6 +315,8 @@ def stacks_badly(model: keras.Model) -> str | None:
     """Why models like this one are expected to be slower stacked than joined, or `None`."""
     if execution(model) == "step":
         return "convolutions run on one core inside a loop on a CPU"
+    if jax.default_backend() == "cpu" and model.count_params() > STACKED_WEIGHTS_LIMIT:
+        return "models of so many weights are as fast joined on a CPU"
     return None
 
 

@@ -11,7 +11,14 @@ from keras import tree
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-from kerascohost.programs import Work, has_own_step, stacking, vectorized
+from kerascohost.programs import (
+    STACKED_WEIGHTS_LIMIT,
+    Work,
+    flat_layers,
+    has_own_step,
+    stacking,
+    vectorized,
+)
 from kerascohost.programs.stacking import NotStackableError, Stack
 
 
@@ -228,9 +235,12 @@ def stacks_badly(model: keras.Model) -> str | None:
     On a CPU, a convolution over images by weights of each member's own costs a product of large
     matrices and the copies to make them (8 small CNNs on 2 cores: a third of the speed of joined).
     """
-    convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
-    if convolves and not tf.config.list_logical_devices("GPU"):
+    if tf.config.list_logical_devices("GPU"):
+        return None
+    if any(isinstance(layer, _CONVOLUTIONS) for layer in flat_layers(model)):
         return "convolutions over images are faster joined on a CPU"
+    if model.count_params() > STACKED_WEIGHTS_LIMIT:
+        return "models of so many weights are as fast joined on a CPU"
     return None
 
 
