@@ -20,6 +20,7 @@ class Seat:
         members: Its members, in its order.
         rows: Its state.
         programs: Its programs by kind; the scheduler's.
+        differs: The hyperparameters that its members did not have in common when they came.
     """
 
     def __init__(self, stack: stacking.Stack, members: Sequence[Member]):
@@ -27,6 +28,10 @@ class Seat:
         self.members = list(members)
         self.rows = programs.backend_module().Rows(stack, [member.model for member in members])
         self.programs: dict[str, Any] = {}
+        self.differs = list(dict.fromkeys(slot.name for slot in stack.slots))
+        rates = {float(member.model.optimizer.learning_rate) for member in members}
+        if len(rates) > 1:
+            self.differs.insert(0, "learning_rate")
 
     def program(self, kind: str) -> Any:
         """A backend's program for steps of this kind."""
@@ -164,11 +169,10 @@ class Stacks:
                 "layout": "joined",
                 "reason": self.reasons.get(member.name, unknown),
             }
-        differs = ", ".join(dict.fromkeys(slot.name for slot in seat.stack.slots))
         return told | {
             "layout": "stacked",
             "stack": self.seats.index(seat) + 1,
-            "differs": differs,
+            "differs": ", ".join(seat.differs),
         }
 
 

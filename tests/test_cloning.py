@@ -186,6 +186,7 @@ def test_a_sweep_over_8_learning_rates():
     )
     history = cohort.fit(x, y, epochs=3, validation_split=0.2, shuffle=False, verbose=0)
     assert_all_in_one_stack(cohort)
+    assert set(cohort.plan.frame["differs"]) == {"learning_rate"}
     gains = [np.ptp(history[name].history["loss"]) for name in history]
     assert gains[0] < min(gains[3:])  # the smallest rate has hardly begun
     alike = kc.clones(classifier(30, 2), 8, seed=0, learning_rate=rates)[5]

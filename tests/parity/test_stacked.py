@@ -154,6 +154,9 @@ SWEEPS = {
     },
 }
 
+if BACKEND == "jax":
+    del SWEEPS["clipvalue"]  # `jnp.clip` takes numbers and arrays, and nothing like a number
+
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_over_a_float_is_one_stack(name):
