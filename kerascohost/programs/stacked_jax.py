@@ -126,9 +126,7 @@ class Program:
         try:
             self._run.trace(*given, everyone=everyone)
         except Exception as error:
-            raise NotStackableError(
-                str(error).strip().split("\n")[0] or type(error).__name__
-            ) from error
+            raise NotStackableError(stacking.reason(error)) from error
         self._traced.add(key)
 
     def _on_device(self, works: Sequence[Work]) -> tuple[int, Any]:

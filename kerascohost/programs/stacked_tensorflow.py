@@ -120,11 +120,15 @@ class Program:
 
     def _take_up(self, names: list[str], rows: list[int], changed: list[tf.Tensor]) -> None:
         """Writes the rows. (Not in the function: where it fails, some would have been written.)"""
-        for i, value in zip(self._changing, changed, strict=True):
-            if names == self._stack.names:
-                self._rows.values[i].assign(value)
-            else:
-                self._rows.values[i].scatter_update(tf.IndexedSlices(value, tf.constant(rows)))
+
+        def write() -> None:
+            for i, value in zip(self._changing, changed, strict=True):
+                if names == self._stack.names:
+                    self._rows.values[i].assign(value)
+                else:
+                    self._rows.values[i].scatter_update(tf.IndexedSlices(value, tf.constant(rows)))
+
+        stacking.finished(write)
 
     def _function_for(self, names: list[str], structure: Any, data: list[tf.Tensor]) -> Any:
         everyone = names == self._stack.names
@@ -140,7 +144,7 @@ class Program:
                         specs, tf.TensorSpec((size,), tf.int32), tf.TensorSpec((), tf.int32)
                     )
             except Exception as error:
-                raise NotStackableError(_first_line(error)) from error
+                raise NotStackableError(stacking.reason(error)) from error
         return self._functions[key]
 
     def _run(
@@ -156,12 +160,13 @@ class Program:
 
         values = [chosen(value) for value in self._rows.values]
         lifted = [chosen(tf.constant(own, tf.float64)) for own in self._stack.values]
-        step = self._step()
+        step: Any = functools.partial(_map, self._step(structure))
+        if self._models[0].jit_compile:  # by XLA, where the model's `fit` would compile it so
+            step = tf.function(step, jit_compile=True, autograph=False)
 
         def body(i: tf.Tensor, *changing: tf.Tensor) -> list[tf.Tensor]:
             now = _replaced(values, self._changing, changing)
-            batch = [leaf[i] for leaf in data]
-            return [i + 1, *_map(functools.partial(step, structure), now, lifted, batch)]
+            return [i + 1, *step(now, lifted, [leaf[i] for leaf in data])]
 
         with _stateless(self._models[0]):
             _, *changing = tf.while_loop(
@@ -171,12 +176,12 @@ class Program:
         logs = _map(self._results, [values[i] for i in self._metrics], [], [], fallback=True)
         return logs, changing
 
-    def _step(self) -> Callable:
-        """`step(structure, values, lifted, batch)`, for one member; returns the changing values."""
+    def _step(self, structure: Any) -> Callable:
+        """`step(values, lifted, batch)`, for one member; returns the changing values."""
         model, variables = self._models[0], self._stack.variables[0]
         own_step = _train_step if self.kind == "train" else _test_step
 
-        def step(structure: Any, values: list, lifted: list, batch: list) -> list[tf.Tensor]:
+        def step(values: list, lifted: list, batch: list) -> list[tf.Tensor]:
             data = stacking.unflattened(structure, batch)
             mapping = list(zip(variables, values, strict=True))
             with (
@@ -189,8 +194,6 @@ class Program:
                 raise NotStackableError("changes a variable which the model does not track")
             return [scope.get_current_value(variables[i]) for i in self._changing]
 
-        if model.jit_compile:
-            return tf.function(step, jit_compile=True, autograph=False)
         return step
 
     def _results(self, values: list, *_: Any) -> Any:
@@ -336,8 +339,3 @@ class _Scope(keras.StatelessScope):
         if tf.compat.v1.get_default_graph() is not self._graph:
             raise NotStackableError("changes a variable inside a branch or a loop of its own")
         super().add_update(update)
-
-
-def _first_line(error: Exception) -> str:
-    """The reason in a line; TensorFlow tells the whole graph."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import math
 import operator
+import re
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -596,10 +597,10 @@ class Rows:
         reset = [name for name in away if name in begun]
         others = [name for name in away if name not in begun]
         if others:
-            self.store(self.rows(others), self._all)
+            finished(lambda: self.store(self.rows(others), self._all))
         if reset:
             kept = [i for i in self._all if i not in self._metrics]
-            self.store(self.rows(reset), kept)
+            finished(lambda: self.store(self.rows(reset), kept))
         self._away -= set(away)
 
     def is_often(self, what: str, rows: Sequence[int]) -> bool:
@@ -616,6 +617,23 @@ class Rows:
     def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies these rows into the members' variables at `positions`."""
         raise NotImplementedError
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a line: Keras tells the layer first, and TensorFlow the whole graph."""
+    text = str(error).strip()
+    within_keras = re.search("\\x1b\\[1m(.+?)\\x1b\\[0m", text, re.DOTALL)
+    lines = (within_keras[1] if within_keras else text).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def finished(write: Callable[[], None]) -> None:
+    """Calls `write` to its end: an interrupt would leave old values beside new ones."""
+    try:
+        write()
+    except KeyboardInterrupt:
+        write()
+        raise
 
 
 def stacked_batches(works: Sequence[Work]) -> tuple[Any, list[Any]]:
