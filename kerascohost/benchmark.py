@@ -1,5 +1,6 @@
 """Which layout is best for these models, on this machine: measured, never assumed."""
 
+import html
 import math
 import statistics
 import time
@@ -175,14 +176,22 @@ class BenchmarkResult:
 
     @property
     def _text(self) -> pd.DataFrame:
-        text = pd.DataFrame([_described(row) for _, row in self.frame.iterrows()]).fillna("")
-        return text[[column for column in text if any(text[column])]]
+        measured = self.frame[self.frame["speedup"].notna()]
+        return pd.DataFrame([_described(row) for _, row in measured.iterrows()])
+
+    @property
+    def _said(self) -> list[str]:
+        """The verdict, and why layouts are missing."""
+        missing = self.frame[self.frame["speedup"].isna()]
+        pairs = zip(missing["layout"], missing["note"], strict=True)
+        return [self.reason, *(f"{layout} was not measured: {note}" for layout, note in pairs)]
 
     def __repr__(self) -> str:
-        return f"{self._text.to_string(index=False)}\n\n{self.reason}"
+        return "\n\n".join([self._text.to_string(index=False), *self._said])
 
     def _repr_html_(self) -> str:
-        return f"{self._text.to_html(index=False, border=0)}<p>{self.reason}</p>"
+        said = "".join(f"<p>{html.escape(line)}</p>" for line in self._said)
+        return f"{self._text.to_html(index=False, border=0)}{said}"
 
 
 class _Bench:
@@ -450,8 +459,6 @@ def _weights(models: Mapping[str, keras.Model]) -> list[np.ndarray]:
 
 def _described(row: Any) -> dict[str, str]:
     """A row as a person reads it."""
-    if pd.isna(row["speedup"]):
-        return {"layout": row["layout"], "note": row["note"]}
     exact = row["same_training"]
     return {
         "layout": row["layout"],
@@ -462,7 +469,6 @@ def _described(row: Any) -> dict[str, str]:
         "memory MB": "" if pd.isna(row["memory_mb"]) else f"{row['memory_mb']:,.0f}",
         "same training?": "yes" if exact else f"batch size {row['batch_size']}",
         "weight difference": f"{row['weight_difference']:.0e}" if row["weight_difference"] else "0",
-        "note": row["note"] if isinstance(row["note"], str) else "",
     }
 
 

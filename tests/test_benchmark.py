@@ -141,7 +141,8 @@ def test_it_is_shown_as_a_table_and_a_plot(measured):
     *_, result = measured
     assert result.reason in repr(result)
     assert "<td>joined</td>" in result._repr_html_()
-    assert result.to_markdown().count("\n") == 6
+    assert result.to_markdown().count("\n") == 5
+    assert "stacked was not measured" in repr(result) and "stacked was" in result._repr_html_()
     assert result.to_csv().startswith("layout,samples_per_s")
     ax = result.plot()
     assert ax.patches[0].get_height() == 1

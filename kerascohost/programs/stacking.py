@@ -149,10 +149,10 @@ class Anatomy:
         self._kept: list[Any] = []  # an object that is gone could leave its id to another one
         self._own = {id(variable) for variable in self.variables}
         self._of_keras = True  # whether what is visited is held by an object of Keras's
-        for i, variable in enumerate(self.variables):
-            self._visit(f"variables[{i}]", variable)
-        self.tokens.append(("optimizer.exclude_from_weight_decay", programs.decayed(model)))
         self._visit("model", model)
+        self.tokens.append(("optimizer.exclude_from_weight_decay", programs.decayed(model)))
+        for i, variable in enumerate(self.variables):  # now by when they were seen
+            self._visit(f"variables[{i}]", variable)
 
     @property
     def key(self) -> Hashable:
@@ -622,7 +622,7 @@ class Rows:
 def reason(error: Exception) -> str:
     """What went wrong, in a line: Keras tells the layer first, and TensorFlow the whole graph."""
     text = str(error).strip()
-    within_keras = re.search("\\x1b\\[1m(.+?)\\x1b\\[0m", text, re.DOTALL)
+    within_keras = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)
     lines = (within_keras[1] if within_keras else text).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
