@@ -50,9 +50,16 @@ def versions() -> dict[str, str]:
         "python": f"{platform.python_version()} ({platform.platform()})",
         "keras": keras.__version__,
         "backend": f"{backend} {getattr(module, '__version__', '')}".strip(),
-        "devices": ", ".join(map(str, keras.distribution.list_devices())),
+        "devices": ", ".join(_devices()),
         **{name: version(name) for name in _REPORTED},
     }
+
+
+def _devices() -> list[str]:
+    """The devices of the backend; Keras lists those of torch nowhere."""
+    if keras.backend.backend() == "torch":
+        return [f"cuda:{i}" for i in range(sys.modules["torch"].cuda.device_count())] or ["cpu:0"]
+    return [str(device) for device in keras.distribution.list_devices()]
 
 
 def version(distribution: str) -> str:
