@@ -73,8 +73,6 @@ def test_every_link_inside_the_repository_leads_somewhere(path):
         cells = nbformat.read(path, as_version=4).cells
         texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
     missing = [link for text in texts for link in links(text) if not (path.parent / link).exists()]
-    if any("images/widget" in link for link in missing):
-        pytest.skip("notebooks/images/widget*.png, the widget's pictures, are not here yet")
     assert not missing
 
 

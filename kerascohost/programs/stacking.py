@@ -366,11 +366,6 @@ class Stack:
         self.slots = [anatomies[0].slots[i] for i in lifted]
         self.values = [[anatomy.slots[i].value for anatomy in anatomies] for i in lifted]
 
-    @property
-    def lifted(self) -> dict[str, list[float]]:
-        """What differs inside the stack beyond variables: a value per member, by its place."""
-        return {slot.path: values for slot, values in zip(self.slots, self.values, strict=True)}
-
 
 def alike(
     models: Mapping[str, keras.Model], solid: Callable[[str], bool] = lambda path: False
