@@ -61,6 +61,10 @@ class Member:
         model: The compiled `keras.Model`.
         group_factor: How many batches are merged into one step.
         replicas: How many times the model is applied in one step.
+
+    Attributes:
+        stays_reset: Whether the model's metrics are still as they were reset, since what its steps
+            change is kept in a stack.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -71,6 +75,7 @@ class Member:
         self.piece = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
+        self.stays_reset = False
         self._group = group_factor * replicas
         self._fit: dict[str, Any] = {}
         self._train: Any = None
@@ -188,7 +193,7 @@ class Member:
         finished = False
         try:
             for epoch in range(programs.first_epoch(model, fit["initial_epoch"]), epochs):
-                model.reset_metrics()
+                self._reset_metrics()
                 dispatch.on_epoch_begin(epoch)
                 training_logs = yield from self._trained_epoch(epoch, dispatch, limit)
                 dispatch.on_epoch_end(epoch, training_logs)
@@ -199,6 +204,10 @@ class Member:
             if epochs > 0 and (finished or programs.backend_module().FINALIZES_AFTER_FAILURE):
                 _finalize(model)
         dispatch.on_train_end(training_logs)
+
+    def _reset_metrics(self) -> None:
+        if not self.stays_reset:
+            self.model.reset_metrics()
 
     def _trained_epoch(
         self, epoch: int, dispatch: keras.callbacks.CallbackList, limit: int | None
@@ -216,7 +225,7 @@ class Member:
         batches.reset()
         self.model.stop_evaluating = False
         dispatch.on_test_begin()
-        self.model.reset_metrics()
+        self._reset_metrics()
         limit = _step_limit(self.model, dispatch, "test")
         logs = _as_floats((yield from self._epoch("test", batches, dispatch, limit)))
         dispatch.on_test_end(logs)
