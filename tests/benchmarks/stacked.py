@@ -102,13 +102,13 @@ def cost_curve():
     for count in CURVE:
         cohort = kc.Cohort(cases.named(cases.mlp, count)(), layout="stacked")
         data = cases.shared(cases.MLP_DATA, count)
-        train[count] = partial(joined.fit_together, cohort, data)
-    alone = cases.named(cases.mlp, 1)()
-    train["fit"] = partial(joined.fit_separately, alone, cases.shared(cases.MLP_DATA, 1))
+        train[count] = partial(joined.fit_together, cohort, data, epochs=joined.EPOCHS)
+    alone, data = cases.named(cases.mlp, 1)(), cases.shared(cases.MLP_DATA, 1)
+    train["fit"] = partial(joined.fit_separately, alone, data, epochs=joined.EPOCHS)
     for first in train.values():
         first()
-    times = joined.interleaved(train, rounds=5)
-    medians = {side: 1000 * statistics.median(own) for side, own in times.items()}
+    times = joined.interleaved(train)
+    medians = {s: 1000 * statistics.median(own) / joined.EPOCHS for s, own in times.items()}
     joined.emit(
         case="cost curve",
         members=CURVE,
