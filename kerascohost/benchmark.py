@@ -30,6 +30,9 @@ _ENOUGH = 0.05
 # So many rounds are measured whatever the budget: fewer have no interval.
 _FEWEST = 2
 
+# How often each member is timed by itself.
+_ALONE = 3
+
 
 def benchmark(
     models: Mapping[str, keras.Model] | Sequence[keras.Model] | Cohort,
@@ -318,10 +321,7 @@ class _Bench:
         return self.cohort(layout)
 
     def _auto_factors(self, separate: "_Layout") -> dict[str, int]:
-        own = {
-            name: min(separate.alone(name) for _ in range(3)) / self._steps(name, "separate")
-            for name in self.models
-        }
+        own = {name: separate.alone(name) / self._steps(name, "separate") for name in self.models}
         factors = suggest_group_factors(own, "speed", 1, MOST)
         return dict.fromkeys(own, 2) if set(factors.values()) == {1} else dict(factors)
 
@@ -374,10 +374,13 @@ class _Layout:
         return self._bench.together(self._cohort)
 
     def alone(self, name: str) -> float:
-        """Trains one member on all its data; returns the time in seconds."""
+        """Trains one member on all its data, a few times; returns the shortest, in seconds.
+
+        The first of them may trace or compile what this member alone needs.
+        """
         if self._cohort is None:
-            return self._bench.separate(name)
-        return self._bench.together(self._cohort, only=name)
+            return min(self._bench.separate(name) for _ in range(_ALONE))
+        return min(self._bench.together(self._cohort, only=name) for _ in range(_ALONE))
 
     def about(self, times: list[float]) -> dict[str, Any]:
         """What its first round has shown."""
@@ -422,8 +425,8 @@ class _Clock:
         now = time.perf_counter()
         due = max(0, _FEWEST - len(times["separate"])) * a_round
         rounds = 0.0 if ended else max(due, self._began + self._budget_s - now)
-        # Each member alone in each layout, then by itself at each layout's batch size.
-        self._end = now + rounds + a_round + (len(last) - 1) * last["separate"]
+        # Each member alone in each layout, a few times, then by itself at each layout's batch size.
+        self._end = now + rounds + _ALONE * a_round + (len(last) - 1) * last["separate"]
 
     def told(self, doing: str) -> tuple[float, str]:
         """The fraction that is done, and what is done now with how long it may still take."""
