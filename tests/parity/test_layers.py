@@ -161,7 +161,11 @@ IN_DOUBLE_PRECISION = (
 )
 
 
-def member(name):
+def sgd():
+    return keras.optimizers.SGD(0.02, momentum=0.9)
+
+
+def member(name, optimizer=sgd):
     shape, make_layers = FAMILIES[name]
     stateful = name.startswith("stateful")
     size = EVEN if stateful else UNEVEN if name in COHORTS[0] | COHORTS[1] else USUAL
@@ -173,7 +177,7 @@ def member(name):
         if len(model.output_shape) > 2:
             model.add(layers.Flatten())
         model.add(layers.Dense(2))
-        model.compile(keras.optimizers.SGD(0.02, momentum=0.9), loss="mse", metrics=["mae"])
+        model.compile(optimizer(), loss="mse", metrics=["mae"])
         return model
 
     x, y = data(shape, size["rows"])

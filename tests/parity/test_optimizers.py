@@ -57,7 +57,9 @@ FIT = {
 }
 
 
-def of_class(name):
+def made(name):
+    if name in OPTIONS:
+        return OPTIONS[name]()
     if name == "MultiOptimizer":
         kernels = {".*kernel": optimizers.Adam(0.02)}
         return optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.SGD(0.02), kernels))
@@ -67,7 +69,7 @@ def of_class(name):
 def member(name):
     def build():
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3, "tanh")])
-        optimizer = OPTIONS[name]() if name in OPTIONS else of_class(name)
+        optimizer = made(name)
         model.compile(optimizer, loss="mse")
         if name == "ScheduleFreeAdamW":
             # Built inside TensorFlow's traced step, as the first `fit` does, it loses the weights

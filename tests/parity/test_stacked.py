@@ -1,5 +1,9 @@
 """Members of a stack end as their own `fit` would have left them, to floating-point tolerance."""
 
+import functools
+import itertools
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -29,11 +33,13 @@ JOINED = {
     },
     "jax": {"MultiOptimizer", "stateful SimpleRNN"},
 }.get(BACKEND, set())
+CLIPS_NORMS = ("clipnorm", "global_clipnorm, PiecewiseConstantDecay")  # of sparse gradients
+JOINED_PAIRS = {("Embedding", name) for name in CLIPS_NORMS if BACKEND == "tensorflow"}
 
 
-def twins(name, make, count=2):
+def twins(name, make, *args, count=2):
     """Members with weights and data of their own."""
-    base = make(name)
+    base = make(name, *args)
 
     def twin(seed):
         def build():
@@ -66,15 +72,26 @@ def assert_stacked(members, stacked=True):
 
 
 SLOW = {"GRU", "ConvLSTM2D", "Masking, SimpleRNN"}
+FAMILIES = sorted(set(test_layers.FAMILIES) - SLOW)
+OPTIMIZERS = [*test_optimizers.CLASSES, *test_optimizers.OPTIONS]
+
+# All pairs take most of an hour; otherwise each family meets the next optimizer.
+PAIRS = (
+    list(itertools.product(FAMILIES, OPTIMIZERS))
+    if os.environ.get("PAIRS") == "all"
+    else list(zip(FAMILIES, itertools.cycle(OPTIMIZERS), strict=False))
+)
 
 
-@pytest.mark.parametrize("family", sorted(set(test_layers.FAMILIES) - SLOW))
-def test_a_layer_family(family):
-    members = twins(family, test_layers.member)
-    assert_stacked(members, stacked=family not in JOINED)
+@pytest.mark.parametrize(("family", "optimizer"), PAIRS)
+def test_a_layer_family_with_an_optimizer(family, optimizer):
+    make = functools.partial(test_optimizers.made, optimizer)
+    members = twins(family, test_layers.member, make)
+    is_joined = {family, optimizer} & JOINED or (family, optimizer) in JOINED_PAIRS
+    assert_stacked(members, stacked=not is_joined)
 
 
-@pytest.mark.parametrize("name", [*test_optimizers.CLASSES, *test_optimizers.OPTIONS])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer(name):
     assert_stacked(twins(name, test_optimizers.member), stacked=name not in JOINED)
 
