@@ -55,6 +55,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    """The public names, so that completion does not offer modules beside them."""
+    return [*__all__, "__version__"]
+
+
 def load_ipython_extension(ipython: object) -> None:
     """Adds the magics `%cohost` and `%%cohost`: what `%load_ext kerascohost` calls."""
     from kerascohost.notebook import magic  # only here: IPython is not needed otherwise

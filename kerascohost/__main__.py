@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run scripts, with their calls of `fit` trained together",
         description="Runs scripts that build, fit, evaluate and save Keras models, unchanged, with "
         "their calls of `fit` trained together as one program.",
+        usage="%(prog)s [-h] SCRIPT [SCRIPT ...] [-- ARGUMENT ...]",
         epilog="Arguments after `--` are handed to every script.",
     )
     run.add_argument("scripts", nargs="+", metavar="SCRIPT", help="a Python file")

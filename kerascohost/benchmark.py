@@ -66,7 +66,9 @@ def benchmark(
             step as the slowest one takes time for one of its own, at most 8 (2 for all, where all
             are alike).
         replicas: For the replicated layout.
-        steps: Batches per member in each round.
+        steps: Batches per member in each round, which is an epoch of so many. What an epoch costs
+            whatever its length is counted too, so with few steps fusing looks better than it is in
+            long epochs: take as many as your epochs have, if they are short.
         repeats: Rounds at least.
         budget_s: Time in seconds after which no new round is begun, but for the first two. Before
             that, rounds go on until all speed-ups are known to 5 %.
@@ -90,6 +92,9 @@ def benchmark(
     """
     named = models.members if isinstance(models, Cohort) else named_models(models)
     asked = _layouts(layouts)
+    for key, value in (("steps", steps), ("repeats", repeats)):
+        if not isinstance(value, int) or value < 1:
+            raise CohortError(f"Expected `{key}` to be a positive integer. Received: {value!r}")
     for name, model in named.items():
         with errors.about(name):
             if not model.compiled:
@@ -135,6 +140,7 @@ class BenchmarkResult:
         frame: pd.DataFrame,
         members: pd.DataFrame,
         make: Callable[[str], Cohort],
+        steps: int | None = None,
     ):
         self.frame = frame
         self.members = members
@@ -142,7 +148,7 @@ class BenchmarkResult:
         measured = frame[frame["speedup"].notna()]
         self.best = _fastest(measured)
         self.best_exact = _fastest(measured[measured["same_training"]])
-        self.reason = _reason(measured.set_index("layout"), self.best, self.best_exact)
+        self.reason = _reason(measured.set_index("layout"), self.best, self.best_exact, steps)
 
     def cohort(self) -> Cohort:
         """A `Cohort` of your models in the best layout.
@@ -264,7 +270,8 @@ class _Bench:
         for layout, one in rounds.items():
             rows[layout] |= self._numbers(times, layout) | one.about(times[layout])
         frame = pd.DataFrame(rows.values(), columns=_COLUMNS)
-        return BenchmarkResult(frame, members, self._users_cohort)
+        steps = max(self._steps(name, "separate") for name in self.models)
+        return BenchmarkResult(frame, members, self._users_cohort, steps)
 
     def separate(self, name: str, factor: int = 1) -> float:
         """Trains one member by its own `fit`; returns the time in seconds."""
@@ -496,7 +503,7 @@ def _fastest(rows: pd.DataFrame) -> str:
     return str(faster.set_index("layout")["speedup"].idxmax()) if len(faster) else "separate"
 
 
-def _reason(frame: pd.DataFrame, best: str, exact: str) -> str:
+def _reason(frame: pd.DataFrame, best: str, exact: str, steps: int | None) -> str:
     rows: dict[str, Any] = frame.to_dict("index")  # type: ignore[assignment]  # its index: names
     if best == "separate":
         faster = [other for other in rows if rows[other]["speedup"] > 1 + _ENOUGH]
@@ -504,6 +511,7 @@ def _reason(frame: pd.DataFrame, best: str, exact: str) -> str:
         return f"separate: don't fuse. No layout is known to be faster than `fit` here.{noisy}"
     row = rows[best]
     text = f"{best}: {row['speedup']:.1f} times as fast as separate training"
+    text += f" in epochs of {steps} steps" if steps else ""
     text += "." if row["same_training"] else f", with batch sizes {row['batch_size']}."
     close = [other for other in rows if other != best and rows[other]["high"] > row["low"]]
     if close:

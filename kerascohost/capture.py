@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import re
 import sys
 import threading
 import warnings
@@ -154,9 +155,16 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     def _name_members(self, names: Mapping[str, Any]) -> None:
         """Every model gets one unique name; each further fit of it, a label with a number."""
         named: dict[int, str] = {}
+        models_of: dict[str, set[int]] = {}
+        for fit in self._fits:
+            models_of.setdefault(fit.name, set()).add(id(fit.model))
         for fit in self._fits:
             if id(fit.model) not in named:
-                wanted = _name_in(names, fit.model) or fit.name
+                loops = {name for name, models in models_of.items() if len(models) > 1}
+                wanted = _name_in(names, fit.model, loops)
+                if wanted is None:
+                    takes_own = fit.name in loops and _is_named(fit.model)
+                    wanted = fit.model.name if takes_own else fit.name
                 named[id(fit.model)] = unique(wanted, named.values())
             fit.name = named[id(fit.model)]
             before = sum(other.model is fit.model for other in self._fits[: self._fits.index(fit)])
@@ -192,10 +200,16 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             )
 
 
-def _name_in(names: Mapping[str, Any], model: keras.Model) -> str | None:
-    """The variable that holds the model; not one of IPython's `_`, `_12`."""
-    found = (name for name, value in names.items() if value is model)
+def _name_in(names: Mapping[str, Any], model: keras.Model, loops: Iterable[str] = ()) -> str | None:
+    """The variable that holds the model; not one of IPython's `_`, `_12`, nor one of `loops`."""
+    found = [name for name, value in names.items() if value is model and name not in loops]
     return next((name for name in found if not name.startswith("_")), None)
+
+
+def _is_named(model: keras.Model) -> bool:
+    """Whether its name was given to it, and not made by Keras from its class, as "sequential_1"."""
+    name = re.sub(r"_\d+$", "", model.name).replace("_", "")
+    return name.lower() != type(model).__name__.lower()
 
 
 def unique(wanted: str, taken: Iterable[str]) -> str:
@@ -287,6 +301,12 @@ def _held_fit(original: Callable) -> Callable:
             return original(self, *args, **kwargs)
         *outer, holder = _holders.stack
         _refuse_if_held(outer, self, "fit")
+        for name in kwargs:
+            if name not in signature.parameters:
+                raise TypeError(
+                    f"Expected arguments of `keras.Model.fit`. Received: {name}={kwargs[name]!r}."
+                    + errors.did_you_mean(name, signature.parameters)
+                )
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = {k: v for k, v in bound.arguments.items() if k != "self"}

@@ -77,6 +77,10 @@ def _check_overrides(n: int, overrides: Mapping[str, Sequence[Any]]) -> None:
             )
 
 
+# What people write for names that are longer.
+_SHORT = {"lr": "learning_rate", "wd": "weight_decay", "dropout": "rate"}
+
+
 class _Seeds:
     """As many seeds as are asked for, always the same ones."""
 
@@ -123,7 +127,7 @@ def _copy(model: keras.Model, own: dict[str, Any], seeds: _Seeds) -> keras.Model
         name = names.pop()
         raise CohortError(
             "Expected a name from the config of the model's optimizer, loss or layers. "
-            f"Received: {name!r}.{errors.did_you_mean(name, known)}"
+            f"Received: {name!r}.{errors.did_you_mean(_SHORT.get(name, name), known)}"
         )
     copy.compile(**config)
     decayed = programs.decayed(model)

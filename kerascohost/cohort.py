@@ -130,7 +130,12 @@ class Cohort:
         return Plan([stacks.row(member) for member in members])
 
     def __repr__(self) -> str:
-        return f"Cohort({', '.join(self._members)}, layout={self.layout!r})"
+        told = [*self._members, f"layout={self.layout!r}"]
+        for key in ("group_factor", "replicas"):
+            factors = {name: getattr(member, key) for name, member in self._members.items()}
+            if set(factors.values()) != {1}:
+                told.append(f"{key}={factors}")
+        return f"Cohort({', '.join(told)})"
 
     def fit(
         self,
@@ -165,7 +170,8 @@ class Cohort:
             batch_size: Samples per batch, default 32. A step of a member takes
                 `group_factor * replicas` times as many.
             epochs: The number of epochs, those before `initial_epoch` included.
-            verbose: `"auto"` or 1: a progress bar per member; 2: a line per epoch; 0: silence.
+            verbose: 1: a progress bar per member; 2: a line per epoch; 0: silence; `"auto"`: 1 in a
+                terminal and in a notebook, 2 where output goes to a file.
             callbacks: A list of `keras.callbacks.Callback`. A list for all members is copied, so
                 that each member has callbacks of its own.
             validation_split: Fraction of the arrays, from their end, to validate on.

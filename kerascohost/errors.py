@@ -35,6 +35,15 @@ def about(member: str) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def concerning(argument: str) -> Iterator[None]:
+    """Lets bad values in the block say in which argument they were found."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise CohortError(f"{argument}: {error}") from error
+
+
 def _named(member: str, error: Exception) -> str:
     text = str(error)
     if isinstance(error, CohortError):  # ours begin with a word, not with a name

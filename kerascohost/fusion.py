@@ -246,17 +246,17 @@ def _check_member(name: Any, model: Any, others: dict[str, keras.Model]) -> None
         raise CohortError(f"Expected member {name!r} to be a keras.Model. Received: {model!r}")
     if not isinstance(name, str) or not name:
         raise CohortError(f"Expected names that are non-empty strings. Received: {name!r}")
-    if name in others:
-        raise CohortError(
-            f"Expected members with different names. Received: {name!r} twice. "
-            'Name them in a dict: {"first": model1, "second": model2}.'
-        )
     for other, known in others.items():
         if known is model:
             raise CohortError(
                 f"Expected different models. Received: the same one as {other!r} and {name!r}. "
                 "To apply one model several times, make it one member with `replicas`."
             )
+    if name in others:
+        raise CohortError(
+            f"Expected members with different names. Received: {name!r} twice. "
+            'Name them in a dict: {"first": model1, "second": model2}.'
+        )
 
 
 def factors_of(argument: str, value: Any, names: Mapping[str, Any]) -> dict[str, int]:

@@ -36,6 +36,8 @@ class CohortHistory(Mapping):
         self._seconds = dict(seconds or {})
 
     def __getitem__(self, member: str) -> keras.callbacks.History:
+        if member not in self._histories:
+            raise KeyError(f"{member!r} is none of the members: {', '.join(self._histories)}")
         return self._histories[member]
 
     def __iter__(self) -> Iterator[str]:
@@ -91,7 +93,10 @@ class CohortHistory(Mapping):
         return validated if recorded == len(validated) != len(epochs) else epochs[-recorded:]
 
     def __repr__(self) -> str:
-        return f"CohortHistory({', '.join(self._describe(member) for member in self)})"
+        if len(self) < 2:
+            return f"CohortHistory({''.join(map(self._describe, self))})"
+        lines = [f"    {self._describe(member)}," for member in self]
+        return "\n".join(["CohortHistory(", *lines, ")"])
 
     def _describe(self, member: str) -> str:
         history = self[member]

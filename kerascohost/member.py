@@ -1,8 +1,9 @@
 """One model together with the fit asked of it, as a state machine."""
 
 import dataclasses
+import numbers
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import keras
@@ -90,6 +91,7 @@ class Member:
             CohortError: If the model or the data cannot be trained as asked.
         """
         check_trainable_here(self.model)
+        _check_arguments(fit)
         data = (fit["x"], fit["y"], fit["sample_weight"])
         validation = fit["validation_data"]
         if fit["validation_split"] and validation is None:
@@ -114,6 +116,9 @@ class Member:
             )
         self._train.reset()
         first = self._build(self._train)
+        if isinstance(self._validation, ArrayBatches):
+            with errors.concerning("validation_data"):
+                self._check_batch(self._validation.peek(), "test")
         self.samples_per_step = self._train.rows_per_step or _rows(first)
         if self.replicas > 1:
             self.piece = self._rows_per_replica(self._train, first)
@@ -127,6 +132,7 @@ class Member:
     def prepare_evaluate(self, evaluate: dict[str, Any]) -> None:
         """Takes the arguments of `evaluate`, as `prepare_fit` those of `fit`."""
         check_trainable_here(self.model)
+        _check_arguments(evaluate)
         data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
         self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
         self._evaluated.reset()
@@ -134,6 +140,7 @@ class Member:
 
     def prepare_predict(self, predict: dict[str, Any]) -> None:
         """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
+        _check_arguments(predict)
         data = (predict["x"], None, None)
         self._predicted = self._batches(data, predict["batch_size"], predict["steps"])
         first = self._predicted.peek()
@@ -149,10 +156,19 @@ class Member:
         first = batches.peek()
         if first is None:
             raise errors.CohortError("Expected at least one batch of data. Received: none.")
-        self._check_shapes(first)
+        self._check_batch(first, "train")
         if programs.backend_module().build(self.model, first):
             batches.look_ahead()
         return first
+
+    def _check_batch(self, batch: Any, kind: str) -> None:
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        needs_targets = self.model.loss is not None and not programs.overridden(
+            self.model, f"{kind}_step", "compute_loss"
+        )
+        if y is None and needs_targets:
+            raise errors.CohortError("Expected `y`, the targets of its loss. Received: y=None.")
+        self._check_shapes(batch)
 
     def _check_shapes(self, batch: Any) -> None:
         """Raises what the model itself would raise for data of another shape."""
@@ -350,6 +366,48 @@ def check_trainable_here(model: keras.Model) -> None:
             f"Expected a model trained by Keras's own `fit`. Received: {type(model).__name__} with "
             f"its own `{own[0]}`, which a cohort would not call. A `train_step` of its own is fine."
         )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and int(value) >= 0
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and 0 <= float(value) < 1
+
+
+_COUNTS = (
+    "batch_size",
+    "epochs",
+    "initial_epoch",
+    "steps",
+    "steps_per_epoch",
+    "validation_batch_size",
+    "validation_steps",
+)
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuses what Keras would stumble over only later, or not at all."""
+    if given["x"] is None:
+        raise errors.CohortError("Expected `x`, the data. Received: x=None.")
+    for callback in _as_list(given["callbacks"]):
+        if isinstance(callback, type):
+            name = callback.__name__
+            raise errors.CohortError(
+                f"Expected callbacks. Received: the class {name}, not {name}()."
+            )
+    for key, value in given.items():
+        if value is None or key not in (*_COUNTS, "validation_split"):
+            continue
+        is_count = key in _COUNTS
+        if not (_is_count(value) if is_count else _is_fraction(value)):
+            wanted = "an integer that is not negative" if is_count else "from 0 to less than 1"
+            by_member = isinstance(value, (list, tuple))
+            hint = " For a value by member, give a dict from their names." if by_member else ""
+            raise errors.CohortError(
+                f"Expected `{key}` to be {wanted}. Received: {key}={value!r}.{hint}"
+            )
 
 
 def _step_limit(

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from kerascohost import errors
 from kerascohost.errors import CohortError
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with every common colour blindness.
@@ -52,6 +53,9 @@ def plot_losses(
     Returns:
         The Axes; with `subplots` a list of them, in the order of the members.
 
+    Raises:
+        CohortError: If there is no such metric in the history.
+
     Example:
 
     >>> rows = [("mlp", 0, "loss", "train", 0.9), ("mlp", 1, "loss", "train", 0.4)]
@@ -60,6 +64,7 @@ def plot_losses(
     'loss'
     """
     frame = _as_frame(history)
+    _check_metric(frame, metric)
     chosen = frame[frame["metric"] == metric]
     if subplots:
         return _draw_apart(chosen, ax, metric)
@@ -70,6 +75,16 @@ def plot_losses(
         _draw_each(ax, chosen)
     _finish(ax, chosen, metric)
     return ax
+
+
+def _check_metric(frame: pd.DataFrame, metric: Any) -> None:
+    known = list(frame["metric"].unique())
+    if known and metric not in known:
+        hint = errors.did_you_mean(str(metric).removeprefix("val_"), known)
+        raise CohortError(
+            f"Expected `metric` to be one of {', '.join(map(repr, known))}, each drawn with its "
+            f"validation. Received: metric={metric!r}.{hint}"
+        )
 
 
 def row(member: str, epoch: int, name: str, value: Any) -> tuple[str, int, str, str, Any]:

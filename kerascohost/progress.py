@@ -1,8 +1,10 @@
 """Progress of a cohort: a tqdm bar per member, or a line per epoch."""
 
+import sys
 from typing import Any
 
 import keras
+from tqdm.asyncio import tqdm as terminal_tqdm
 from tqdm.auto import tqdm
 
 
@@ -12,14 +14,15 @@ class Progress(keras.callbacks.Callback):
     Args:
         name: The member's name.
         kind: What is run: `"train"`, `"test"` or `"predict"`. A validation is part of training.
-        verbose: 1 or `"auto"`: a bar with the metrics; 2: a line per epoch; 0: nothing.
+        verbose: 1: a bar with the metrics; 2: a line per epoch; 0: nothing; `"auto"`: 1 in a
+            terminal and in a notebook, 2 elsewhere, as in the log of a job.
         position: The line on which the bar stands.
     """
 
     def __init__(self, name: str, kind: str, verbose: int | str, position: int):
         super().__init__()
         self._name, self._kind, self._position = name, kind, position
-        self._verbose = 1 if verbose == "auto" else int(verbose)
+        self._verbose = (1 if _is_interactive() else 2) if verbose == "auto" else int(verbose)
         self._bar: Any = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
@@ -81,6 +84,11 @@ class Progress(keras.callbacks.Callback):
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _is_interactive() -> bool:
+    """Whether a bar can be drawn over itself."""
+    return tqdm is not terminal_tqdm or sys.stderr.isatty()
 
 
 def _short(value: Any) -> str:

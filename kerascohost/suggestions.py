@@ -77,7 +77,17 @@ def suggest_group_factors(
     if by not in ("size", "speed", "both"):
         raise CohortError(f"Expected `by` to be 'size', 'speed' or 'both'. Received: by={by!r}.")
     if hasattr(measures, "step_times"):
+        if by == "size":
+            raise CohortError(
+                "Expected `by` to be 'speed' or 'both' for what a benchmark measured. "
+                "Received: by='size', which needs numbers of samples: {'cnn': 300, 'mlp': 600}."
+            )
         measures = measures.step_times
+    if not isinstance(measures, Mapping):
+        raise CohortError(
+            "Expected a dict from members' names to numbers, as {'cnn': 300, 'mlp': 600}, or a "
+            f"BenchmarkResult. Received: {measures!r}"
+        )
     samples = measures if by == "size" else samples or {}
     _check(measures, samples, by)
     most = max(1, (max_batch_size or (MOST * batch_size if by == "both" else 2**31)) // batch_size)

@@ -314,6 +314,7 @@ def test_it_finds_that_large_models_do_not():
     ("make", "message"),
     [
         (lambda: {"models": [keras.Sequential([layers.Dense(1)])]}, "must call `compile"),
+        (lambda: {"models": models(), "steps": 0}, "`steps` to be a positive integer"),
         (lambda: {"models": models(), "layouts": ["join"]}, "'join'. Did you mean 'joined'"),
         (
             lambda: {"models": models(), "x": "data"},
@@ -326,7 +327,7 @@ def test_it_finds_that_large_models_do_not():
 )
 def test_what_cannot_be_measured_is_refused(make, message):
     with pytest.raises(kc.CohortError, match=message):
-        kc.benchmark(**make(), **SMALL)
+        kc.benchmark(**(SMALL | make()))
 
 
 def test_memory_of_a_block_is_measured():

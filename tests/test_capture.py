@@ -295,6 +295,22 @@ def test_models_without_a_variable_go_by_their_own_names():
     assert list(run.history) == ["net", "net_1"]
 
 
+def test_the_variable_of_a_loop_names_no_model_that_has_a_name():
+    nets = [regressor(seed) for seed in range(2)]
+    for net, name in zip(nets, ("one", "two"), strict=True):
+        net.name = name
+    with kc.cohost() as run:
+        for net in nets:
+            net.fit(X, Y, verbose=0)
+    assert list(run.history) == ["one", "two"]
+
+
+def test_an_unknown_argument_is_told_at_once():
+    net = regressor()
+    with pytest.raises(TypeError, match=r"Received: epoch=2. Did you mean 'epochs'"), kc.cohost():
+        net.fit(X, Y, epoch=2)
+
+
 def test_a_block_without_fits_says_so():
     with pytest.warns(UserWarning, match="No `fit` was called"), kc.cohost() as run:
         pass

@@ -98,6 +98,8 @@ def test_what_cannot_be_cloned_says_so():
     net = build()
     with pytest.raises(CohortError, match=r"'learning_rat'\. Did you mean 'learning_rate'?"):
         kc.clones(net, 2, learning_rat=[1, 2])
+    with pytest.raises(CohortError, match=r"'lr'\. Did you mean 'learning_rate'?"):
+        kc.clones(net, 2, lr=[1, 2])
     with pytest.raises(CohortError, match="sequence of 3 values"):
         kc.clones(net, 3, rate=[0.1, 0.2])
     with pytest.raises(CohortError, match="positive integer"):
@@ -193,6 +195,13 @@ def test_a_sweep_over_8_learning_rates():
     name = list(history)[5]
     fit = {"epochs": 3, "validation_split": 0.2}
     assert_as_by_itself(cohort.members[name], alike, history[name], x, y, **fit)
+
+
+@stacks
+def test_a_plan_before_the_first_fit_knows_metrics_that_are_not_built():
+    net = classifier(4, 3)
+    net.compile("adam", "categorical_crossentropy", metrics=[keras.metrics.AUC()])
+    assert_all_in_one_stack(kc.Cohort(kc.clones(net, 2), layout="stacked"))
 
 
 def test_a_plan_tells_who_is_where_and_why(capsys):

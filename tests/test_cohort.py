@@ -99,6 +99,14 @@ def test_a_shared_optimizer_is_refused():
         ({"epoch": 2}, "arguments of `keras.Model.fit`. Received: epoch=2. Did you mean 'epochs'"),
         ({"validation_split": {"b": 0.999}}, "Member 'b': .*not sufficient to split"),
         ({"sample_weight": np.ones(40), "class_weight": {0: 1.0}}, "Member 'a': "),
+        ({"x": None}, "Member 'a': expected `x`"),
+        ({"y": {"a": data()[1]}}, "Member 'b': expected `y`"),
+        ({"batch_size": {"b": -1}}, "Member 'b': .*`batch_size` to be an integer .*=-1"),
+        ({"epochs": [1, 2]}, r"Received: epochs=\[1, 2\]. .*give a dict"),
+        ({"validation_split": 1.5}, "`validation_split` to be from 0 to less than 1"),
+        ({"validation_data": data()[0]}, "Member 'a': validation_data: Expected `y`"),
+        ({"validation_data": {"b": data(40, 7)}}, "Member 'b': validation_data: .*shape"),
+        ({"callbacks": {"b": [keras.callbacks.EarlyStopping]}}, r"not EarlyStopping\(\)"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_training(change, message):
@@ -348,7 +356,7 @@ def test_a_list_of_callbacks_is_copied_for_each_member():
 
 def test_progress_shows_a_bar_per_member(capsys):
     nets = [model("first"), model("second")]
-    kc.Cohort(nets).fit(*data(), epochs={"first": 1, "second": 2})
+    kc.Cohort(nets).fit(*data(), epochs={"first": 1, "second": 2}, verbose=1)
     shown = capsys.readouterr().err
     assert "first: 100%" in shown and "second: 100%" in shown and "epoch=2/2" in shown
 
@@ -361,9 +369,17 @@ def test_progress_by_lines_and_silence(capsys):
     assert out.startswith("first: Epoch 1/1 - loss: ") and "second" not in out + err
 
 
+def test_output_to_a_file_is_a_line_per_epoch(capsys):
+    kc.Cohort([model("first")]).fit(*data(), epochs=2)
+    out, err = capsys.readouterr()
+    assert out.count("first: Epoch ") == 2 and not err
+
+
 def test_a_cohort_shows_its_members():
     cohort = kc.Cohort([model("a"), model("b")])
     assert repr(cohort) == "Cohort(a, b, layout='joined')"
+    grouped = kc.Cohort(cohort.members, group_factor={"a": 2})
+    assert repr(grouped) == "Cohort(a, b, layout='joined', group_factor={'a': 2, 'b': 1})"
     assert list(cohort.members) == ["a", "b"]
 
 

@@ -2,6 +2,7 @@
 
 import keras
 import matplotlib.pyplot as plt
+import pytest
 
 import kerascohost as kc
 
@@ -49,6 +50,13 @@ def test_an_empty_history_has_an_empty_frame_and_plot():
     history = kc.CohortHistory({"a": keras.callbacks.History()})
     assert history.frame.empty
     assert history.plot().get_lines()[:] == []
+
+
+def test_a_name_that_is_not_there_is_told():
+    history = kc.CohortHistory({"a": keras.callbacks.History(), "b": keras.callbacks.History()})
+    with pytest.raises(KeyError, match="'c' is none of the members: a, b"):
+        history["c"]
+    assert repr(history).splitlines()[1:3] == ["    a: 0 epochs,", "    b: 0 epochs,"]
 
 
 def test_the_plot_draws_training_solid_and_validation_dashed():

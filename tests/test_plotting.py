@@ -53,6 +53,12 @@ def test_many_members_are_shown_by_their_median():
     np.testing.assert_array_equal(ax.lines[32].get_ydata(), expected)
 
 
+def test_a_metric_that_is_not_there_is_told():
+    for wrong in ("los", "val_loss"):
+        with pytest.raises(kc.CohortError, match=rf"'{wrong}'\. Did you mean 'loss'"):
+            kc.plot_losses(frame(2), metric=wrong)
+
+
 def test_a_keras_history_is_drawn_too():
     net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     net.compile("sgd", "mse")

@@ -54,6 +54,7 @@ def test_by_both_is_near_the_best_of_all_factors(pair, most):
     [
         ({"measures": {"a": 1, "b": 0}}, r"'b': expected a positive number .* Received: 0"),
         ({"measures": {"a": 1}, "by": "pace"}, "by='pace'"),
+        ({"measures": [300, 600]}, r"dict from members' names .* Received: \[300, 600\]"),
         ({"measures": {"a": {1: 0.1}}, "by": "both"}, "two group factors or more"),
         ({"measures": {"a": {1: 0.1, 2: 0.1}}, "by": "both"}, "its number of samples"),
     ],

@@ -36,6 +36,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 from keras.src.backend import compute_output_spec
 from keras.src.models.functional import Functional
 
@@ -107,6 +108,18 @@ def variables(model: keras.Model) -> list[keras.Variable]:
         *(optimizer.variables if optimizer else []),
     ]
     return list({id(variable): variable for variable in found}.values())
+
+
+def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
+    """The variables of metrics that the model will track once it has seen data.
+
+    `_compile_metrics`: what `compile` was given, before the model counts it among its `metrics`.
+    """
+    metrics = model._compile_metrics
+    if metrics is None or metrics.built:
+        return []
+    given = tree.flatten([metrics._user_metrics, metrics._user_weighted_metrics])
+    return [v for metric in given for v in getattr(metric, "variables", [])]
 
 
 def state_bytes(model: keras.Model) -> int:

@@ -147,7 +147,8 @@ class Anatomy:
         self.variables = programs.variables(model)
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []  # an object that is gone could leave its id to another one
-        self._own = {id(variable) for variable in self.variables}
+        coming = programs.unbuilt_metrics_variables(model)
+        self._own = {id(variable) for variable in [*self.variables, *coming]}
         self._of_keras = True  # whether what is visited is held by an object of Keras's
         self._visit("model", model)
         self.tokens.append(("optimizer.exclude_from_weight_decay", programs.decayed(model)))

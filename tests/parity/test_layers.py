@@ -165,7 +165,8 @@ def sgd():
     return keras.optimizers.SGD(0.02, momentum=0.9)
 
 
-def member(name, optimizer=sgd):
+def member(name, optimizer=sgd, compiled=lambda model: None):
+    """A member with these layers; `compiled(model)` is called once its model is."""
     shape, make_layers = FAMILIES[name]
     stateful = name.startswith("stateful")
     size = EVEN if stateful else UNEVEN if name in COHORTS[0] | COHORTS[1] else USUAL
@@ -178,6 +179,7 @@ def member(name, optimizer=sgd):
             model.add(layers.Flatten())
         model.add(layers.Dense(2))
         model.compile(optimizer(), loss="mse", metrics=["mae"])
+        compiled(model)
         return model
 
     x, y = data(shape, size["rows"])

@@ -66,15 +66,17 @@ def made(name):
     return getattr(optimizers, name)(learning_rate=0.02)
 
 
+def build_outside_of_fit(model):
+    """Inside TensorFlow's traced step this optimizer would lose the weights (Keras 3.15.1)."""
+    if isinstance(model.optimizer, optimizers.ScheduleFreeAdamW):
+        model.optimizer.build(model.trainable_variables)
+
+
 def member(name):
     def build():
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3, "tanh")])
-        optimizer = made(name)
-        model.compile(optimizer, loss="mse")
-        if name == "ScheduleFreeAdamW":
-            # Built inside TensorFlow's traced step, as the first `fit` does, it loses the weights
-            # (Keras 3.15.1).
-            optimizer.build(model.trainable_variables)
+        model.compile(made(name), loss="mse")
+        build_outside_of_fit(model)
         return model
 
     return Member(build, **FIT)
