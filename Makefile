@@ -36,6 +36,7 @@ test-oldest: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(OLDEST) \
 		"$$(sed -n 's/.*"keras>=\(.*\)",/keras==\1/p' pyproject.toml)"
 	PYTHONPATH=$(OLDEST) KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n $${WORKERS:-2} \
+		--dist loadgroup \
 		tests/test_cohort.py tests/test_cloning.py tests/parity \
 		--ignore=tests/parity/test_stacked.py
 

@@ -18,7 +18,10 @@ import nbformat
 FOLDER = Path(__file__).parent
 
 # What TensorFlow's native part says at its start, before anyone can ask it to be quiet.
-_OF_THE_START = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n?", re.MULTILINE)
+_OF_THE_START = re.compile(
+    r"^(WARNING: All log messages before absl|I0000 |To enable the following instr).*\n?",
+    re.MULTILINE,
+)
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

@@ -186,9 +186,14 @@ def restart_and_run_all(page):
     page.get_by_role("button", name="Confirm Kernel Restart").click()
     # The prompts of the old kernel go, those of the new one come.
     page.locator(".jp-InputPrompt", has_text="[*]:").first.wait_for()
+    wait_for_all(page)
+
+
+def wait_for_all(page):
+    """Waits until all cells that were asked for have run."""
     last = page.locator(".jp-CodeCell .jp-InputPrompt").last
     for _ in range(600):
         page.wait_for_timeout(200)
         if last.inner_text().strip("[]: ").isdigit():
             return
-    raise AssertionError("the new kernel does not run the cells")
+    raise AssertionError("the kernel does not run the cells")

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 
 import kerascohost as kc
 
@@ -102,6 +103,11 @@ def assert_parity(
         The largest difference found.
     """
     return assert_same(train_apart(members), train_together(members, **together), tolerance)
+
+
+def in_one_process(names: Iterable[str], group: str) -> list:
+    """Parameters whose tests share a training: pytest-xdist keeps them in one process."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(group)) for name in names]
 
 
 def assert_member(name: str, names: Iterable[str], make: Callable[[str], Member]) -> None:

@@ -186,12 +186,19 @@ def member(name, optimizer=sgd, compiled=lambda model: None):
     return Member(build, x=x, y=y, batch_size=BATCH, epochs=size["epochs"], shuffle=False)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        parameter
+        for i, cohort in enumerate(COHORTS)
+        for parameter in compare.in_one_process(cohort, f"layers {i}")
+    ],
+)
 def test_a_layer_family_in_a_cohort_ends_as_by_its_own_fit(family):
     cohort = next(cohort for cohort in COHORTS if family in cohort)
     compare.assert_member(family, cohort, member)
 
 
-@pytest.mark.parametrize("family", IN_DOUBLE_PRECISION)
+@pytest.mark.parametrize("family", compare.in_one_process(IN_DOUBLE_PRECISION, "layers in float64"))
 def test_a_layer_family_agrees_to_1e_12_in_float64(family, float64):
     compare.assert_member(family, IN_DOUBLE_PRECISION, member)

@@ -86,17 +86,19 @@ def test_every_optimizer_of_keras_is_found():
     assert {"SGD", "Adam", "AdamW", "RMSprop", "Lion", "Ftrl", "Adafactor"} < set(CLASSES)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", compare.in_one_process(CLASSES, "optimizers"))
 def test_an_optimizer_class_ends_as_by_its_own_fit(name):
     compare.assert_member(name, CLASSES, member)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", compare.in_one_process(OPTIONS, "options"))
 def test_an_option_of_optimizers_ends_as_by_its_own_fit(name):
     compare.assert_member(name, OPTIONS, member)
 
 
-@pytest.mark.parametrize("name", IN_DOUBLE_PRECISION)
+@pytest.mark.parametrize(
+    "name", compare.in_one_process(IN_DOUBLE_PRECISION, "optimizers in float64")
+)
 def test_an_optimizer_agrees_to_1e_12_in_float64(name, float64):
     compare.assert_member(name, IN_DOUBLE_PRECISION, member)
 
