@@ -93,7 +93,7 @@ def benchmark(
     named = models.members if isinstance(models, Cohort) else named_models(models)
     asked = _layouts(layouts)
     for key, value in (("steps", steps), ("repeats", repeats)):
-        if not isinstance(value, int) or value < 1:
+        if not errors.is_count(value, least=1):
             raise CohortError(f"Expected `{key}` to be a positive integer. Received: {value!r}")
     for name, model in named.items():
         with errors.about(name):

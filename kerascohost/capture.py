@@ -94,6 +94,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         names: Mapping[str, Any] | None = None,
     ):
         check_layout(layout)
+        self._layout = layout
         self._factors = {"group_factor": group_factor, "replicas": replicas}
         self._verbose = verbose
         self._names = names
@@ -185,8 +186,11 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         try:
             models = {fit.name: fit.model for fit in fits}
             factors = [factors_of(key, value, models) for key, value in self._factors.items()]
-            together = Together({name: tuple(each[name] for each in factors) for name in models})
+            by_name = {name: tuple(each[name] for each in factors) for name in models}
+            together = Together(by_name, self._layout)
             together.run(fits, ended)
+            if self._layout != "joined" and any(fit.arguments["verbose"] != 0 for fit in fits):
+                print(f"{self._layout}: {together.plan.summary}")
         finally:
             for fit in fits:
                 fit.hand_over()
@@ -208,8 +212,8 @@ def _name_in(names: Mapping[str, Any], model: keras.Model, loops: Iterable[str] 
 
 def _is_named(model: keras.Model) -> bool:
     """Whether its name was given to it, and not made by Keras from its class, as "sequential_1"."""
-    name = re.sub(r"_\d+$", "", model.name).replace("_", "")
-    return name.lower() != type(model).__name__.lower()
+    made, kind = re.sub(r"_\d+$", "", model.name), type(model).__name__
+    return made.replace("_", "").lower() != kind.replace("_", "").lower()
 
 
 def unique(wanted: str, taken: Iterable[str]) -> str:

@@ -230,7 +230,7 @@ class Cohort:
             x: Input data, for all or as a dict by member, like all that follow.
             y: Targets.
             batch_size: Samples per batch, default 32.
-            verbose: `"auto"` or 1: a progress bar per member; 2: a line each; 0: silence.
+            verbose: 1: a progress bar per member; 2: a line each; 0: silence; or `"auto"`.
             sample_weight: Weights of the samples.
             steps: How many batches to take.
             callbacks: Callbacks for the evaluation.
@@ -270,7 +270,7 @@ class Cohort:
         Args:
             x: Input data, for all or as a dict by member, like all that follow.
             batch_size: Samples per batch, default 32.
-            verbose: `"auto"` or 1: a progress bar per member; 2: a line each; 0: silence.
+            verbose: 1: a progress bar per member; 2: a line each; 0: silence; or `"auto"`.
             steps: How many batches to take.
             callbacks: Callbacks for the prediction.
 

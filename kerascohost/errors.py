@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import operator
 from collections.abc import Iterable, Iterator
 
 
@@ -68,6 +69,14 @@ def is_attributed(error: BaseException) -> bool:
 def member_of(error: BaseException) -> str:
     """The member to which an attributed error belongs."""
     return error.cohort_member  # type: ignore[attr-defined]  # set by `attributed`
+
+
+def is_count(value: object, least: int = 0) -> bool:
+    """Whether `value` is an integer, also one of NumPy or a tensor, that is not below `least`."""
+    try:
+        return operator.index(value) >= least  # type: ignore[arg-type]  # tried
+    except TypeError:
+        return False
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from kerascohost import errors, programs
 from kerascohost.cohort import keep_state
 from kerascohost.errors import CohortError
 from kerascohost.member import Member, Run
+from kerascohost.plan import Plan
 from kerascohost.progress import Progress
 from kerascohost.scheduler import Scheduler, Task
 
@@ -124,15 +125,23 @@ class Together:
 
     Args:
         factors: The group factor and the replicas of each member that has any, by name.
+        layout: As in `Cohort`.
     """
 
-    def __init__(self, factors: Mapping[str, tuple[int, ...]] | None = None):
+    def __init__(
+        self, factors: Mapping[str, tuple[int, ...]] | None = None, layout: str = "joined"
+    ):
         self._factors = factors or {}
-        self._scheduler = Scheduler()
+        self._scheduler = Scheduler(layout)
         self._members: dict[str, Member] = {}
         self._running: dict[str, HeldFit] = {}
         self._waiting: list[HeldFit] = []
         self._positions = itertools.count()
+
+    @property
+    def plan(self) -> Plan:
+        """Which member was stacked with which, and why others were joined."""
+        return Plan([self._scheduler.stacks.row(member) for member in self._members.values()])
 
     def run(self, fits: Iterable[HeldFit], ended: Callable[[HeldFit], Iterable[HeldFit]]) -> None:
         """Trains `fits`, and those that join in.

@@ -1,7 +1,6 @@
 """One model together with the fit asked of it, as a state machine."""
 
 import dataclasses
-import numbers
 import warnings
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -62,10 +61,6 @@ class Member:
         model: The compiled `keras.Model`.
         group_factor: How many batches are merged into one step.
         replicas: How many times the model is applied in one step.
-
-    Attributes:
-        stays_reset: Whether the model's metrics are still as they were reset, since what its steps
-            change is kept in a stack.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -76,7 +71,6 @@ class Member:
         self.piece = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
-        self.stays_reset = False
         self._group = group_factor * replicas
         self._fit: dict[str, Any] = {}
         self._train: Any = None
@@ -136,7 +130,7 @@ class Member:
         data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
         self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
         self._evaluated.reset()
-        self._build(self._evaluated)
+        self._build(self._evaluated, "test")
 
     def prepare_predict(self, predict: dict[str, Any]) -> None:
         """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
@@ -151,22 +145,21 @@ class Member:
     def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
         return batches(data, programs.backend_module().row_order, *args, **kwargs)
 
-    def _build(self, batches: Batches) -> Any:
+    def _build(self, batches: Batches, kind: str = "train") -> Any:
         """Builds the model from its first batch, which is returned."""
         first = batches.peek()
         if first is None:
             raise errors.CohortError("Expected at least one batch of data. Received: none.")
-        self._check_batch(first, "train")
+        self._check_batch(first, kind)
         if programs.backend_module().build(self.model, first):
             batches.look_ahead()
         return first
 
     def _check_batch(self, batch: Any, kind: str) -> None:
+        if programs.overridden(self.model, f"{kind}_step"):
+            return  # what it makes of a batch is not known
         _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        needs_targets = self.model.loss is not None and not programs.overridden(
-            self.model, f"{kind}_step", "compute_loss"
-        )
-        if y is None and needs_targets:
+        if y is None and programs.compares_targets(self.model):
             raise errors.CohortError("Expected `y`, the targets of its loss. Received: y=None.")
         self._check_shapes(batch)
 
@@ -209,7 +202,7 @@ class Member:
         finished = False
         try:
             for epoch in range(programs.first_epoch(model, fit["initial_epoch"]), epochs):
-                self._reset_metrics()
+                model.reset_metrics()
                 dispatch.on_epoch_begin(epoch)
                 training_logs = yield from self._trained_epoch(epoch, dispatch, limit)
                 dispatch.on_epoch_end(epoch, training_logs)
@@ -220,10 +213,6 @@ class Member:
             if epochs > 0 and (finished or programs.backend_module().FINALIZES_AFTER_FAILURE):
                 _finalize(model)
         dispatch.on_train_end(training_logs)
-
-    def _reset_metrics(self) -> None:
-        if not self.stays_reset:
-            self.model.reset_metrics()
 
     def _trained_epoch(
         self, epoch: int, dispatch: keras.callbacks.CallbackList, limit: int | None
@@ -241,7 +230,7 @@ class Member:
         batches.reset()
         self.model.stop_evaluating = False
         dispatch.on_test_begin()
-        self._reset_metrics()
+        self.model.reset_metrics()
         limit = _step_limit(self.model, dispatch, "test")
         logs = _as_floats((yield from self._epoch("test", batches, dispatch, limit)))
         dispatch.on_test_end(logs)
@@ -368,23 +357,7 @@ def check_trainable_here(model: keras.Model) -> None:
         )
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and int(value) >= 0
-
-
-def _is_fraction(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and 0 <= float(value) < 1
-
-
-_COUNTS = (
-    "batch_size",
-    "epochs",
-    "initial_epoch",
-    "steps",
-    "steps_per_epoch",
-    "validation_batch_size",
-    "validation_steps",
-)
+_COUNTS = ("batch_size", "epochs", "initial_epoch", "steps", "steps_per_epoch")
 
 
 def _check_arguments(given: Mapping[str, Any]) -> None:
@@ -397,17 +370,21 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
             raise errors.CohortError(
                 f"Expected callbacks. Received: the class {name}, not {name}()."
             )
-    for key, value in given.items():
-        if value is None or key not in (*_COUNTS, "validation_split"):
-            continue
-        is_count = key in _COUNTS
-        if not (_is_count(value) if is_count else _is_fraction(value)):
-            wanted = "an integer that is not negative" if is_count else "from 0 to less than 1"
+    for key in _COUNTS:
+        value = given.get(key)
+        if value is not None and not errors.is_count(value):
             by_member = isinstance(value, (list, tuple))
             hint = " For a value by member, give a dict from their names." if by_member else ""
             raise errors.CohortError(
-                f"Expected `{key}` to be {wanted}. Received: {key}={value!r}.{hint}"
+                f"Expected `{key}` to be an integer that is not negative. "
+                f"Received: {key}={value!r}.{hint}"
             )
+    split = given.get("validation_split")
+    if split and given["validation_data"] is None and not 0 <= split < 1:
+        raise errors.CohortError(
+            "Expected `validation_split` to be from 0 to less than 1. "
+            f"Received: validation_split={split!r}."
+        )
 
 
 def _step_limit(
@@ -438,6 +415,7 @@ def _is_watched(
     wrapped = getattr(optimizer, "inner_optimizer", None)
     return (
         any(getattr(one, "use_ema", False) for one in (optimizer, wrapped))
+        or programs.resets_in_its_own_way(model)
         or programs.has_own_step(model, "train")
         or programs.has_own_step(model, "test")
         or isinstance(batches, StreamBatches)  # which runs code of the user's

@@ -88,7 +88,7 @@ class Progress(keras.callbacks.Callback):
 
 def _is_interactive() -> bool:
     """Whether a bar can be drawn over itself."""
-    return tqdm is not terminal_tqdm or sys.stderr.isatty()
+    return tqdm is not terminal_tqdm or getattr(sys.stderr, "isatty", bool)()
 
 
 def _short(value: Any) -> str:

@@ -292,7 +292,10 @@ class _Tasks:
     def _resume(self, name: str, answer: Any) -> None:
         try:
             with errors.about(name):
-                self._wants[name] = self._active[name].run.send(answer)
+                want = self._active[name].run.send(answer)
+            self._wants[name] = want
+            if want.begins:
+                self._scheduler.stacks.begins(name)
         except StopIteration as end:
             self._ending.append((name, end.value))
         except Exception as error:

@@ -70,7 +70,7 @@ class Stacks:
         self._place(fresh)
 
     def _leave(self, seat: Seat) -> None:
-        self._bring_home(seat, seat.stack.names)
+        seat.rows.bring_home(seat.stack.names, list(self._begun))
         self.seats.remove(seat)
         for name in seat.stack.names:
             del self._seat_of[name]
@@ -141,9 +141,11 @@ class Stacks:
 
     def served(self, names: Iterable[str]) -> None:
         """Notes that these members have done steps since `split`."""
-        for name in self._begun.intersection(names):
-            self._members[name].stays_reset = True
         self._begun -= set(names)
+
+    def begins(self, name: str) -> None:
+        """Notes that this member's metrics have been reset: those in its row are not to be kept."""
+        self._begun.add(name)
 
     def let_go(self) -> None:
         """Lets go of the data of a run that has ended."""
@@ -158,12 +160,7 @@ class Stacks:
             if name in self._seat_of:
                 by_seat.setdefault(self._seat_of[name], []).append(name)
         for seat, seated in by_seat.items():
-            self._bring_home(seat, seated)
-
-    def _bring_home(self, seat: Seat, names: Sequence[str]) -> None:
-        seat.rows.bring_home(names, list(self._begun))
-        for name in names:
-            self._members[name].stays_reset = False
+            seat.rows.bring_home(seated, list(self._begun))
 
     def row(self, member: Member) -> dict[str, Any]:
         """What a `Plan` tells of a member."""

@@ -295,6 +295,21 @@ def test_models_without_a_variable_go_by_their_own_names():
     assert list(run.history) == ["net", "net_1"]
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch",
+    reason="torch runs eagerly: runs once a torch program compiles its steps",
+)
+def test_held_fits_of_twins_are_stacked_if_asked(capsys):
+    apart = [regressor(seed) for seed in range(2)]
+    expected = [net.fit(X, Y, epochs=2, shuffle=False, verbose=0) for net in apart]
+    one, two = (regressor(seed) for seed in range(2))
+    options = {"epochs": 2, "shuffle": False, "verbose": 2}
+    with kc.cohost(layout="stacked"):
+        found = [one.fit(X, Y, **options), two.fit(X, Y, **options)]
+    assert_same(apart, (one, two), expected, found, tolerance=1e-4)
+    assert "stacked: 2 members in 1 stack" in capsys.readouterr().out
+
+
 def test_the_variable_of_a_loop_names_no_model_that_has_a_name():
     nets = [regressor(seed) for seed in range(2)]
     for net, name in zip(nets, ("one", "two"), strict=True):

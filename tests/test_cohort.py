@@ -369,6 +369,20 @@ def test_progress_by_lines_and_silence(capsys):
     assert out.startswith("first: Epoch 1/1 - loss: ") and "second" not in out + err
 
 
+def test_a_loss_that_compares_with_nothing_needs_no_targets():
+    class Size(keras.losses.Loss):
+        def __call__(self, y_true, y_pred, sample_weight=None):
+            return keras.ops.mean(y_pred**2)
+
+    nets = [model("a"), model("b")]
+    for net in nets:
+        net.compile("sgd", Size())
+    x, _ = data()
+    expected = nets[0].fit(x, shuffle=False, verbose=0, batch_size=np.array(20)).history["loss"]
+    found = kc.Cohort([nets[1]]).fit(x, shuffle=False, verbose=0, batch_size=np.array(20))
+    assert len(expected) == len(found["b"].history["loss"]) == 1
+
+
 def test_output_to_a_file_is_a_line_per_epoch(capsys):
     kc.Cohort([model("first")]).fit(*data(), epochs=2)
     out, err = capsys.readouterr()

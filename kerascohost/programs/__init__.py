@@ -31,6 +31,7 @@ import math
 import pickle
 import random
 import re
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -108,6 +109,31 @@ def variables(model: keras.Model) -> list[keras.Variable]:
         *(optimizer.variables if optimizer else []),
     ]
     return list({id(variable): variable for variable in found}.values())
+
+
+def compares_targets(model: keras.Model) -> bool:
+    """Whether the model has losses, all of them Keras's own, which compare with targets."""
+    losses = [loss for loss in tree.flatten(model.loss) if loss is not None]
+    if not losses or overridden(model, "compute_loss"):
+        return False
+    return all(isinstance(loss, str) or _is_of_keras(loss) for loss in losses)
+
+
+def _is_of_keras(thing: Any) -> bool:
+    kind = thing if hasattr(thing, "__name__") else type(thing)
+    return kind.__module__.partition(".")[0] == "keras"
+
+
+def resets_in_its_own_way(model: keras.Model) -> bool:
+    """Whether code of the user's resets a metric, perhaps to what depends on its last value."""
+    return bool(overridden(model, "reset_metrics")) or not all(
+        _is_of_keras(type(metric).reset_state) for metric in with_parts(model.metrics)
+    )
+
+
+def with_parts(metrics: Sequence[Any]) -> list[Any]:
+    """Metrics, and those that one of them (`compile`'s metrics) is made of."""
+    return [part for m in metrics for part in (m, *with_parts(getattr(m, "metrics", [])))]
 
 
 def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:

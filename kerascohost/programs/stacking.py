@@ -681,9 +681,4 @@ def _renamed(logs: Any, prototype: keras.Model, model: keras.Model) -> Any:
 
 
 def _metric_names(model: keras.Model) -> list[str]:
-    return [metric.name for metric in _with_parts(model.metrics)]
-
-
-def _with_parts(metrics: Sequence[Any]) -> list[Any]:
-    """Metrics, and those that one of them (`compile`'s metrics) is made of."""
-    return [part for m in metrics for part in (m, *_with_parts(getattr(m, "metrics", [])))]
+    return [metric.name for metric in programs.with_parts(model.metrics)]

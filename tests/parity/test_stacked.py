@@ -113,10 +113,10 @@ def test_an_optimizer_agrees_to_1e_9_in_float64(name, float64):
     assert_stacked(twins(name, test_optimizers.member))
 
 
-def member(seed, build_kwargs=None, **fit):
+def member(seed, build_kwargs=None, build=None, **fit):
     """A member with everything that a stack has to keep apart; its own data and weights."""
 
-    def build():
+    def usual():
         keras.utils.set_random_seed(seed)
         return network(**(build_kwargs or {}))
 
@@ -124,7 +124,7 @@ def member(seed, build_kwargs=None, **fit):
     x = random.normal(size=(60, 4)).astype("float32")
     y = np.eye(3, dtype="float32")[random.integers(3, size=60)]
     defaults = {"x": x, "y": y, "batch_size": 8, "epochs": 4, "shuffle": False}
-    return Member(build, **{**defaults, **fit})
+    return Member(build or usual, **{**defaults, **fit})
 
 
 def network(
@@ -244,6 +244,60 @@ def test_callbacks_of_members_see_and_change_their_own_models():
     }
     assert_stacked(members)
     assert seen
+
+
+class Outside(layers.Layer):
+    """What it does when not in training cannot be vectorised."""
+
+    def call(self, x, training=False):
+        if training:
+            return x
+        import tensorflow as tf
+
+        return tf.ensure_shape(tf.numpy_function(lambda v: v * 1, [x], x.dtype), x.shape)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX vectorises whatever it can trace")
+def test_a_stack_that_dissolves_when_a_twin_has_just_been_reset():
+    def cut(seed, rows):
+        def build():
+            keras.utils.set_random_seed(seed)
+            net = keras.Sequential([keras.Input((4,)), Outside(), layers.Dense(3, "softmax")])
+            net.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+            return net
+
+        x, y = member(seed).fit["x"], member(seed).fit["y"]
+        validation = (x[:20], y[:20])
+        return member(seed, x=x[:rows], y=y[:rows], validation_data=validation, build=build)
+
+    train({"a": cut(0, 43), "b": cut(1, 40)})
+
+
+def test_a_member_that_is_compiled_differently_by_its_callback_leaves():
+    class Recompiles(callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                self.model.jit_compile = not self.model.jit_compile
+
+    plain = {"rate": 0.0}  # XLA draws other random numbers
+    train({"a": member(0, plain), "b": member(1, plain, callbacks=lambda: [Recompiles()])})
+
+
+def test_a_metric_with_a_reset_of_its_own():
+    class Halving(keras.metrics.CategoricalAccuracy):
+        def reset_state(self):
+            self.total.assign(self.total / 2)
+
+    def halves(seed):
+        def build():
+            keras.utils.set_random_seed(seed)
+            net = keras.Sequential([keras.Input((4,)), layers.Dense(3, "softmax")])
+            net.compile("adam", "categorical_crossentropy", metrics=[Halving()])
+            return net
+
+        return member(seed, build=build, validation_split=0.2)
+
+    assert_stacked({f"m{i}": halves(i) for i in range(2)})
 
 
 def test_sample_and_class_weights_and_validation_data():
