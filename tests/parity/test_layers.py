@@ -60,10 +60,15 @@ if keras.backend.backend() == "torch":
     UNSEEDED = {}
 
 # Family -> input shape, and what makes its layers. An entry of the list is one cohort.
+# A bias before a BatchNormalization, or of an attention's keys, has no effect: its gradient is what
+# rounding leaves, of which many an optimizer makes a weight, another one in each program.
 COHORTS = [
     {
         "Dense": (VECTOR, lambda: [layers.Dense(5, activation="relu")]),
-        "BatchNormalization": (VECTOR, lambda: [layers.Dense(5), layers.BatchNormalization()]),
+        "BatchNormalization": (
+            VECTOR,
+            lambda: [layers.Dense(5, use_bias=False), layers.BatchNormalization()],
+        ),
         "Normalization, Rescaling": (
             VECTOR,
             lambda: [adapted_normalization(), layers.Rescaling(0.5, offset=0.1)],
@@ -118,7 +123,10 @@ COHORTS = [
         "LayerNormalization": (SEQUENCE, lambda: [layers.LayerNormalization()]),
         "GroupNormalization": (SEQUENCE, lambda: [layers.GroupNormalization(2)]),
         "RMSNormalization": (SEQUENCE, lambda: [layers.RMSNormalization()]),
-        "MultiHeadAttention": (SEQUENCE, lambda: [attention(layers.MultiHeadAttention(2, 3))]),
+        "MultiHeadAttention": (
+            SEQUENCE,
+            lambda: [attention(layers.MultiHeadAttention(2, 3, use_bias=False))],
+        ),
         "Attention": (SEQUENCE, lambda: [attention_of_list(layers.Attention(use_scale=True))]),
     },
     {

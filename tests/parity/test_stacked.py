@@ -52,20 +52,20 @@ def twins(name, make, *args, count=2):
     return {f"{name} {seed}": twin(seed) for seed in range(count)}
 
 
-def train(members, layout="stacked", tolerance=None):
+def train(members, layout="stacked"):
     """Asserts parity of a cohort in this layout; returns the cohort."""
     apart = compare.train_apart(members)
     cohort = kc.Cohort({n: compare.built(m) for n, m in members.items()}, layout=layout)
     keras.utils.set_random_seed(7)
     history = cohort.fit(verbose=0, **compare.by_argument(members))
     trained = {n: compare.Trained(model, history[n]) for n, model in cohort.members.items()}
-    compare.assert_same(apart, trained, tolerance or TOLERANCE[keras.config.floatx()])
+    compare.assert_same(apart, trained, TOLERANCE[keras.config.floatx()])
     return cohort
 
 
-def assert_stacked(members, stacked=True, tolerance=None):
+def assert_stacked(members, stacked=True):
     """Parity, and that it was a stack that was compared; returns the cohort."""
-    cohort = train(members, tolerance=tolerance)
+    cohort = train(members)
     is_stacked = cohort.plan.frame["layout"] == "stacked"
     assert is_stacked.all() if stacked else not is_stacked.any(), cohort.plan
     return cohort
@@ -83,19 +83,12 @@ PAIRS = (
 )
 
 
-# The bias before a BatchNormalization, and that of keys, have no effect: their gradients are what
-# rounding leaves, and optimizers that divide a gradient by its size make weights of it.
-ROUNDING_DECIDES = {"BatchNormalization": 1e-9, "MultiHeadAttention": 1e-7}  # in float64
-
-
 @pytest.mark.parametrize(("family", "optimizer"), PAIRS)
-def test_a_layer_family_with_an_optimizer(family, optimizer, request):
-    if family in ROUNDING_DECIDES:
-        request.getfixturevalue("float64")
+def test_a_layer_family_with_an_optimizer(family, optimizer):
     make = functools.partial(test_optimizers.made, optimizer)
     members = twins(family, test_layers.member, make, test_optimizers.build_outside_of_fit)
     is_joined = {family, optimizer} & JOINED or (family, optimizer) in JOINED_PAIRS
-    assert_stacked(members, not is_joined, ROUNDING_DECIDES.get(family))
+    assert_stacked(members, stacked=not is_joined)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
