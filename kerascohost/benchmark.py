@@ -270,8 +270,7 @@ class _Bench:
         for layout, one in rounds.items():
             rows[layout] |= self._numbers(times, layout) | one.about(times[layout])
         frame = pd.DataFrame(rows.values(), columns=_COLUMNS)
-        steps = max(self._steps(name, "separate") for name in self.models)
-        return BenchmarkResult(frame, members, self._users_cohort, steps)
+        return BenchmarkResult(frame, members, self._users_cohort, self._longest_epoch)
 
     def separate(self, name: str, factor: int = 1) -> float:
         """Trains one member by its own `fit`; returns the time in seconds."""
@@ -335,6 +334,11 @@ class _Bench:
     def _steps(self, name: str, layout: str) -> int:
         return math.ceil(self.samples[name] / self.sizes(layout)[name])
 
+    @property
+    def _longest_epoch(self) -> int:
+        """The steps of a round, for the member that has most."""
+        return max(self._steps(name, "separate") for name in self.models)
+
     def _alone(self, one: "_Layout") -> pd.DataFrame:
         """What each member's step takes when it has the program for itself."""
         sizes, factors = self.sizes(one.layout), self._factors[one.layout]
@@ -348,11 +352,10 @@ class _Bench:
     def _numbers(self, times: dict[str, list[float]], layout: str) -> dict[str, Any]:
         seconds = statistics.median(times[layout])
         speedup, low, high = _ratio(times["separate"], times[layout])
-        steps = max(self._steps(name, "separate") for name in self.models)
         sizes = self.sizes(layout)
         return {
             "samples_per_s": sum(self.samples.values()) / seconds,
-            "step_ms": 1000 * seconds / steps,
+            "step_ms": 1000 * seconds / self._longest_epoch,
             "speedup": speedup,
             "low": low,
             "high": high,

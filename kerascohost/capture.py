@@ -159,9 +159,9 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         models_of: dict[str, set[int]] = {}
         for fit in self._fits:
             models_of.setdefault(fit.name, set()).add(id(fit.model))
+        loops = {name for name, models in models_of.items() if len(models) > 1}
         for fit in self._fits:
             if id(fit.model) not in named:
-                loops = {name for name, models in models_of.items() if len(models) > 1}
                 wanted = _name_in(names, fit.model, loops)
                 if wanted is None:
                     takes_own = fit.name in loops and _is_named(fit.model)
@@ -307,10 +307,7 @@ def _held_fit(original: Callable) -> Callable:
         _refuse_if_held(outer, self, "fit")
         for name in kwargs:
             if name not in signature.parameters:
-                raise TypeError(
-                    f"Expected arguments of `keras.Model.fit`. Received: {name}={kwargs[name]!r}."
-                    + errors.did_you_mean(name, signature.parameters)
-                )
+                raise TypeError(errors.not_of_fit(name, kwargs[name], signature.parameters))
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = {k: v for k, v in bound.arguments.items() if k != "self"}

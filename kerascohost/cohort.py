@@ -127,7 +127,7 @@ class Cohort:
         stacks = self._scheduler.stacks
         members = list(self._members.values())
         stacks.arrange(member for member in members if member.model.built)
-        return Plan([stacks.row(member) for member in members])
+        return stacks.plan(members)
 
     def __repr__(self) -> str:
         told = [*self._members, f"layout={self.layout!r}"]
@@ -349,10 +349,7 @@ class Cohort:
     @staticmethod
     def _check_known(unknown: dict[str, Any], known: Mapping[str, Any]) -> None:
         for name, value in unknown.items():
-            raise CohortError(
-                f"Expected arguments of `keras.Model.fit`. "
-                f"Received: {name}={value!r}.{errors.did_you_mean(name, known)}"
-            )
+            raise CohortError(errors.not_of_fit(name, value, known))
 
     # Getting ready
 

@@ -71,6 +71,14 @@ def member_of(error: BaseException) -> str:
     return error.cohort_member  # type: ignore[attr-defined]  # set by `attributed`
 
 
+def not_of_fit(name: str, value: object, known: Iterable[str]) -> str:
+    """What to say of an argument that `fit` does not have."""
+    return (
+        f"Expected arguments of `keras.Model.fit`. Received: {name}={value!r}."
+        f"{did_you_mean(name, known)}"
+    )
+
+
 def is_count(value: object, least: int = 0) -> bool:
     """Whether `value` is an integer, also one of NumPy or a tensor, that is not below `least`."""
     try:

@@ -141,7 +141,7 @@ class Together:
     @property
     def plan(self) -> Plan:
         """Which member was stacked with which, and why others were joined."""
-        return Plan([self._scheduler.stacks.row(member) for member in self._members.values()])
+        return self._scheduler.stacks.plan(self._members.values())
 
     def run(self, fits: Iterable[HeldFit], ended: Callable[[HeldFit], Iterable[HeldFit]]) -> None:
         """Trains `fits`, and those that join in.

@@ -294,8 +294,7 @@ class _Tasks:
             with errors.about(name):
                 want = self._active[name].run.send(answer)
             self._wants[name] = want
-            if want.begins:
-                self._scheduler.stacks.begins(name)
+            self._scheduler.stacks.note(name, want)
         except StopIteration as end:
             self._ending.append((name, end.value))
         except Exception as error:

@@ -7,6 +7,7 @@ from keras import tree
 
 from kerascohost import programs
 from kerascohost.member import Member, Want
+from kerascohost.plan import Plan
 from kerascohost.programs import stacking
 
 LAYOUTS = ("joined", "stacked", "auto")
@@ -122,7 +123,6 @@ class Stacks:
         shape. What few of them want, such as a last partial batch or a validation, is done first:
         so all come to their full batches together again.
         """
-        self._begun = {name for name, want in wants.items() if want.begins}
         groups: dict[Seat, dict[tuple, list[str]]] = {}
         rest: dict[str, Want] = {}
         for name, want in wants.items():
@@ -140,12 +140,15 @@ class Stacks:
         return calls, rest
 
     def served(self, names: Iterable[str]) -> None:
-        """Notes that these members have done steps since `split`."""
+        """Notes that these members have done what they wanted."""
         self._begun -= set(names)
 
-    def begins(self, name: str) -> None:
-        """Notes that this member's metrics have been reset: those in its row are not to be kept."""
-        self._begun.add(name)
+    def note(self, name: str, want: Want) -> None:
+        """Notes what a member wants: if it begins, the metrics in its row are not to be kept."""
+        if want.begins:
+            self._begun.add(name)
+        else:
+            self._begun.discard(name)
 
     def let_go(self) -> None:
         """Lets go of the data of a run that has ended."""
@@ -162,8 +165,11 @@ class Stacks:
         for seat, seated in by_seat.items():
             seat.rows.bring_home(seated, list(self._begun))
 
-    def row(self, member: Member) -> dict[str, Any]:
-        """What a `Plan` tells of a member."""
+    def plan(self, members: Iterable[Member]) -> Plan:
+        """Where these members are, and why."""
+        return Plan([self._row(member) for member in members])
+
+    def _row(self, member: Member) -> dict[str, Any]:
         seat = self._seat_of.get(member.name)
         told = {"member": member.name, "batch_size": member.samples_per_step}
         if seat is None:

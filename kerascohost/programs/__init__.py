@@ -116,18 +116,19 @@ def compares_targets(model: keras.Model) -> bool:
     losses = [loss for loss in tree.flatten(model.loss) if loss is not None]
     if not losses or overridden(model, "compute_loss"):
         return False
-    return all(isinstance(loss, str) or _is_of_keras(loss) for loss in losses)
+    makers = [loss if hasattr(loss, "__name__") else type(loss) for loss in losses]
+    return all(maker is str or is_of_keras(maker) for maker in makers)
 
 
-def _is_of_keras(thing: Any) -> bool:
-    kind = thing if hasattr(thing, "__name__") else type(thing)
-    return kind.__module__.partition(".")[0] == "keras"
+def is_of_keras(maker: Any) -> bool:
+    """Whether this class or function is Keras's own."""
+    return maker.__module__.partition(".")[0] == "keras"
 
 
 def resets_in_its_own_way(model: keras.Model) -> bool:
     """Whether code of the user's resets a metric, perhaps to what depends on its last value."""
     return bool(overridden(model, "reset_metrics")) or not all(
-        _is_of_keras(type(metric).reset_state) for metric in with_parts(model.metrics)
+        is_of_keras(type(metric).reset_state) for metric in with_parts(model.metrics)
     )
 
 
@@ -139,7 +140,8 @@ def with_parts(metrics: Sequence[Any]) -> list[Any]:
 def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
     """The variables of metrics that the model will track once it has seen data.
 
-    `_compile_metrics`: what `compile` was given, before the model counts it among its `metrics`.
+    `_compile_metrics`, `_user_metrics`, `_user_weighted_metrics`: where `compile` keeps what it was
+    given, which only later is among the model's `metrics`.
     """
     metrics = model._compile_metrics
     if metrics is None or metrics.built:

@@ -16,6 +16,7 @@ from kerascohost.programs import (
     Work,
     flat_layers,
     has_own_step,
+    is_of_keras,
     stacking,
     vectorized,
 )
@@ -226,8 +227,7 @@ def cannot_stack(model: keras.Model) -> str | None:
     if any(has_own_step(model, kind) for kind in ("train", "test")):
         return "has a `train_step`, `test_step` or metrics of its own"
     kind = type(model.optimizer)
-    is_keras = kind.__module__.partition(".")[0] == "keras"
-    if not is_keras or kind is keras.optimizers.ScheduleFreeAdamW:
+    if not is_of_keras(kind) or kind is keras.optimizers.ScheduleFreeAdamW:
         return f"{kind.__name__} may read variables that it has already changed"
     return None
 

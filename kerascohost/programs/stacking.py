@@ -271,7 +271,7 @@ class Anatomy:
 
     @contextlib.contextmanager
     def _held_by(self, thing: Any) -> Iterator[None]:
-        before, self._of_keras = self._of_keras, _is_of_keras(thing)
+        before, self._of_keras = self._of_keras, programs.is_of_keras(type(thing))
         try:
             yield
         finally:
@@ -324,10 +324,6 @@ _KERAS = (
     keras.metrics.Metric,
     keras.optimizers.schedules.LearningRateSchedule,
 )
-
-
-def _is_of_keras(thing: Any) -> bool:
-    return type(thing).__module__.partition(".")[0] == "keras"
 
 
 def _is_module_function(thing: Any) -> bool:

@@ -12,7 +12,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+import keras
 import nbformat
+import pytest
 
 # What cannot be reached in a test, or is JupyterLab's own; the last is said by Notebook 7.6 for any
 # notebook, whenever the settings folder names an extension that only JupyterLab has.
@@ -24,6 +26,19 @@ _BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 def has_browser():
     """Whether there is a chromium to test with."""
     return _BROWSER is not None
+
+
+def marks(why_tensorflow):
+    """What every test in a browser has; `why_tensorflow`: why one backend is enough."""
+    return [
+        pytest.mark.skipif(not has_browser(), reason="apt-get install chromium"),
+        pytest.mark.skipif(
+            keras.backend.backend() != "tensorflow",
+            reason=f"{why_tensorflow}: runs with KERAS_BACKEND=tensorflow",
+        ),
+        pytest.mark.filterwarnings("default"),  # of Jupyter's own, not of the notebook
+        pytest.mark.xdist_group("browser"),  # one after another: each is a kernel and a browser
+    ]
 
 
 def notebook(path, cells):

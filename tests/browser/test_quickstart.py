@@ -4,7 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-import keras
 import nbformat
 import pytest
 
@@ -14,15 +13,7 @@ from tests.browser import lab
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
-pytestmark = [
-    pytest.mark.skipif(not lab.has_browser(), reason="apt-get install chromium"),
-    pytest.mark.skipif(
-        keras.backend.backend() != "tensorflow",
-        reason="its numbers and texts are TensorFlow's: runs with KERAS_BACKEND=tensorflow",
-    ),
-    pytest.mark.filterwarnings("default"),  # of Jupyter's own, not of the notebook
-    pytest.mark.xdist_group("browser"),  # one after another: each is a kernel and a browser
-]
+pytestmark = lab.marks("its numbers and texts are TensorFlow's")
 
 
 def test_all_cells_of_the_quickstart_run_in_the_browser(tmp_path):

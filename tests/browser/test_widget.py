@@ -5,7 +5,6 @@ import os
 import re
 from pathlib import Path
 
-import keras
 import nbformat
 import pytest
 
@@ -13,15 +12,7 @@ pytest.importorskip("playwright", reason="pip install playwright jupyterlab note
 
 from tests.browser import lab
 
-pytestmark = [
-    pytest.mark.skipif(not lab.has_browser(), reason="apt-get install chromium"),
-    pytest.mark.skipif(
-        keras.backend.backend() != "tensorflow",
-        reason="the widget knows no backend: runs with KERAS_BACKEND=tensorflow",
-    ),
-    pytest.mark.filterwarnings("default"),  # of Jupyter's own, not of the widget
-    pytest.mark.xdist_group("browser"),  # one after another: each is a kernel and a browser
-]
+pytestmark = lab.marks("the widget knows no backend")
 
 SETUP = """
 import keras

@@ -263,7 +263,8 @@ def test_a_stack_that_dissolves_when_a_twin_has_just_been_reset():
         validation = (x[:20], y[:20])
         return member(seed, x=x[:rows], y=y[:rows], validation_data=validation, build=build)
 
-    train({"a": cut(0, 43), "b": cut(1, 40)})
+    cohort = train({"a": cut(0, 43), "b": cut(1, 40)})
+    assert (cohort.plan.frame["layout"] == "joined").all()
 
 
 def test_a_member_that_is_compiled_differently_by_its_callback_leaves():
