@@ -172,6 +172,11 @@ class Member:
         given = [leaf for leaf in tree.flatten(x) if leaf is not None]
         if len(given) == len(wanted) and all(map(_fits, given, wanted)):
             return
+        if isinstance(x, (list, tuple)) and len(given) > len(wanted):
+            raise errors.CohortError(
+                f"Expected `x` to be data for {len(wanted)} input(s). "
+                f"Received: {len(given)} arrays.{_BY_MEMBER}"
+            )
         specs = tree.map_structure(_symbolic, x)
         self.model.compute_output_spec(specs)  # may still fit: Keras adds or drops an axis of 1
 
@@ -357,6 +362,7 @@ def check_trainable_here(model: keras.Model) -> None:
         )
 
 
+_BY_MEMBER = " For a value by member, give a dict from their names."
 _COUNTS = ("batch_size", "epochs", "initial_epoch", "steps", "steps_per_epoch")
 
 
@@ -373,8 +379,7 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
     for key in _COUNTS:
         value = given.get(key)
         if value is not None and not errors.is_count(value):
-            by_member = isinstance(value, (list, tuple))
-            hint = " For a value by member, give a dict from their names." if by_member else ""
+            hint = _BY_MEMBER if isinstance(value, (list, tuple)) else ""
             raise errors.CohortError(
                 f"Expected `{key}` to be an integer that is not negative. "
                 f"Received: {key}={value!r}.{hint}"

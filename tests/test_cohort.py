@@ -100,6 +100,7 @@ def test_a_shared_optimizer_is_refused():
         ({"validation_split": {"b": 0.999}}, "Member 'b': .*not sufficient to split"),
         ({"sample_weight": np.ones(40), "class_weight": {0: 1.0}}, "Member 'a': "),
         ({"x": None}, "Member 'a': expected `x`"),
+        ({"x": [data()[0]] * 2}, r"Member 'a': .* 1 input\(s\).* 2 arrays.*give a dict"),
         ({"y": {"a": data()[1]}}, "Member 'b': expected `y`"),
         ({"batch_size": {"b": -1}}, "Member 'b': .*`batch_size` to be an integer .*=-1"),
         ({"epochs": [1, 2]}, r"Received: epochs=\[1, 2\]. .*give a dict"),
