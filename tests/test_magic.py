@@ -168,12 +168,13 @@ def test_bare_it_shows_the_models(shell):
 
 def test_a_benchmark_of_some_models(shell):
     with capture_output() as shown:
-        shell.run_cell("%cohost cnn mlp --benchmark -q -p -o found").raise_error()
+        shell.run_cell("%cohost cnn mlp --benchmark --budget 1 -q -p -o found").raise_error()
     table, picture = shown.outputs
     assert "<td>joined</td>" in table.data["text/html"]
     assert "image/png" in picture.data
     found = shell.user_ns["found"]
     assert found.frame.set_index("layout").loc["joined", "batch_size"] == "cnn: 32, mlp: 32"
+    assert "Received: -1.0" in message(shell, "%cohost cnn mlp --benchmark --budget -1")
     run(shell, "bare = keras.Sequential([layers.Dense(1)])")
     assert "Member 'bare': you must call" in message(shell, "%cohost bare --benchmark").replace(
         "You", "you"

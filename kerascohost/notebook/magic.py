@@ -69,7 +69,14 @@ class CohostMagics(Magics):
         "-b",
         "--benchmark",
         action="store_true",
-        help="Measure which layout trains the models fastest, on random data (30 s).",
+        help="Measure which layout trains the models fastest, on random data.",
+    )
+    @argument(
+        "--budget",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="When a benchmark begins no new round; it needs two of each layout (default: 30).",
     )
     @argument("-q", "--quiet", action="store_true", help="Neither progress bars nor the table.")
     @argument("-p", "--plot", action="store_true", help="Draw the losses at the end.")
@@ -137,6 +144,7 @@ class CohostMagics(Magics):
             models,
             group_factor=_by_name(asked.group_factor, "auto"),
             replicas=_by_name(asked.replicas, 2),
+            budget_s=asked.budget,
             progress=not asked.quiet,
         )
         if asked.output:
