@@ -96,7 +96,9 @@ def benchmark(
         if not errors.is_count(value, least=1):
             raise CohortError(f"Expected `{key}` to be a positive integer. Received: {value!r}")
     if not budget_s >= 0:
-        raise CohortError(f"Expected `budget_s` to be no less than 0 seconds. Received: {budget_s!r}")
+        raise CohortError(
+            f"Expected `budget_s` to be no less than 0 seconds. Received: {budget_s!r}"
+        )
     for name, model in named.items():
         with errors.about(name):
             if not model.compiled:

@@ -7,6 +7,7 @@ from keras import layers
 from numpy.testing import assert_array_equal
 
 import kerascohost as kc
+from kerascohost import scheduler
 
 BACKEND = keras.backend.backend()
 
@@ -247,6 +248,20 @@ def test_an_interrupt_while_tracing_leaves_a_usable_cohort():
         cohort.fit(*data(), verbose=0)
     cohort.fit(*data(), epochs={"a": 2, "b": 1}, verbose=0)
     assert len(cohort.history["a"].epoch) == 2
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX's arrays are read by NumPy's C code")
+@pytest.mark.parametrize("layout", ["joined", "stacked"])
+def test_no_array_of_jax_is_left_to_numpy_which_would_lose_an_interrupt(layout, monkeypatch):
+    logs = []
+    call = scheduler._Program.__call__
+    monkeypatch.setattr(
+        scheduler._Program, "__call__", lambda *args: logs.append(call(*args)) or logs[-1]
+    )
+    kc.Cohort([model("a"), model("b", seed=1)], layout=layout).fit(*data(), verbose=0)
+    leaves = keras.tree.flatten(logs)
+    assert leaves
+    assert all(isinstance(leaf, (np.ndarray, np.generic)) for leaf in leaves)
 
 
 def test_stop_from_outside_ends_within_the_epoch():

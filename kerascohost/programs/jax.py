@@ -99,8 +99,8 @@ class Program:
         If it fails, every member is left where it was before the call.
 
         Returns:
-            For each member of `works`, the logs of its last step as arrays (its metrics, where
-            these are what its step returns), or the outputs of all steps when predicting.
+            For each member of `works`, the logs of its last step as NumPy arrays (its metrics,
+            where these are what its step returns), or the outputs of all steps when predicting.
         """
         owned = [_state_variables(member.model, self.kind) for member in self.members]
         states = [tuple([v.value for v in group] for group in groups) for groups in owned]
@@ -113,7 +113,9 @@ class Program:
         jax.block_until_ready(states)  # a failure must show before anything is written back
         busy = [i for i, member in enumerate(self.members) if member.name in works]
         _write_back([owned[i] for i in busy], [states[i] for i in busy])
-        return {self.members[i].name: logs[i] for i in busy}
+        # Not left to `np.array`: it asks an array of JAX for its buffer and, if an interrupt comes
+        # just then, takes that for a "no" and forgets it (NumPy 2.4).
+        return jax.device_get({self.members[i].name: logs[i] for i in busy})
 
     def _predicted(self, states: list[State], data: list[Any], works: Mapping[str, Work]) -> dict:
         """Predictions of few batches of a chunk do not cost those of all of them."""

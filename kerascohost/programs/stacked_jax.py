@@ -111,7 +111,7 @@ class Program:
         values, logs = self._run(*given, everyone=everyone)
         jax.block_until_ready(values)  # a failure must show before anything is replaced
         self._rows.values = values
-        logs = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(rows)], logs)
+        logs = jax.tree.map(lambda leaf: leaf[: len(rows)], jax.device_get(logs))
         return stacking.logs_by_member(names, rows, logs, self._models)
 
     def let_go(self) -> None:

@@ -91,11 +91,6 @@ def test_a_layer_family_with_an_optimizer(family, optimizer):
     assert_stacked(members, stacked=not is_joined)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer(name):
-    assert_stacked(twins(name, test_optimizers.member), stacked=name not in JOINED)
-
-
 @pytest.mark.parametrize("family", sorted(set(test_layers.IN_DOUBLE_PRECISION) - SLOW))
 def test_a_layer_family_agrees_to_1e_9_in_float64(family, float64):
     assert_stacked(twins(family, test_layers.member))
@@ -114,8 +109,8 @@ def member(seed, build_kwargs=None, build=None, **fit):
         return network(**(build_kwargs or {}))
 
     random = np.random.default_rng(seed)
-    x = random.normal(size=(60, 4)).astype("float32")
-    y = np.eye(3, dtype="float32")[random.integers(3, size=60)]
+    x = random.normal(size=(64, 4)).astype("float32")
+    y = np.eye(3, dtype="float32")[random.integers(3, size=64)]
     defaults = {"x": x, "y": y, "batch_size": 8, "epochs": 4, "shuffle": False}
     return Member(build or usual, **{**defaults, **fit})
 
@@ -177,7 +172,7 @@ if BACKEND == "jax":
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_over_a_float_is_one_stack(name):
-    members = {f"{v}": own(i, **SWEEPS[name](v)) for i, v in enumerate((0.2, 0.5, 0.7))}
+    members = {f"{v}": own(i, **SWEEPS[name](v)) for i, v in enumerate((0.2, 0.7))}
     cohort = assert_stacked(members)
     assert cohort.plan.frame["stack"].nunique() == 1
 
@@ -301,7 +296,7 @@ def test_sample_and_class_weights_and_validation_data():
         whole = member(seed).fit
         return member(
             seed,
-            sample_weight=random.random(60).astype("float32"),
+            sample_weight=random.random(64).astype("float32"),
             validation_data=(whole["x"][:20], whole["y"][:20]),
         )
 
