@@ -278,16 +278,8 @@ def _train_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> N
         model._loss_tracker.update_state(loss, sample_weight=_samples(x))
         loss = model.optimizer.scale_loss(loss)
     gradients = tape.gradient(loss, tensors)
-    if any(isinstance(g, tf.IndexedSlices) for g in gradients) and _clips_norms(model.optimizer):
-        raise NotStackableError("clips the norm of a sparse gradient, as that of an Embedding is")
-    dense = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
-    model.optimizer.apply_gradients(zip(dense, weights, strict=True))
+    model.optimizer.apply_gradients(zip(gradients, weights, strict=True))
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-
-
-def _clips_norms(optimizer: keras.optimizers.Optimizer) -> bool:
-    """The norm of a sparse gradient is one of its parts, of which one row may have several."""
-    return optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
 
 
 def _test_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> None:
@@ -321,11 +313,31 @@ def _stateless(model: keras.Model) -> Iterator[None]:
     try:
         for name in own:
             setattr(TFOptimizer, name, getattr(BaseOptimizer, name))
+        for name in ("assign", "assign_add", "assign_sub"):
+            setattr(TFOptimizer, name, _assigning_parts(name))
         TFOptimizer._var_key = lambda self, variable: keys[id(variable)]
         yield
     finally:
         for name, method in own.items():
             setattr(TFOptimizer, name, method)
+
+
+def _assigning_parts(name: str) -> Callable:
+    """An optimizer's `assign` and its like, also of what is left sparse.
+
+    The gradient of an Embedding is given to an optimizer as what it is, a list of rows of which one
+    may stand there twice: Keras squares, or clips, each of them before they are added up.
+    """
+    method = getattr(BaseOptimizer, name)
+
+    def assign(self: Any, variable: keras.Variable, value: Any) -> None:
+        if isinstance(value, tf.IndexedSlices):
+            if name == "assign":
+                raise NotStackableError("assigns rows of an Embedding one by one")
+            value = tf.convert_to_tensor(value)
+        method(self, variable, value)
+
+    return assign
 
 
 class _Scope(keras.StatelessScope):

@@ -612,10 +612,15 @@ class Rows:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a line: Keras tells the layer first, and TensorFlow the whole graph."""
+    """What went wrong, in a line: Keras tells the layer first, and TensorFlow the whole graph.
+
+    AutoGraph tells where, and only then what.
+    """
     text = str(error).strip()
     within_keras = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)
-    lines = (within_keras[1] if within_keras else text).strip().splitlines()
+    by_autograph = re.search(r"^ +\w+: (.+)$", text, re.MULTILINE)
+    found = within_keras or (by_autograph if text.startswith("in user code:") else None)
+    lines = (found[1] if found else text).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
