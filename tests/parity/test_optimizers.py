@@ -39,7 +39,7 @@ OPTIONS = {
         SCHEDULES.CosineDecay(0.05, 25, warmup_target=0.1, warmup_steps=4), amsgrad=True
     ),
     "nesterov, CosineDecayRestarts": lambda: optimizers.SGD(
-        SCHEDULES.CosineDecayRestarts(0.1, 10), momentum=0.5, nesterov=True
+        SCHEDULES.CosineDecayRestarts(0.03, 10), momentum=0.5, nesterov=True
     ),
 }
 IN_DOUBLE_PRECISION = ("Adam", "clipnorm", "use_ema, InverseTimeDecay", "Lamb")
