@@ -114,6 +114,7 @@ class Program:
         rows = self._rows.rows(names)
         logs, changed = function(data, tf.constant(rows), tf.constant(len(data[0])))
         self._take_up(names, rows, changed)
+        logs = tree.map_structure(lambda t: t.numpy(), logs)
         return stacking.logs_by_member(names, rows, logs, self._models)
 
     def let_go(self) -> None:

@@ -662,10 +662,9 @@ def logs_by_member(
     Args:
         names: The members.
         rows: Their rows.
-        logs: The prototype's logs, each of them an array with an item for each of `names`.
+        logs: The prototype's logs, each of them a NumPy array with an item for each of `names`.
         models: The models of the stack.
     """
-    logs = tree.map_structure(keras.ops.convert_to_numpy, logs)
     by_member = {}
     for i, (name, row) in enumerate(zip(names, rows, strict=True)):
         own = tree.map_structure(lambda leaf, i=i: leaf[i], logs)

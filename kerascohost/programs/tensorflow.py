@@ -77,8 +77,8 @@ class Program:
         If it fails, every member is put back to where it was before the call (see `is_protected`).
 
         Returns:
-            For each member of `works`, the logs of its last step as tensors (its metrics, where
-            these are what its step returns), or the outputs of all steps when predicting.
+            For each member of `works`, the logs of its last step as NumPy arrays (its metrics,
+            where these are what its step returns), or the outputs of all steps when predicting.
         """
         batches = self._batches(works)
         bounds = [
@@ -87,7 +87,10 @@ class Program:
         ]
         with self._all_or_nothing(works):
             logs = self._function(batches, tf.constant(bounds, dtype=tf.int32))
-        return {m.name: logs[i] for i, m in enumerate(self.members) if m.name in works}
+        own = {m.name: logs[i] for i, m in enumerate(self.members) if m.name in works}
+        # Not left to `np.array`: it asks a tensor for its buffer and, if an interrupt comes just
+        # then, takes that for a "no" and forgets it (NumPy 2.4).
+        return own if self.kind == "predict" else tree.map_structure(lambda t: t.numpy(), own)
 
     def _batches(self, works: Mapping[str, Work]) -> list[list[tf.Tensor]]:
         """Every member's tensors, empty ones for those without work; traces if need be."""
