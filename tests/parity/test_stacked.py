@@ -77,7 +77,7 @@ SLOW = {"GRU", "ConvLSTM2D", "Masking, SimpleRNN"}
 FAMILIES = sorted(set(test_layers.FAMILIES) - SLOW)
 OPTIMIZERS = [*test_optimizers.CLASSES, *test_optimizers.OPTIONS]
 
-# All pairs take half an hour; otherwise each family meets the next optimizer, and sparse gradients,
+# All pairs take 20 minutes; otherwise each family meets the next optimizer, and sparse gradients,
 # which TensorFlow makes of an Embedding's, those which square or clip them.
 SPARSE = [("Embedding", name) for name in ("Adam", "RMSprop", "clipnorm")]
 PAIRS = (
