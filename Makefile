@@ -22,7 +22,7 @@ lab: $(STAMP)
 
 test: test-tensorflow test-jax
 
-# Models of one architecture compile to the same program: only the first time, by either worker.
+# Models of one architecture are the same program to XLA: compiled once, for both workers.
 test-jax: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/jax-cache
 test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 
