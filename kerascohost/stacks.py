@@ -65,7 +65,8 @@ class Stacks:
         fresh = [m for m in members if self._stamps.get(m.name) != _stamp(m)]
         for seat in {self._seat_of[m.name] for m in fresh if m.name in self._seat_of}:
             self._leave(seat)
-            fresh += [m for m in seat.members if m not in fresh]
+            known = {m.name for m in fresh}  # a name may be used again, for another member
+            fresh += [m for m in seat.members if m.name not in known]
         self._members |= {member.name: member for member in fresh}
         self._stamps |= {member.name: _stamp(member) for member in fresh}
         self._place(fresh)

@@ -68,6 +68,14 @@ class Rows(stacking.Rows):
                 tf.raw_ops.AssignVariableOp(resource=variable.handle, value=values[row])
 
 
+def _never_one(names: list[str]) -> list[str]:
+    """A member alone is taken twice: operations may treat an axis of size 1 as if there were none.
+
+    The copy computes what the member computes, and is dropped.
+    """
+    return names * 2 if len(names) == 1 else names
+
+
 def _read(variable: keras.Variable) -> tf.Tensor:
     """Its value. (`raw_ops`: a stack has hundreds of variables, and this takes half the time.)"""
     return tf.raw_ops.ReadVariableOp(resource=variable.value.handle, dtype=variable.value.dtype)
@@ -107,15 +115,24 @@ class Program:
             NotStackableError: If the step cannot be vectorised; nothing has been done then.
         """
         names = list(works)
-        structure, data = stacking.stacked_batches(list(works.values()))
+        chosen = _never_one(names)
+        structure, data = stacking.stacked_batches([works[name] for name in chosen])
         data = [tf.convert_to_tensor(leaf) for leaf in data]
         self._rows.fetch(names, [name for name, work in works.items() if work.begins])
         function = self._function_for(names, structure, data)
         rows = self._rows.rows(names)
-        logs, changed = function(data, tf.constant(rows), tf.constant(len(data[0])))
-        self._take_up(names, rows, changed)
+        chosen_rows = tf.constant(self._rows.rows(chosen))
+        logs, changed = function(data, chosen_rows, tf.constant(len(data[0])))
+        self._take_up(names, rows, self._checked(changed, len(chosen)))
         logs = tree.map_structure(lambda t: t.numpy(), logs)
         return stacking.logs_by_member(names, rows, logs, self._models)
+
+    def _checked(self, changed: list[tf.Tensor], size: int) -> list[tf.Tensor]:
+        """What is to be written, if it has the shapes of the rows: else TensorFlow may abort."""
+        for i, value in zip(self._changing, changed, strict=True):
+            if tuple(value.shape) != (size, *self._stack.variables[0][i].shape):
+                raise NotStackableError("would give a variable a value of another shape")
+        return changed
 
     def let_go(self) -> None:
         """Nothing: data is not kept."""
@@ -128,7 +145,8 @@ class Program:
                 if names == self._stack.names:
                     self._rows.values[i].assign(value)
                 else:
-                    self._rows.values[i].scatter_update(tf.IndexedSlices(value, tf.constant(rows)))
+                    own = tf.IndexedSlices(value[: len(rows)], tf.constant(rows))
+                    self._rows.values[i].scatter_update(own)
 
         stacking.finished(write)
 

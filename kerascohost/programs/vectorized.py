@@ -117,6 +117,21 @@ def _other_type(given: Any) -> Any:
     return pfor.wrap(tf.bitcast(given.stacked_input(0), given.get_attr("type")))
 
 
+@_rule("Squeeze")
+def _squeezed(given: Any) -> Any:
+    """Without named axes, all of size 1 go: of one member's axes, never that of the members."""
+    if given.get_attr("squeeze_dims"):
+        return None
+    x = given.stacked_input(0)
+    inner = given.op.inputs[0].shape
+    if inner.is_fully_defined():
+        axes = [axis for axis, size in enumerate(inner, start=1) if size == 1]
+        return pfor.wrap(tf.squeeze(x, axes) if axes else x)
+    shape = tf.shape(x)
+    kept = tf.boolean_mask(shape[1:], shape[1:] != 1)
+    return pfor.wrap(tf.reshape(x, tf.concat([shape[:1], kept], axis=0)))
+
+
 @_rule("ResizeBilinear", "ResizeNearestNeighbor")
 def _resized(given: Any) -> Any:
     return pfor._convert_flatten_batch(given, given.op_type, dims=[0])
