@@ -104,13 +104,15 @@ class Stacks:
             return None
         return programs.backend_module().stacks_badly(members[0].model)
 
-    def dissolve(self, seat: Seat, error: Exception) -> None:
+    def dissolve(self, seat: Seat, error: stacking.NotStackableError) -> None:
         """Gives up a stack whose step could not be traced, or a lifted float that was the cause."""
         names = seat.stack.names
         self._leave(seat)
         refused = {slot.path for slot in seat.stack.slots if slot.refused}
         self.reasons |= dict.fromkeys(names, f"cannot be vectorised: {error}")
-        if seat.stack.slots:  # members with the same floats may still be stacked
+        if (
+            seat.stack.slots and not error.is_final
+        ):  # members with the same floats may still be stacked
             self._solid |= refused or {slot.path for slot in seat.stack.slots}
             known = dict(self.reasons)
             self._place([self._members[name] for name in names])

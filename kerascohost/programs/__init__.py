@@ -223,6 +223,11 @@ def is_functional(model: keras.Model) -> bool:
     return type(model) is Functional
 
 
+def is_graph(thing: object) -> bool:
+    """Whether `thing` is a graph of layers, perhaps of a class of its own; see `is_functional`."""
+    return isinstance(thing, Functional)
+
+
 def has_own_step(model: keras.Model, kind: str) -> bool:
     """Whether the logs of a step may be anything but the model's metrics."""
     return bool(overridden(model, f"{kind}_step", "compute_metrics", "get_metrics_result"))

@@ -151,21 +151,26 @@ class Program:
         stacking.finished(write)
 
     def _function_for(self, names: list[str], structure: Any, data: list[tf.Tensor]) -> Any:
+        """The trace for these shapes; one for all shapes where they have turned out to differ."""
         everyone = names == self._stack.names
-        key = (everyone, repr(structure), tuple((t.dtype, *t.shape[3:]) for t in data))
-        if key not in self._functions:
-            size = len(names) if everyone else None
-            specs = [tf.TensorSpec((None, size, None, *t.shape[3:]), t.dtype) for t in data]
-            run = functools.partial(self._run, structure, everyone)
-            traced = tf.function(run, autograph=False)
-            try:
-                with vectorized.rules(len(self._stack.names)):
-                    self._functions[key] = traced.get_concrete_function(
-                        specs, tf.TensorSpec((size,), tf.int32), tf.TensorSpec((), tf.int32)
-                    )
-            except Exception as error:
-                raise NotStackableError(stacking.reason(error)) from error
-        return self._functions[key]
+        size = len(names) if everyone else None
+        key = (everyone, repr(structure), tuple((t.dtype, len(t.shape)) for t in data))
+        specs = [tf.TensorSpec((None, size, None, *t.shape[3:]), t.dtype) for t in data]
+        known, function = self._functions.get(key, (specs, None))
+        pairs = list(zip(known, specs, strict=True))
+        if function is None or not all(new.is_subtype_of(old) for old, new in pairs):
+            specs = [old.most_specific_common_supertype([new]) for old, new in pairs]
+            function = self._trace(everyone, structure, specs)
+            self._functions[key] = (specs, function)
+        return function
+
+    def _trace(self, everyone: bool, structure: Any, specs: list[tf.TensorSpec]) -> Any:
+        traced = tf.function(functools.partial(self._run, structure, everyone), autograph=False)
+        rows = tf.TensorSpec((specs[0].shape[1],), tf.int32)
+        with self._stack.tracing(self._models[0]), vectorized.rules(len(self._stack.names)):
+            function = traced.get_concrete_function(specs, rows, tf.TensorSpec((), tf.int32))
+            vectorized.check_effects(function.graph)
+        return function
 
     def _run(
         self,
@@ -186,7 +191,8 @@ class Program:
 
         def body(i: tf.Tensor, *changing: tf.Tensor) -> list[tf.Tensor]:
             now = _replaced(values, self._changing, changing)
-            return [i + 1, *step(now, lifted, [leaf[i] for leaf in data])]
+            new = step(now, lifted, [leaf[i] for leaf in data])
+            return [i + 1, *map(_shaped_like, new, changing)]
 
         with _stateless(self._models[0]):
             _, *changing = tf.while_loop(
@@ -270,6 +276,14 @@ def _map(step: Callable, values: list, lifted: list, batch: list, fallback: bool
     return tf.vectorized_map(
         lambda given: step(*given), (values, lifted, batch), fallback_to_while_loop=fallback
     )
+
+
+def _shaped_like(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+    """A loop wants its state back in the shape it was given, and to know so."""
+    if not new.shape.is_compatible_with(old.shape):
+        raise NotStackableError("would give a variable a value of another shape")
+    known = new.shape.rank is not None and new.shape[1:] == old.shape[1:]
+    return new if known else tf.ensure_shape(new, old.shape)
 
 
 def _replaced(values: list, positions: Sequence[int], others: Sequence[Any]) -> list:

@@ -4,7 +4,8 @@ TensorFlow runs these one member after another, in a loop, where their weights o
 convolutions by weights of their own become products of patches and weights, random numbers from
 seeds of their own are drawn by one operation per member.
 
-`pfor` is private; there is no public way to give it a rule. Its own rules stay in place for what is
+`pfor` is private; there is no public way to give it a rule. `op_def_registry`: only it tells which
+operations are stateful. Its own rules stay in place for what is
 not handled here, and the table is as it was outside `rules()`.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
 from tensorflow.python.ops.parallel_for import pfor
 
 from kerascohost.programs.stacking import Lifted, NotStackableError
@@ -109,6 +111,29 @@ def _member_s(given: Any, i: int, number: tf.Tensor, known: int | None) -> Seque
     inputs = [item.t[row] if item.is_stacked else item.t for item in given.inputs]
     dtypes = [output.dtype for output in given.outputs]
     return pfor._create_op(given.op_type, inputs, dtypes, given.op.node_def.attr).outputs
+
+
+# Stateful operations that only read, say something, or call what is checked for itself.
+_HARMLESS = frozenset(
+    {
+        "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "Placeholder",
+        "VarHandleOp", "While", "If", "Case", "StatefulPartitionedCall", "Assert", "Print",
+        "PrintV2", "CheckNumericsV2", "HashTableV2", "LookupTableFindV2",
+    }
+)  # fmt: skip
+
+
+def check_effects(graph: Any) -> None:
+    """Refuses a step that changes something besides the values that it returns.
+
+    What no value depends on is not vectorised: it would be done once for all members.
+    """
+    definition = graph.as_graph_def()
+    nodes = [definition.node, *(function.node_def for function in definition.library.function)]
+    for node in itertools.chain(*nodes):
+        operation = op_def_registry.get(node.op)
+        if operation is not None and operation.is_stateful and node.op not in _HARMLESS:
+            raise NotStackableError(f"has an operation ({node.op}) with an effect of its own")
 
 
 @_rule("Bitcast")
