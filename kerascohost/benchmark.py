@@ -258,7 +258,7 @@ class _Bench:
                 self._factors[layout] = self._auto_factors(rounds["separate"])
             try:
                 rounds[layout] = _Layout(self, layout)
-            except CohortError as error:
+            except (ValueError, TypeError) as error:  # a step that another batch size breaks
                 rows[layout]["note"] = f"not possible: {error}"
         times: dict[str, list[float]] = {layout: [] for layout in rounds}
         while len(times["separate"]) < _FEWEST or (

@@ -490,9 +490,7 @@ class CohostSession(traitlets.HasTraits):
             with threads.as_in_thread(self._keras_state):
                 message = work()
         except Exception as error:
-            notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-            kind = "" if isinstance(error, CohortError) else f"{type(error).__name__}: "
-            self._fail(where, f"{kind}{error}{notes}")
+            self._fail(where, errors.in_words(error))
         finally:
             ended.set()
             teller.join()
@@ -533,8 +531,11 @@ class CohostSession(traitlets.HasTraits):
                     )
                 self.set_trait("errors", {})
                 yield
-            except (CohortError, traitlets.TraitError) as error:
-                self._fail(getattr(error, "where", where), str(error))
+            except traitlets.TraitError as error:
+                self._fail(where, str(error))
+                raise
+            except (ValueError, TypeError) as error:
+                self._fail(getattr(error, "where", where), errors.in_words(error))
                 raise
 
     def _fail(self, where: str, text: str) -> None:
