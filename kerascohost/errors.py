@@ -70,7 +70,7 @@ def member_of(error: BaseException) -> str:
 
 
 def in_words(error: Exception) -> str:
-    """Returns a failure on one line: its type unless it is a refusal of ours, its text, its notes."""
+    """Returns a failure in one line: its type (unless it is a refusal of ours), text and notes."""
     kind = "" if isinstance(error, CohortError) else f"{type(error).__name__}: "
     return " ".join([f"{kind}{error}", *getattr(error, "__notes__", ())])
 
