@@ -12,6 +12,8 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 - `cannot_stack(model)`: why this model can be in no stack, or `None`;
 - `stacks_badly(model)`: why models like this one are expected to be slower stacked than joined, or
   `None`;
+- `SHUFFLES_BY_GLOBAL_STATE`: whether `fit` draws the order of rows from a global random state, so
+  that what a program draws after it depends on how many epochs it trained;
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
 - `FINALIZES_AFTER_FAILURE`: whether `fit` hands its model over (averaged weights taken up) also
   when it fails or is interrupted, as Keras's does on JAX only;
@@ -20,6 +22,8 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 - `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
 - `execution(model)`: how the model's steps run: `"loop"`, many of them in one compiled function,
   `"step"`, each in a call of a compiled function, or `"eager"`, not compiled at all;
+- `runs_functions_eagerly()`, `run_functions_eagerly(value)`: whether the backend is set to compile
+  nothing at all, for debugging;
 - `device_bytes()`: the memory in use on the GPU, and the most that was since `reset_device_peak()`
   (ever, where the backend cannot reset it); `None` without a GPU;
 - `eager_step(model, kind, batch)`: one step of the last sort.
@@ -249,16 +253,23 @@ def symbolic_build(model: keras.Model, batch: object) -> bool:
     """Creates the variables of a model, its loss, metrics and optimizer from one batch.
 
     `_symbolic_build`: what `fit` itself calls on JAX and torch; the public `build` knows nothing of
-    losses, metrics and optimizers. `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what it
-    looks at to find out whether it needs a batch.
+    losses, metrics and optimizers.
 
     Returns:
         Whether the batch was needed.
     """
-    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
-    needed = not all(part.built for part in [*model._flatten_layers(), *compiled])
+    needed = needs_batch(model)
     model._symbolic_build(data_batch=batch)
     return needed
+
+
+def needs_batch(model: keras.Model) -> bool:
+    """Whether `fit` on JAX and torch takes a batch to build the model before its first epoch.
+
+    `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at.
+    """
+    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
+    return not all(part.built for part in [*model._flatten_layers(), *compiled])
 
 
 def parts(model: keras.Model) -> list:
@@ -283,6 +294,23 @@ def set_random_state(state: bytes) -> None:
     random.setstate(of_python)
     np.random.set_state(of_numpy)
     backend_module().set_random_state(of_backend)
+
+
+def is_drawn_from(earlier: bytes, later: bytes, at_most: int = 5000) -> bool:
+    """Whether NumPy's random state in `later` is where draws from that in `earlier` lead.
+
+    Its Mersenne Twister makes 624 words at a time; `at_most` such blocks are followed.
+    """
+    (_, begun, _), (_, found, _) = pickle.loads(earlier), pickle.loads(later)
+    state: Any = np.random.RandomState()
+    state.set_state(begun)
+    if np.array_equal(begun[1], found[1]):
+        return bool(begun[2] < found[2])
+    for _ in range(at_most):
+        state.bytes(4 * 624)
+        if np.array_equal(state.get_state()[1], found[1]):
+            return True
+    return False
 
 
 def flat_results(model: keras.Model, logs: dict) -> object:

@@ -7,14 +7,19 @@ have seen. Only arrays are read by us, so that many batches can be cut out of on
 rows then come in the order that a `RowOrder` gives.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from keras import tree
 
 # None of these has a public name; `keras.Model.fit` imports the same ones.
 from keras.src.trainers.data_adapters import array_slicing
-from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters.array_data_adapter import (
+    ArrayDataAdapter,
+    can_convert_arrays,
+)
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 
@@ -94,3 +99,16 @@ def columns(iterator: EpochIterator) -> Any:
 def split_validation(data: tuple[Any, Any, Any], fraction: float) -> tuple[tuple, tuple]:
     """`(training, validation)` data; the last `fraction` of the rows validate, as in `fit`."""
     return array_slicing.train_validation_split(data, validation_split=fraction)
+
+
+def are_arrays(data: tuple[Any, Any, Any]) -> bool:
+    """Whether `fit` would cut its batches out of `(x, y, sample_weight)` itself."""
+    return bool(can_convert_arrays(data))
+
+
+def num_rows(x: Any, validation_split: float | None, validation_data: Any) -> int:
+    """The number of rows of the arrays `x` that `fit` trains on."""
+    rows = len(next(leaf for leaf in tree.flatten(x) if leaf is not None))
+    if validation_split and validation_data is None:
+        return math.floor(rows * (1.0 - validation_split))
+    return rows

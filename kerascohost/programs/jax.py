@@ -27,6 +27,7 @@ from kerascohost.programs.stacked_jax import Rows
 __all__ = [
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
+    "SHUFFLES_BY_GLOBAL_STATE",
     "Program",
     "Rows",
     "StackProgram",
@@ -38,11 +39,14 @@ __all__ = [
     "random_state",
     "reset_device_peak",
     "row_order",
+    "run_functions_eagerly",
+    "runs_functions_eagerly",
     "set_random_state",
     "stacks_badly",
 ]
 
 COMPILES_PER_SHAPE = True
+SHUFFLES_BY_GLOBAL_STATE = True  # NumPy's
 FINALIZES_AFTER_FAILURE = True
 
 _CONVOLUTIONS = (
@@ -306,6 +310,16 @@ def execution(model: keras.Model) -> str:
         return "eager"
     convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
     return "step" if convolves and jax.default_backend() == "cpu" else "loop"
+
+
+def runs_functions_eagerly() -> bool:
+    """Whether a jitted function is run as plain Python."""
+    return bool(jax.config.values["jax_disable_jit"])
+
+
+def run_functions_eagerly(value: bool) -> None:
+    """Lets every jitted function be run as plain Python, or no longer."""
+    jax.config.update("jax_disable_jit", value)
 
 
 def cannot_stack(model: keras.Model) -> str | None:

@@ -30,6 +30,7 @@ from kerascohost.programs.stacked_tensorflow import Rows, cannot_stack, stacks_b
 __all__ = [
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
+    "SHUFFLES_BY_GLOBAL_STATE",
     "Program",
     "Rows",
     "StackProgram",
@@ -41,11 +42,14 @@ __all__ = [
     "random_state",
     "reset_device_peak",
     "row_order",
+    "run_functions_eagerly",
+    "runs_functions_eagerly",
     "set_random_state",
     "stacks_badly",
 ]
 
 COMPILES_PER_SHAPE = False  # dimensions may be unknown
+SHUFFLES_BY_GLOBAL_STATE = False  # by a seed: each epoch alike
 FINALIZES_AFTER_FAILURE = False
 
 _UNSET_SEED = 87654321  # what `get_seed` answers where no global seed was set
@@ -273,7 +277,17 @@ def build(model: keras.Model, batch: Any) -> bool:
 
 def execution(model: keras.Model) -> str:
     """`"eager"` for a model compiled with `run_eagerly=True`, else `"loop"`."""
-    return "eager" if model.run_eagerly else "loop"
+    return "eager" if model.run_eagerly or runs_functions_eagerly() else "loop"
+
+
+def runs_functions_eagerly() -> bool:
+    """Whether a `tf.function` is run as plain Python."""
+    return bool(tf.config.functions_run_eagerly())
+
+
+def run_functions_eagerly(value: bool) -> None:
+    """Lets every `tf.function` be run as plain Python, or no longer."""
+    tf.config.run_functions_eagerly(value)
 
 
 def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
