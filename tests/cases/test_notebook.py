@@ -6,6 +6,9 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 
 from kerascohost import plotting
 from kerascohost.benchmark import BenchmarkResult, _ratio, _student
@@ -171,3 +174,77 @@ def test_of_few_rounds_only_what_is_known_is_said():
     assert f"{row['speedup']:.1f} times" not in result.reason
     assert f"at least {row['low']:.1f} times as fast" in result.reason
     assert f"{row['low']:.2g}x to {row['high']:.2g}x" in repr(result)
+
+
+# D5
+
+
+@pytest.fixture
+def shell():
+    InteractiveShell.clear_instance()
+    made = InteractiveShell.instance()
+    made.run_line_magic("load_ext", "kerascohost")
+    made.user_ns.update(base=net(), x=np.ones((32, 4)), y=np.ones((32, 1)))
+    made.user_ns["other"] = made.user_ns["base"]
+    yield made
+    InteractiveShell.clear_instance()
+
+
+WRONG = [
+    ("-g base=x", "Expected no `--group-factor` .*. Received: base=x"),
+    ("-g base=2", "Expected no `--group-factor` .*. Received: base=2"),
+    ("-r 2", "Expected no `--replicas` .*. Received: 2"),
+    ("-l stacked", "Expected no `--layout` .*. Received: stacked"),
+    ("-q", "Expected no `--quiet`"),
+    ("-p", "Expected no `--plot`"),
+    ("--budget 3", "Expected no `--budget` .*. Received: 3.0"),
+    ("-o 3x", "Expected `--output` to be a variable's name. Received: '3x'"),
+    ("-o class", "Expected `--output` to be a variable's name. Received: 'class'"),
+    ("-b -l auto", "Expected no `--layout` with `--benchmark`.*. Received: auto"),
+    ("-b --budget -1", "Expected `--budget` to be a number of seconds. Received: -1.0"),
+    ("-b --budget nan", "Expected `--budget` to be a number of seconds. Received: nan"),
+    ("-b --budget soon", "budget.*soon"),
+    ("-b -g base=1.5", "after `--group-factor`, .*. Received: base=1.5"),
+    ("-b -r ²", "after `--replicas`, .*. Received: ²"),
+    ("-b -g 2 -g base=3", "Expected `--group-factor` once for each model.*. Received: 2 base=3"),
+    ("-b -r base=2 -r base=3", "Expected `--replicas` once for each model"),
+]
+
+
+@pytest.mark.parametrize("is_widget", [False, True], ids=["table", "widget"])
+@pytest.mark.parametrize(("options", "text"), WRONG)
+def test_every_option_is_taken_or_refused(shell, options, text, is_widget):
+    if is_widget:
+        shell.kernel = None
+    try:
+        with pytest.raises(UsageError, match=text):
+            shell.run_line_magic("cohost", f"base {options}")
+    finally:
+        if is_widget:
+            del shell.kernel
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("--budget 3", "Expected no `--budget` on a cell"),
+        ("-o 3x", "Expected `--output` to be a variable's name. Received: '3x'"),
+        ("-g base=x", "after `--group-factor`, .*. Received: base=x"),
+        ("-r base=", "after `--replicas`, .*. Received: base="),
+        ("-l stack", "layout.*stack"),
+    ],
+)
+def test_a_wrong_option_of_a_cell_is_refused_before_it_runs(shell, options, text):
+    with pytest.raises(UsageError, match=text):
+        shell.run_cell_magic("cohost", options, "ran = True")
+    assert "ran" not in shell.user_ns
+
+
+def test_the_widget_opens_with_any_name(shell):
+    shell.kernel = None
+    try:
+        with capture_output() as shown:
+            shell.run_line_magic("cohost", "other -o runs")
+    finally:
+        del shell.kernel
+    assert len(shown.outputs) >= 1

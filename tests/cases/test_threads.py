@@ -1,7 +1,9 @@
 """What other threads do while a cohort works is what they would do anyway (cases D1, E8)."""
 
 import contextlib
+import copy
 import functools
+import pickle
 import threading
 
 import keras
@@ -270,3 +272,74 @@ def replaceable():
         found["logger"] = dict(vars(tf.get_logger()))
         del found["logger"]["_cache"]
     return found
+
+
+def pair(**kwargs):
+    return kc.Cohort({"a": net(), "b": net(4)}, **kwargs)
+
+
+class Once(keras.callbacks.Callback):
+    """Calls something at the end of the first epoch, and keeps the error."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call, self.error = call, None
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 0:
+            try:
+                self.call()
+            except Exception as error:
+                self.error = error
+
+
+@pytest.mark.parametrize("what", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("is_other_thread", [False, True], ids=["callback", "thread"])
+def test_a_cohort_does_one_thing_at_a_time(what, is_other_thread):
+    """E8: refused before any harm; what is running ends as if nobody had asked."""
+    cohort = pair()
+    asked = functools.partial(getattr(cohort, what), X, verbose=0)
+    asked = asked if what == "predict" else functools.partial(asked, Y)
+    once = Once((lambda: in_threads(asked)) if is_other_thread else asked)
+    cohort.fit(X, Y, epochs=2, verbose=0, shuffle=False, callbacks={"a": [once]})
+    assert isinstance(once.error, kc.CohortError)
+    assert f"Received: `{what}` of a, b while `fit` is running" in str(once.error)
+    for name, units in (("a", 8), ("b", 4)):
+        assert distance(fitted(net(units)), cohort.members[name].get_weights()) < 1e-6
+    cohort.evaluate(X, Y, verbose=0)  # and it can be used again
+
+
+def test_the_history_is_that_of_the_cohort_s_last_fit():
+    cohort = pair()
+    cohort.members["a"].fit(X, Y, verbose=0)
+    assert len(cohort.history) == 0
+    history = cohort.fit(X, Y, epochs=3, verbose=0)
+    cohort.members["a"].fit(X, Y, epochs=1, verbose=0)
+    assert cohort.history.frame.equals(history.frame)
+    assert len(cohort.history["a"].epoch) == 3
+    with pytest.raises(kc.CohortError):
+        cohort.fit(X, Y, epochs=-1, verbose=0, batch_size="many")
+    assert cohort.history.frame.equals(history.frame)
+
+    def fail():
+        raise RuntimeError("broken")
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: fail())
+    with pytest.raises(RuntimeError, match="broken"):
+        cohort.fit(X, Y, verbose=0, callbacks={"b": [callback]})
+    assert cohort.history["b"].epoch == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_a_copy_of_a_cohort_trains_on_as_the_cohort_would(copied):
+    cohort = pair(layout="auto", group_factor={"a": 2})
+    fit = functools.partial(kc.Cohort.fit, x=X, y=Y, epochs=2, verbose=0, shuffle=False)
+    fit(cohort)
+    other = copied(cohort)
+    assert repr(other) == repr(cohort)
+    assert len(other.history) == 0
+    fit(cohort)
+    fit(other)
+    for name, model in cohort.members.items():
+        assert other.members[name] is not model
+        assert distance(other.members[name].get_weights(), model.get_weights()) < 1e-6
