@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports run down this list, or stay on one floor.
 FLOORS = [
-    {"environment", "errors"},
+    {"environment", "errors", "patching"},
     {"plotting", "plan", "progress", "suggestions"},
     {"fusion", "batches", "history", "programs"},
     {"member", "trial", "cloning"},

@@ -109,7 +109,10 @@ def test_quiet_plot_and_factors(shell):
         ("%cohost --nope", "unrecognized arguments: --nope"),
         ("%cohost --help", "%cohost?"),
         ("%%cohost cnn\n1", "options only after `%%cohost`"),
-        ("%%cohost -g mlp\nmlp.fit(x, y)", "Expected MODEL=N, with a whole number N. .* mlp"),
+        (
+            "%%cohost -g mlp\nmlp.fit(x, y)",
+            "Expected MODEL=N after `--group-factor`, with a whole number N. .* mlp",
+        ),
         ("%%cohost -g 0\nmlp.fit(x, y)", "Member 'mlp': .* at least 1"),
         ("%%cohost -g mpl=2\nmlp.fit(x, y)", "Received: 'mpl'. Did you mean 'mlp'?"),
         ("%%cohost\nh = mlp.fit(x, y)\nh.history", r"after the training.* \(Line 3 of the cell.\)"),
