@@ -245,18 +245,38 @@ def first_epoch(model: keras.Model, initial_epoch: int) -> int:
     return model._initial_epoch or initial_epoch
 
 
+def reads_to_build(model: keras.Model) -> bool:
+    """Whether `fit` takes a batch, which it drops, to build the model before its first epoch.
+
+    `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find
+    out whether it needs one. On TensorFlow `fit` builds while it traces.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return False
+    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
+    return not all(part.built for part in [*model._flatten_layers(), *compiled])
+
+
+def reads_to_predict(model: keras.Model) -> bool:
+    """Whether `predict` takes a batch, which it drops, to build the model before it begins.
+
+    `_flatten_layers`: what `predict` on JAX looks at.
+    """
+    if keras.backend.backend() != "jax":
+        return False
+    return not all(layer.built for layer in model._flatten_layers())
+
+
 def symbolic_build(model: keras.Model, batch: object) -> bool:
     """Creates the variables of a model, its loss, metrics and optimizer from one batch.
 
     `_symbolic_build`: what `fit` itself calls on JAX and torch; the public `build` knows nothing of
-    losses, metrics and optimizers. `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what it
-    looks at to find out whether it needs a batch.
+    losses, metrics and optimizers.
 
     Returns:
         Whether the batch was needed.
     """
-    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
-    needed = not all(part.built for part in [*model._flatten_layers(), *compiled])
+    needed = reads_to_build(model)
     model._symbolic_build(data_batch=batch)
     return needed
 
