@@ -86,6 +86,8 @@ class ArrayBatches:
         steps_per_execution: As in `batches`.
     """
 
+    ran_out = False  # their number is known
+
     def __init__(
         self,
         columns: Any,
@@ -209,6 +211,7 @@ class StreamBatches:
         self._usual: tuple | None = None
         self._waiting: Iterator | None = None
         self._is_reset = False
+        self.ran_out = False  # whether the last epoch ended where no more batch was found
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -235,6 +238,7 @@ class StreamBatches:
         if first is None:
             raise _no_data()
         self._waiting = itertools.chain([first], items)
+        self._is_reset = True
         return first
 
     def reset(self) -> None:
@@ -286,10 +290,14 @@ class StreamBatches:
 
         What `fit` does when the data ends early is the business of Keras's iterator.
         """
-        self._is_reset = False
+        self._is_reset = self.ran_out = False
         with self._epochs.catch_stop_iteration():
             for _, _, source in self._epochs:
-                yield _checked(next(source))
+                first = next(source, None)
+                if first is None:
+                    self.ran_out = True
+                    raise StopIteration  # for Keras's iterator, which takes note
+                yield _checked(first)
                 for _ in range(self._epochs.steps_per_execution - 1):
                     following = next(source, None)
                     if following is None:

@@ -169,8 +169,8 @@ class Member:
                 self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
 
     def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
-        row_order, execution = programs.backend_module().row_order, self.model.steps_per_execution
-        return batches(data, row_order, *args, steps_per_execution=execution, **kwargs)
+        kwargs["steps_per_execution"] = self.model.steps_per_execution
+        return batches(data, programs.backend_module().row_order, *args, **kwargs)
 
     def _as_if_alone(self, *data: Any) -> Any:
         """A context in which data that runs code of the user's draws random numbers of its own."""
@@ -220,7 +220,9 @@ class Member:
         if not wanted or batch is None:
             return
         x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        given = [leaf for leaf in tree.flatten(x) if leaf is not None]
+        given = tree.flatten(x)
+        if any(leaf is None for leaf in given):
+            return  # an optional input is missing; symbols cannot tell
         if len(given) == len(wanted) and all(map(_fits, given, wanted)):
             return
         if isinstance(x, (list, tuple)) and len(given) > len(wanted):
@@ -345,6 +347,7 @@ class Member:
         if getattr(self.model, stop):  # set before the epoch's first step, it ends the epoch there
             limit = self.model.steps_per_execution
         watched = _is_watched(self.model, dispatch, batches)
+        counted = programs.seed_counts(self.model) if kind == "train" else {}
         logs: Any = {}
         step = 0
         # Hooks come in the rhythm of `steps_per_execution`, however chunks and turns fall.
@@ -366,9 +369,11 @@ class Member:
                     on_end(step - 1, logs)
                 if getattr(self.model, stop):
                     return self._metrics_or(logs, kind)
-        if not step and kind == "train":  # the data has ended: `fit` looks at its last logs again
-            logs = self._last_logs
         if kind == "train":
+            if not step and self._last_logs:
+                logs = programs.logs_without_steps(self.model, self._last_logs)
+            if batches.ran_out and step:
+                programs.step_without_data(self.model, counted, step)
             self._last_logs = logs
         if limit and step % limit:
             on_end(step + limit - step % limit - 1, logs)

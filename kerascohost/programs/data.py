@@ -118,8 +118,8 @@ class Epochs(EpochIterator):
         self._group = group
         batches = steps_per_epoch * group if steps_per_epoch else None
         super().__init__(steps_per_epoch=batches, **arguments)
-        if steps_per_epoch and self.steps_per_epoch == batches:
-            self.steps_per_epoch = steps_per_epoch
+        capped: int | None = self.steps_per_epoch  # by `keras.config.max_steps_per_epoch()`
+        self.steps_per_epoch = steps_per_epoch if capped == batches else capped
         self._num_batches = self._num_steps()
 
     @property

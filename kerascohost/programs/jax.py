@@ -106,7 +106,9 @@ class Program:
         owned = [_state_variables(member.model, self.kind) for member in self.members]
         states = [tuple([v.value for v in group] for group in groups) for groups in owned]
         self._data |= {name: _on_device(work.chunk) for name, work in works.items()}
-        if self._has_let_go:  # a call for some members runs no steps of the others: any data will do
+        if (
+            self._has_let_go
+        ):  # a call for some members runs no steps of the others: any data will do
             self._data = jax.tree.map(_array, self._data)
             self._has_let_go = False
         data = [self._data[member.name] for member in self.members]
