@@ -303,8 +303,8 @@ class Cohort:
         """Every member's own arguments, from values for all and dicts by member."""
         if self._is_running:
             raise CohortError(
-                "Expected a cohort that is not at work. Received: a call while it trains, evaluates "
-                "or predicts; in a callback use the models' own methods."
+                "Expected a cohort that is not at work. Received: a call while it trains, "
+                "evaluates or predicts; in a callback use the models' own methods."
             )
         split = {key: self._split(key, value) for key, value in given.items()}
         own = {name: {key: split[key][name] for key in split} for name in self._members}

@@ -101,7 +101,7 @@ def _set_global_random(state: tuple[tuple, Any]) -> None:
 
 
 class Epochs(EpochIterator):
-    """Keras's iterator over the epochs of some data, driven as `fit` on this backend drives its own.
+    """Keras's iterator over the epochs of some data, driven as this backend's `fit` drives it.
 
     `fit` on TensorFlow and JAX iterates over executions and reads each batch itself, from the
     iterator that it is handed: `_get_iterator` and `__next__` are what its own subclasses of
@@ -118,8 +118,9 @@ class Epochs(EpochIterator):
         self._group = group
         batches = steps_per_epoch * group if steps_per_epoch else None
         super().__init__(steps_per_epoch=batches, **arguments)
-        capped: int | None = self.steps_per_epoch  # by `keras.config.max_steps_per_epoch()`
-        self.steps_per_epoch = steps_per_epoch if capped == batches else capped
+        most = keras.config.max_steps_per_epoch()
+        steps = min(steps_per_epoch or most, most) if most else steps_per_epoch
+        self.steps_per_epoch: int | None = steps
         self._num_batches = self._num_steps()
 
     @property
@@ -150,7 +151,7 @@ class Epochs(EpochIterator):
         return adapter.get_numpy_iterator()
 
     def first_known(self) -> Any:
-        """A batch that `fit`, too, reads as it begins, to learn the shapes; `None` where it doesn't.
+        """A batch that `fit`, too, reads as it begins, to learn shapes; `None` where it doesn't.
 
         `_first_batches`, `_standardize_batch`: where the adapters keep and make them.
         """
@@ -227,7 +228,7 @@ def pipeline(dataset: Any) -> list[tuple[Any, list]]:
 
 
 def _calls_python(graph: Any) -> bool:
-    """Whether a function's graph, or one that it calls, runs Python (`tf.py_function` and alike)."""
+    """Whether a function's graph, or one that it calls, runs Python (`tf.py_function`)."""
     definition = graph.as_graph_def()
     nodes = [definition.node, *(function.node_def for function in definition.library.function)]
     return any("PyFunc" in node.op for node in itertools.chain(*nodes))
