@@ -19,6 +19,9 @@ from kerascohost.programs.data import RowOrder
 # Large enough for a call of a program not to be felt, small enough for a hundred members.
 _CHUNK_BYTES = 8 * 2**20
 
+# Stands among batches where those before it are to be trained before anything is read.
+_PAUSE = object()
+
 # TensorFlow's and JAX's tensors that are not one block of numbers, by name, as neither is imported.
 _NOT_DENSE = ("RaggedTensor", "SparseTensor", "BCOO", "BCSR")
 
@@ -195,7 +198,7 @@ class StreamBatches:
     """Batches that are made elsewhere: by a dataset, a `PyDataset`, a `DataLoader` or a generator.
 
     They are read in the order of `fit`, which also calls `on_epoch_begin` and `on_epoch_end`. Where
-    reading runs code of the user's, no batch is read before those before it have been trained.
+    code of the user's could tell, no batch is read before those before it have been trained.
 
     Args:
         epochs: Keras's own iterator over their epochs.
@@ -274,7 +277,10 @@ class StreamBatches:
         size = sum(np.asarray(leaf).nbytes for leaf in _leaves(first))
         most = max(1, min(at_most or 2**31, _CHUNK_BYTES // max(1, size)))
         items = itertools.chain([first], items)
-        for run in _runs(items, 1 if self._runs_python else most):
+        # On JAX `fit` takes the variables from the model while an epoch runs, so that code which
+        # makes batches can only tell by callbacks how far it is, and they limit `at_most`.
+        could_tell = self._runs_python and keras.backend.backend() != "jax"
+        for run in _runs(items, 1 if could_tell else most):
             data = _combine(np.stack, [*run, *self._padding(run)])
             self._usual = self._usual or _signature(data)
             yield Chunk(data, 0, len(run), usual=_signature(data) == self._usual)
@@ -288,11 +294,12 @@ class StreamBatches:
     def _items(self) -> Iterator:
         """The batches of the next epoch, one for each step, in whole executions as far as it goes.
 
+        Before `on_epoch_end` comes a pause.
         What `fit` does when the data ends early is the business of Keras's iterator.
         """
         self._is_reset = self.ran_out = False
         with self._epochs.catch_stop_iteration():
-            for _, _, source in self._epochs:
+            for _, end, source in self._epochs:
                 first = next(source, None)
                 if first is None:
                     self.ran_out = True
@@ -303,6 +310,8 @@ class StreamBatches:
                     if following is None:
                         break
                     yield _checked(following)
+                if self._epochs.ends_after(end):
+                    yield _PAUSE
 
 
 class _Column:
@@ -411,11 +420,14 @@ def _runs(items: Iterator, limit: int) -> Iterator[list]:
             if run:
                 yield run
             raise
-        if run and (item is None or _signature(run[-1]) != _signature(item)):
+        pauses = item is None or item is _PAUSE
+        if run and (pauses or _signature(run[-1]) != _signature(item)):
             yield run
             run = []
         if item is None:
             return
+        if pauses:
+            continue
         run.append(item)
         if len(run) == limit:  # handed over at once: a generator must not be asked for more
             yield run

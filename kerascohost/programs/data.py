@@ -123,6 +123,14 @@ class Epochs(EpochIterator):
         self.steps_per_epoch: int | None = steps
         self._num_batches = self._num_steps()
 
+    def ends_after(self, step: int) -> bool:
+        """Whether the epoch is known to end after this step.
+
+        `_steps_seen`, `_num_batches`: by which Keras's iterator finds that out.
+        """
+        most, known = self.steps_per_epoch or self._num_batches, self._num_batches
+        return bool(most and step + 1 >= most) or bool(known and self._steps_seen >= known)
+
     @property
     def is_dataset(self) -> bool:
         """Whether the data is a `tf.data.Dataset`."""
