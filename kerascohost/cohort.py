@@ -15,6 +15,7 @@ from kerascohost.fusion import factors_of, named_models
 from kerascohost.history import CohortHistory
 from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
+from kerascohost.programs import data as keras_data
 from kerascohost.progress import Progress
 from kerascohost.scheduler import Scheduler, Task
 from kerascohost.stacks import LAYOUTS
@@ -377,15 +378,15 @@ class Cohort:
     @staticmethod
     def _check_own(arguments: Mapping[str, dict[str, Any]]) -> None:
         """What changes while it is used, one member may use: others would see it changed."""
+        owner: dict[int, str] = {}
         for key in ("x", "validation_data", "callbacks"):
-            owner: dict[int, str] = {}
             for name, given in arguments.items():
                 for thing in keep_state(given.get(key)):
                     first = owner.setdefault(id(thing), name)
                     if first != name:
                         raise CohortError(
                             f"Expected `{key}` that each member has for itself. Received: one "
-                            f"{type(thing).__name__} for {first!r} and {name!r}, which changes "
+                            f"{_described(thing)} for {first!r} and {name!r}, which changes "
                             f"while it is used; give each its own: {key}={{{first!r}: ..., "
                             f"{name!r}: ...}}."
                         )
@@ -469,10 +470,23 @@ def keep_state(value: Any) -> list:
 
     def does(thing: Any) -> bool:
         if isinstance(thing, keras.utils.PyDataset):
-            return type(thing).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
+            return any(
+                getattr(type(thing), hook) is not getattr(keras.utils.PyDataset, hook)
+                for hook in ("on_epoch_begin", "on_epoch_end")
+            )
         return isinstance(thing, keras.callbacks.Callback) or hasattr(thing, "__next__")
 
-    return [thing for thing in _parts(value) if does(thing)]
+    parts = _parts(value)
+    return [
+        *(thing for thing in parts if does(thing)),
+        *(shuffle for part in parts for shuffle in keras_data.reshuffling(part)),
+    ]
+
+
+def _described(thing: Any) -> str:
+    if hasattr(thing, "element_spec"):
+        return "tf.data.Dataset that is shuffled anew each time"
+    return type(thing).__name__
 
 
 def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def advance(model: keras.Model, arguments: Mapping[str, Any]) -> bytes:
         rows = keras_data.num_rows(x, arguments["validation_split"], arguments["validation_data"])
         size = arguments["batch_size"] or 32
         order = backend.row_order(rows, size, shuffle)
-        if programs.needs_batch(model):
+        if programs.reads_to_build(model):
             order.look_ahead()
         epochs = arguments["epochs"] - arguments["initial_epoch"]
         for _ in range(_passes(epochs, -(-rows // size), arguments["steps_per_epoch"])):

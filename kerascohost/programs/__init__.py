@@ -249,6 +249,69 @@ def first_epoch(model: keras.Model, initial_epoch: int) -> int:
     return model._initial_epoch or initial_epoch
 
 
+def reads_to_build(model: keras.Model) -> bool:
+    """Whether `fit` takes a batch, which it drops, to build the model before its first epoch.
+
+    `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find
+    out whether it needs one. On TensorFlow `fit` builds while it traces.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return False
+    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
+    return not all(part.built for part in [*model._flatten_layers(), *compiled])
+
+
+def reads_to_predict(model: keras.Model) -> bool:
+    """Whether `predict` takes a batch, which it drops, to build the model before it begins.
+
+    `_flatten_layers`: what `predict` on JAX looks at.
+    """
+    if keras.backend.backend() != "jax":
+        return False
+    return not all(layer.built for layer in model._flatten_layers())
+
+
+def seed_counts(model: keras.Model) -> dict[int, Any]:
+    """How far the model's seed generators have come, where `step_without_data` will ask for it."""
+    if keras.backend.backend() != "tensorflow" or model.run_eagerly or model.jit_compile:
+        return {}
+    return {id(seed): seed.numpy() for seed in _seeds(model)}
+
+
+def _seeds(model: keras.Model) -> list[keras.Variable]:
+    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+
+
+def step_without_data(model: keras.Model, counted: dict[int, Any], steps: int) -> None:
+    """Does what a step of `fit` on TensorFlow does while it finds out that the data has ended.
+
+    Its one compiled function asks for a batch and, as nothing in them depends on it, counts the
+    iteration and the draws of the seed generators. (With XLA, eagerly, and with several steps per
+    execution, the batch comes first.) Only steps that all draw equally often can be counted on.
+
+    Args:
+        model: The model.
+        counted: The `seed_counts` before the epoch.
+        steps: The number of steps since.
+    """
+    skipped = model.run_eagerly or model.jit_compile or model.steps_per_execution > 1
+    optimizer = model.optimizer
+    if keras.backend.backend() != "tensorflow" or skipped or not model.trainable_variables:
+        return
+    if optimizer is not None and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer.iterations.assign_add(1)
+    for seed in _seeds(model):
+        drawn = seed.numpy() - counted.get(id(seed), seed.numpy())
+        seed.assign_add(drawn // steps)
+
+
+def logs_without_steps(model: keras.Model, before: Any) -> Any:
+    """The logs of an epoch that found no data: `fit` looks at those of the epoch `before` again."""
+    if keras.backend.backend() == "jax" or has_own_step(model, "train"):
+        return before
+    return model.get_metrics_result()
+
+
 def symbolic_build(model: keras.Model, batch: object) -> bool:
     """Creates the variables of a model, its loss, metrics and optimizer from one batch.
 
@@ -258,18 +321,9 @@ def symbolic_build(model: keras.Model, batch: object) -> bool:
     Returns:
         Whether the batch was needed.
     """
-    needed = needs_batch(model)
+    needed = reads_to_build(model)
     model._symbolic_build(data_batch=batch)
     return needed
-
-
-def needs_batch(model: keras.Model) -> bool:
-    """Whether `fit` on JAX and torch takes a batch to build the model before its first epoch.
-
-    `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at.
-    """
-    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
-    return not all(part.built for part in [*model._flatten_layers(), *compiled])
 
 
 def parts(model: keras.Model) -> list:

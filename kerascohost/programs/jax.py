@@ -89,6 +89,7 @@ class Program:
         self.is_protected = True  # as state is written back only after a call
         self.members = list(members)
         self._data: dict[str, Any] = {}
+        self._has_let_go = False
         self._alike: bool | None = None
         self._lockstep = jax.jit(self._one_loop)
         self._apart = jax.jit(self._a_loop_each)
@@ -109,6 +110,11 @@ class Program:
         owned = [_state_variables(member.model, self.kind) for member in self.members]
         states = [tuple([v.value for v in group] for group in groups) for groups in owned]
         self._data |= {name: _on_device(work.chunk) for name, work in works.items()}
+        if (
+            self._has_let_go
+        ):  # a call for some members runs no steps of the others: any data will do
+            self._data = jax.tree.map(_array, self._data)
+            self._has_let_go = False
         data = [self._data[member.name] for member in self.members]
         if self.kind == "predict":
             return self._predicted(states, data, works)
@@ -120,6 +126,11 @@ class Program:
         # Not left to `np.array`: it asks an array of JAX for its buffer and, if an interrupt comes
         # just then, takes that for a "no" and forgets it (NumPy 2.4).
         return jax.device_get({self.members[i].name: logs[i] for i in busy})
+
+    def let_go(self) -> None:
+        """Lets go of the data of a run that has ended, but for its shapes."""
+        self._data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self._data)
+        self._has_let_go = True
 
     def _predicted(self, states: list[State], data: list[Any], works: Mapping[str, Work]) -> dict:
         """Predictions of few batches of a chunk do not cost those of all of them."""
@@ -282,6 +293,11 @@ def _as_before(new: Any, old: jax.Array) -> jax.Array:
 def _empty_logs(step: Callable, state: State, batch: Any) -> Any:
     logs, _ = jax.eval_shape(step, state, batch)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), logs)
+
+
+def _array(given: Any) -> Any:
+    is_shape = isinstance(given, jax.ShapeDtypeStruct)
+    return jnp.zeros(given.shape, given.dtype) if is_shape else given
 
 
 def _on_device(chunk: Chunk) -> Any:

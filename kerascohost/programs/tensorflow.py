@@ -96,6 +96,9 @@ class Program:
         # then, takes that for a "no" and forgets it (NumPy 2.4).
         return own if self.kind == "predict" else tree.map_structure(lambda t: t.numpy(), own)
 
+    def let_go(self) -> None:
+        """Nothing: data is not kept."""
+
     def _batches(self, works: Mapping[str, Work]) -> list[list[tf.Tensor]]:
         """Every member's tensors, empty ones for those without work; traces if need be."""
         given = [_on_device(works[m.name].chunk) if m.name in works else None for m in self.members]

@@ -1,6 +1,7 @@
 """Cases A4 and F4: a deferred fit finds the process as its call left it, random states included."""
 
 import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -142,7 +143,7 @@ def test_a_fit_finds_the_settings_of_its_call(tmp_path):
 
     def program(hold):
         models, seen = [], []
-        home, epsilon = os.getcwd(), keras.config.epsilon()
+        home, epsilon = Path.cwd(), keras.config.epsilon()
         folder = tmp_path / hold.__name__
         try:
             with hold():
