@@ -14,6 +14,7 @@ from kerascohost.errors import CohortError
 from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
 from kerascohost.progress import Progress
+from kerascohost.reads import Snapshot
 from kerascohost.scheduler import Scheduler, Task
 
 
@@ -58,6 +59,8 @@ class HeldFit:
         history: What the caller was given for a `History`, if anything.
         entered: Makes a context in which the process is as the fit would find it alone; by default
             one with its own random numbers.
+        is_deferred: Whether the program goes on before the fit is trained, so that it must be
+            trained with what its call read.
 
     Attributes:
         name: The member's name.
@@ -72,9 +75,11 @@ class HeldFit:
         arguments: dict[str, Any],
         history: HeldHistory | None = None,
         entered: Callable[[], contextlib.AbstractContextManager] | None = None,
+        is_deferred: bool = True,
     ):
         self.model = model
-        self.arguments = arguments
+        self.snapshot = Snapshot(model, arguments, is_deferred)
+        self.arguments = self.snapshot.arguments
         self.history: Any = history
         self.name = self.label = model.name
         self.error: BaseException | None = None
@@ -84,11 +89,22 @@ class HeldFit:
         self.called_in = self.random = programs.random_state()
         self.entered = entered or self._own_random_state
         stateful = [thing for value in arguments.values() for thing in keep_state(value)]
-        self._changes = {id(thing) for thing in [model, *programs.parts(model), *stateful]}
+        things = [model, *programs.parts(model), *stateful]
+        self._changes = {id(thing) for thing in things} | self.snapshot.writes
 
     def meets(self, other: "HeldFit") -> bool:
-        """Whether the two change the same things, so that one must wait for the other."""
-        return not self._changes.isdisjoint(other._changes)
+        """Whether one changes what the other changes or reads, so that one must wait."""
+        return not (
+            self._changes.isdisjoint(other._changes)
+            and self._changes.isdisjoint(other.snapshot.reads)
+            and self.snapshot.reads.isdisjoint(other._changes)
+        )
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Lets the block find the process, and what the fit reads of it, as the fit would alone."""
+        with self.entered(), self.snapshot.as_at_call():
+            yield
 
     def continues(self, earlier: "HeldFit") -> None:
         """Draws on where `earlier` stopped, unless the program set a random state in between."""
@@ -150,8 +166,15 @@ class Together:
             fits: The fits to begin with, in the order of the program.
             ended: Called with each fit that has ended, perhaps by an `error`; what it returns joins
                 in.
+
+        Raises:
+            CohortError: Before anything is trained, if what one of `fits` reads is not as it was at
+                its call, and cannot be restored.
         """
         self._ended = ended
+        fits = list(fits)
+        for fit in fits:
+            fit.snapshot.check(fit.name)
         self._waiting.extend(fits)
         self._scheduler.run(self._next_tasks(), self._on_end)
 
@@ -177,8 +200,10 @@ class Together:
         member = self._members.get(fit.name)
         if member is None or member.model is not fit.model:
             member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
+        if member.snapshot is None or fit.model.run_eagerly:  # else its steps stay as first traced
+            member.snapshot = fit.snapshot
         self._members[fit.name] = member
-        with fit.entered():
+        with fit.inside():
             member.prepare_fit(fit.arguments)
         fit.validated = member.validated
         bar = Progress(fit.label, "train", fit.arguments["verbose"], next(self._positions))
@@ -203,14 +228,14 @@ def _entered(fit: HeldFit, member: Member, run: Run) -> Run:
     try:
         while True:
             try:
-                with fit.entered():
+                with fit.inside():
                     want = run.send(answer)
             except StopIteration as end:
                 return end.value
             fit.record()
             answer = yield want
     finally:
-        with fit.entered():
+        with fit.inside():
             run.close()
             member.close()
         fit.record()

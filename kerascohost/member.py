@@ -1,8 +1,9 @@
 """One model together with the fit asked of it, as a state machine."""
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from kerascohost import errors, programs
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
 from kerascohost.programs import Chunk
 from kerascohost.programs import data as keras_data
+from kerascohost.reads import Snapshot
 
 _BATCH_HOOKS = {
     "train": ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"),
@@ -61,6 +63,9 @@ class Member:
         model: The compiled `keras.Model`.
         group_factor: How many batches are merged into one step.
         replicas: How many times the model is applied in one step.
+
+    Attributes:
+        snapshot: What its steps are traced with, if its fit is deferred.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -68,6 +73,7 @@ class Member:
         self.model = model
         self.group_factor = group_factor
         self.replicas = replicas
+        self.snapshot: Snapshot | None = None
         self.piece = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
@@ -116,6 +122,19 @@ class Member:
         self.samples_per_step = self._train.rows_per_step or _rows(first)
         if self.replicas > 1:
             self.piece = self._rows_per_replica(self._train, first)
+
+    @contextlib.contextmanager
+    def traced(self) -> Iterator[None]:
+        """Lets the member's steps be traced with what its fit read at its call.
+
+        Exceptions say that they are this member's.
+        """
+        with errors.about(self.name), self.as_at_call():
+            yield
+
+    def as_at_call(self) -> contextlib.AbstractContextManager[None]:
+        """Makes a context in which code finds what its fit read at its call."""
+        return contextlib.nullcontext() if self.snapshot is None else self.snapshot.as_at_call()
 
     def forget_history(self) -> None:
         """Makes the model's `history` that of a training which has not begun."""

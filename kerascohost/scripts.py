@@ -140,7 +140,7 @@ class _Script:
                 f"A `fit` of {self.name} runs apart from the others. {error}", stacklevel=3
             )
             return NotImplemented
-        self._fit = HeldFit(model, arguments, entered=self._world.entered)
+        self._fit = HeldFit(model, arguments, entered=self._world.entered, is_deferred=False)
         self._fit.name = self._fit.label = self.name
         self._parked.release()
         self._go.acquire()
