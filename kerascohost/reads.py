@@ -8,8 +8,8 @@ anything is trained, `check` compares all that with what is there then. What can
 back while the member's steps are traced and its hooks run; else a `CohortError` says what changed.
 
 The walk has two parts, as places may have two kinds of readers: "steps", which read while they are
-traced, and "hooks", the code of callbacks and of data, which runs all through the training and may also
-write.
+traced, and "hooks", the code of callbacks and of data, which runs all through the training and may
+also write.
 """
 
 import argparse
