@@ -14,9 +14,9 @@ from kerascohost.cohort import keep_state
 from kerascohost.errors import CohortError
 from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
-from kerascohost.programs import threads
 from kerascohost.programs.process_state import ProcessState
 from kerascohost.progress import Progress
+from kerascohost.reads import Snapshot
 from kerascohost.scheduler import Scheduler, Task
 
 
@@ -61,6 +61,8 @@ class HeldFit:
         history: What the caller was given for a `History`, if anything.
         entered: Makes a context in which the process is as the fit would find it alone; by default
             one with its own random numbers.
+        is_deferred: Whether the program goes on before the fit is trained, so that it must be
+            trained with what its call read.
 
     Attributes:
         name: The member's name.
@@ -75,9 +77,11 @@ class HeldFit:
         arguments: dict[str, Any],
         history: HeldHistory | None = None,
         entered: Callable[[], contextlib.AbstractContextManager] | None = None,
+        is_deferred: bool = True,
     ):
         self.model = model
-        self.arguments = arguments
+        self.snapshot = Snapshot(model, arguments, is_deferred)
+        self.arguments = self.snapshot.arguments
         self.history: Any = history
         self.name = self.label = model.name
         self.error: BaseException | None = None
@@ -86,16 +90,26 @@ class HeldFit:
         self.seconds = 0.0
         self.process = ProcessState()
         self.called_in = self.expected = self.process.random
-        self._thread = threads.settings(threads.thread_state())
         self._source: HeldFit | None = None
         self._may_end_early = draws.may_end_early(model, arguments)
-        self.entered = entered or self._own_state
+        self.entered = entered or self.process.entered
         stateful = [thing for value in arguments.values() for thing in keep_state(value)]
-        self._changes = {id(thing) for thing in [model, *programs.parts(model), *stateful]}
+        things = [model, *programs.parts(model), *stateful]
+        self._changes = {id(thing) for thing in things} | self.snapshot.writes
 
     def meets(self, other: "HeldFit") -> bool:
-        """Whether the two change the same things, so that one must wait for the other."""
-        return not self._changes.isdisjoint(other._changes)
+        """Whether one changes what the other changes or reads, so that one must wait."""
+        return not (
+            self._changes.isdisjoint(other._changes)
+            and self._changes.isdisjoint(other.snapshot.reads)
+            and self.snapshot.reads.isdisjoint(other._changes)
+        )
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Lets the block find the process, and what the fit reads of it, as the fit would alone."""
+        with self.entered(), self.snapshot.as_at_call():
+            yield
 
     def draw_ahead(self) -> None:
         """Moves the global random state to where this fit will leave it if it runs all its epochs.
@@ -151,12 +165,6 @@ class HeldFit:
                 stacklevel=5,
             )
 
-    @contextlib.contextmanager
-    def _own_state(self) -> Iterator[None]:
-        """Lets the block find the process as this fit would find it if it were alone."""
-        with self.process.entered(), threads.configured(self._thread):
-            yield
-
     def hand_over(self) -> None:
         """Gives the caller's `History` what was recorded, as much as there is."""
         if not self.has_begun:
@@ -201,8 +209,15 @@ class Together:
             fits: The fits to begin with, in the order of the program.
             ended: Called with each fit that has ended, perhaps by an `error`; what it returns joins
                 in.
+
+        Raises:
+            CohortError: Before anything is trained, if what one of `fits` reads is not as it was at
+                its call, and cannot be restored.
         """
         self._ended = ended
+        fits = list(fits)
+        for fit in fits:
+            fit.snapshot.check(fit.name)
         self._waiting.extend(fits)
         for earlier, fit in itertools.pairwise(self._waiting):
             fit.follow(earlier)
@@ -231,8 +246,10 @@ class Together:
         member = self._members.get(fit.name)
         if member is None or member.model is not fit.model:
             member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
+        if member.snapshot is None or fit.model.run_eagerly:  # else its steps stay as first traced
+            member.snapshot = fit.snapshot
         self._members[fit.name] = member
-        with fit.entered():
+        with fit.inside():
             member.prepare_fit(fit.arguments)
         fit.validated = member.validated
         bar = Progress(fit.label, "train", fit.arguments["verbose"], next(self._positions))
@@ -258,14 +275,14 @@ def _entered(fit: HeldFit, member: Member, run: Run) -> Run:
     try:
         while True:
             try:
-                with fit.entered():
+                with fit.inside():
                     want = run.send(answer)
             except StopIteration as end:
                 return end.value
             fit.record()
             answer = yield want
     finally:
-        with fit.entered():
+        with fit.inside():
             run.close()
             member.close()
         fit.record()

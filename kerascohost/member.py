@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from kerascohost import errors, programs
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
 from kerascohost.programs import Chunk
 from kerascohost.programs import data as keras_data
+from kerascohost.reads import Snapshot
 
 _BATCH_HOOKS = {
     "train": ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"),
@@ -63,6 +64,9 @@ class Member:
         model: The compiled `keras.Model`.
         group_factor: How many batches are merged into one step.
         replicas: How many times the model is applied in one step.
+
+    Attributes:
+        snapshot: What its steps are traced with, if its fit is deferred.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -70,6 +74,7 @@ class Member:
         self.model = model
         self.group_factor = group_factor
         self.replicas = replicas
+        self.snapshot: Snapshot | None = None
         self.piece = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
@@ -135,6 +140,19 @@ class Member:
             self._validation = make()
             if isinstance(self._validation, ArrayBatches):
                 self._check_batch(self._validation.peek(), "test")
+
+    @contextlib.contextmanager
+    def traced(self) -> Iterator[None]:
+        """Lets the member's steps be traced with what its fit read at its call.
+
+        Exceptions say that they are this member's.
+        """
+        with errors.about(self.name), self.as_at_call():
+            yield
+
+    def as_at_call(self) -> contextlib.AbstractContextManager[None]:
+        """Makes a context in which code finds what its fit read at its call."""
+        return contextlib.nullcontext() if self.snapshot is None else self.snapshot.as_at_call()
 
     def forget_history(self) -> None:
         """Makes the model's `history` that of a training which has not begun."""

@@ -152,7 +152,7 @@ class _Script:
             with self._world.entered(), threads.configured(own):
                 yield
 
-        self._fit = HeldFit(model, arguments, entered=entered)
+        self._fit = HeldFit(model, arguments, entered=entered, is_deferred=False)
         self._fit.name = self._fit.label = self.name
         self._parked.release()
         self._go.acquire()

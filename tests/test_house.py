@@ -14,7 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"environment", "errors", "patching"},
     {"plotting", "plan", "progress", "suggestions"},
-    {"fusion", "batches", "history", "programs"},
+    {"fusion", "batches", "history", "places", "programs"},
+    {"copies", "draws", "reads"},
     {"member", "trial", "cloning"},
     {"stacks"},
     {"scheduler"},

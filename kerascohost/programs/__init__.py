@@ -141,8 +141,8 @@ def with_parts(metrics: Sequence[Any]) -> list[Any]:
     return [part for m in metrics for part in (m, *with_parts(getattr(m, "metrics", [])))]
 
 
-def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
-    """The variables of metrics that the model will track once it has seen data.
+def unbuilt_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """The metrics that the model will track once it has seen data.
 
     `_compile_metrics`, `_user_metrics`, `_user_weighted_metrics`: where `compile` keeps what it was
     given, which only later is among the model's `metrics`.
@@ -151,7 +151,12 @@ def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
     if metrics is None or metrics.built:
         return []
     given = tree.flatten([metrics._user_metrics, metrics._user_weighted_metrics])
-    return [v for metric in given for v in getattr(metric, "variables", [])]
+    return [metric for metric in given if isinstance(metric, keras.metrics.Metric)]
+
+
+def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
+    """The variables of `unbuilt_metrics(model)`."""
+    return [v for metric in unbuilt_metrics(model) for v in metric.variables]
 
 
 def state_bytes(model: keras.Model) -> int:
@@ -334,7 +339,9 @@ def parts(model: keras.Model) -> list:
     """
     layers = [layer for layer in model._flatten_layers() if layer.variables or not layer.built]
     optimizer = getattr(model, "optimizer", None)
-    return [*layers, *variables(model), *([] if optimizer is None else [optimizer])]
+    metrics = unbuilt_metrics(model)
+    optimizers = [] if optimizer is None else [optimizer]
+    return [*layers, *variables(model), *metrics, *unbuilt_metrics_variables(model), *optimizers]
 
 
 def random_state() -> bytes:

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 from jax import lax
 
-from kerascohost import errors
 from kerascohost.programs import (
     STACKED_WEIGHTS_LIMIT,
     Chunk,
@@ -81,7 +80,8 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model` and a `piece`, the rows per replica, or 0.
+        members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
+            `traced()`, the context in which its steps are traced.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
@@ -161,7 +161,7 @@ class Program:
         step = _step(member, self.kind)
 
         def run(state: State, data: Any, position: Any) -> tuple:
-            with errors.about(member.name):
+            with member.traced():
                 return step(state, _take(data, position))
 
         return run
@@ -200,21 +200,22 @@ class Program:
 
         def advance(position: Any, carry: tuple) -> tuple:
             state, logs = carry
-            with errors.about(member.name):
+            with member.traced():
                 step_logs, new_state = step(state, _take(data, position))
             new_logs = jax.tree.map(_as_before, step_logs, logs) if own_logs else ()
             return jax.tree.map(_as_before, new_state, state), new_logs
 
-        with errors.about(member.name):
+        with member.traced():
             logs = _empty_logs(step, state, _take(data, 0)) if own_logs else ()
         return advance, (state, logs)
 
     def _results(self, carries: list) -> tuple[list, list[State]]:
-        logs = [
-            logs if has_own_step(member.model, self.kind) else _metrics(member.model, state)
-            for member, (state, logs) in zip(self.members, carries, strict=True)
-        ]
-        return logs, [state for state, _ in carries]
+        return list(map(self._logs, self.members, carries)), [state for state, _ in carries]
+
+    def _logs(self, member: Any, carry: tuple) -> Any:
+        state, logs = carry
+        with member.traced():
+            return logs if has_own_step(member.model, self.kind) else _metrics(member.model, state)
 
     def _predictions(
         self, states: list[State], data: list[Any], firsts: Any, size: int
@@ -225,7 +226,7 @@ class Program:
                 lax.dynamic_slice_in_dim, start_index=firsts[i], slice_size=size
             )
             step = functools.partial(member.model.predict_step, state)
-            with errors.about(member.name):
+            with member.traced():
                 batches = jax.tree.map(cut, data[i])
                 outputs.append(lax.map(lambda batch, step=step: step(batch)[0], batches))
         return outputs

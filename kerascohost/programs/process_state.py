@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import keras
 
 from kerascohost import programs
+from kerascohost.programs import threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +52,44 @@ class Settings:
             warnings.filters.extend(self.filters)  # type: ignore[attr-defined]  # a list
 
 
+class Configuration:
+    """The settings of the process, and Keras's of this thread, as they are when this is made."""
+
+    def __init__(self) -> None:
+        self._settings = Settings.now()
+        self._of_keras = threads.settings(threads.thread_state())
+
+    @property
+    def traced(self) -> Hashable:
+        """What of it decides what a step computes."""
+        own = self._settings
+        policy = self._of_keras[0].get("dtype_policy")
+        return own.floatx, own.epsilon, own.image_data_format, getattr(policy, "name", None)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Lets the block find this configuration; what the block leaves is this one from then."""
+        outside = Settings.now()
+        self._settings.apply(outside)
+        try:
+            with threads.configured(self._of_keras):
+                yield
+        finally:
+            self._settings = Settings.now()
+            outside.apply(self._settings)
+
+
 class ProcessState:
-    """The settings and the random states of the process, as they are when this is made.
+    """The configuration and the random states of the process, as they are when this is made.
 
     Attributes:
         random: The random states, see `programs.random_state`.
+        configuration: The configuration.
     """
 
     def __init__(self) -> None:
         self.random = programs.random_state()
-        self._settings = Settings.now()
+        self.configuration = Configuration()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -68,22 +97,11 @@ class ProcessState:
         outside = programs.random_state()
         programs.set_random_state(self.random)
         try:
-            with self.configured():
+            with self.configuration.entered():
                 yield
         finally:
             self.random = programs.random_state()
             programs.set_random_state(outside)
-
-    @contextlib.contextmanager
-    def configured(self) -> Iterator[None]:
-        """As `entered`, but for the settings only."""
-        outside = Settings.now()
-        self._settings.apply(outside)
-        try:
-            yield
-        finally:
-            self._settings = Settings.now()
-            outside.apply(self._settings)
 
 
 def _folder() -> str | None:

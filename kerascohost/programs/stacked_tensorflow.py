@@ -89,6 +89,7 @@ class Program:
     def __init__(self, kind: str, members: Sequence[Any], stack: Stack, rows: Rows):
         self.kind = kind
         self._models = [member.model for member in members]
+        self._as_at_call = members[0].as_at_call
         self._stack = stack
         self._rows = rows
         self._functions: dict[tuple, Any] = {}
@@ -142,7 +143,7 @@ class Program:
             run = functools.partial(self._run, structure, everyone)
             traced = tf.function(run, autograph=False)
             try:
-                with vectorized.rules(len(self._stack.names)):
+                with self._as_at_call(), vectorized.rules(len(self._stack.names)):
                     self._functions[key] = traced.get_concrete_function(
                         specs, tf.TensorSpec((size,), tf.int32), tf.TensorSpec((), tf.int32)
                     )

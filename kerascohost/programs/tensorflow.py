@@ -12,7 +12,6 @@ import tensorflow as tf
 from keras import tree
 from tensorflow.python.eager import context  # holds the global seed, which nothing public reads
 
-from kerascohost import errors
 from kerascohost.programs import (
     FUSED_STATE_LIMIT,
     Chunk,
@@ -65,7 +64,8 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model` and a `piece`, the rows per replica, or 0.
+        members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
+            `traced()`, the context in which its steps are traced.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
@@ -128,7 +128,7 @@ class Program:
     def _run(self, batches: list[list[tf.Tensor]], bounds: tf.Tensor) -> list:
         logs = []
         for i, member in enumerate(self.members):
-            with errors.about(member.name):
+            with member.traced():
                 take = functools.partial(_take, self._structures[i], batches[i])
                 logs.append(_loop(member, self.kind, take, bounds[i, 0], bounds[i, 1]))
         return logs
