@@ -85,6 +85,7 @@ class Member:
         self._evaluated: Any = None
         self._predicted: Any = None
         self._random: Any = contextlib.nullcontext()
+        self._unbuilt: list[tuple[keras.Variable, np.ndarray]] = []
         self._last_logs: Any = {}
 
     def prepare_fit(self, fit: dict[str, Any]) -> None:
@@ -114,6 +115,7 @@ class Member:
             fit["class_weight"],
             group=self._group,
         )
+        self._unbuilt = programs.metrics_not_reset(self.model)
         first = self._build(self._train)
         self._prepare_validation(validation)
         self.samples_per_step = self._train.rows_per_step
@@ -281,7 +283,7 @@ class Member:
         finished = False
         try:
             for epoch in range(programs.first_epoch(model, fit["initial_epoch"]), epochs):
-                model.reset_metrics()
+                self._reset_metrics()
                 dispatch.on_epoch_begin(epoch)
                 training_logs = yield from self._trained_epoch(epoch, dispatch, limit)
                 dispatch.on_epoch_end(epoch, training_logs)
@@ -292,6 +294,16 @@ class Member:
             if epochs > 0 and (finished or programs.backend_module().FINALIZES_AFTER_FAILURE):
                 _finalize(model)
         dispatch.on_train_end(training_logs)
+
+    def _reset_metrics(self) -> None:
+        """Resets as `fit` does, which does not reach metrics that its first step has yet to build.
+
+        Their values differ from those of a reset only if another model has used them before.
+        """
+        self.model.reset_metrics()
+        for variable, value in self._unbuilt:
+            variable.assign(value)
+        self._unbuilt = []
 
     def _trained_epoch(
         self, epoch: int, dispatch: keras.callbacks.CallbackList, limit: int | None

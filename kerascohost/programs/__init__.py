@@ -159,6 +159,21 @@ def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
     return [v for metric in unbuilt_metrics(model) for v in metric.variables]
 
 
+def metrics_not_reset(model: keras.Model) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Variables, and their values, that `fit` does not reset before its first epoch.
+
+    On TensorFlow `fit` builds metrics as it traces its first step, and resets what is built. (A
+    metric that two models share goes on from where the first one left it.)
+    """
+    if keras.backend.backend() != "tensorflow":
+        return []
+    values = [
+        (variable, np.array(keras.ops.convert_to_numpy(variable.value)))
+        for variable in unbuilt_metrics_variables(model)
+    ]
+    return [(variable, value) for variable, value in values if value.any()]
+
+
 def state_bytes(model: keras.Model) -> int:
     """The size of `variables(model)` in bytes."""
     return sum(math.prod(v.shape) * bytes_per_element(v.dtype) for v in variables(model))

@@ -152,6 +152,7 @@ def test_a_fit_finds_the_settings_of_its_call(tmp_path):
                     os.chdir(folder / str(i))
                     keras.config.set_epsilon(value)
                     keras.config.set_dtype_policy(["float32", "bfloat16"][i])
+                    keras.utils.set_random_seed(i)  # `Late` draws its weights in its `fit`
                     late = Late(dtype="float32")
                     model = keras.Sequential([late, layers.Dense(1, dtype="float32")])
                     model.compile(keras.optimizers.SGD(0.01), "mape")
