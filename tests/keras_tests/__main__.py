@@ -2,8 +2,9 @@
 
     KERAS_BACKEND=jax python -m tests.keras_tests [mode ...] [--only trainers/trainer_test.py]
 
-A test is lost where it passes as it is and fails through a cohort. `lost.toml` holds those that may
-be, each with its reason; the run fails if any other is lost, or if one of them passes.
+Only tests that pass as they are and call `fit` (or `evaluate`, `predict`) of a model are routed.
+One is lost where it then fails. `lost.toml` holds those that may be, each with its reason; the run
+fails if any other is lost, or if one of them passes.
 """
 
 import argparse
@@ -21,7 +22,7 @@ ROOT = Path(keras.__file__).parents[1]
 OUTPUT = Path("output/keras_tests")
 MODES = ("cohort", "cohost", "stacked")
 MOST_LOST = 10
-LEAST_PLAIN = 300  # fewer, and something keeps the tests from being run at all
+LEAST_PLAIN = 100  # fewer, and something keeps the tests from being run at all
 
 # Those whose tests train, evaluate or predict; left out is what needs packages that the project
 # does not (Orbax, LiteRT, torch, Keras's own conftest), several devices, or pretrained weights from
@@ -85,19 +86,37 @@ def main() -> int:
     if not (asked.keep_plain and _file(backend, "plain").exists()):
         run(backend, "plain", asked)
     plain = results(backend, "plain")
-    whole = asked.only is FILES and not asked.k
-    faults = [tell(backend, mode, plain, run(backend, mode, asked), whole) for mode in asked.modes]
+    if whole := asked.only is FILES and not asked.k:
+        passed = [line for line in plain.values() if line["outcome"] == "passed"]
+        print(f"{backend}: {len(passed)} tests pass plain", flush=True)
+    faults = []
+    for mode in asked.modes:
+        tests = [test for test, line in plain.items() if _may_be_routed(line, mode)]
+        routed = run(backend, mode, asked, tests)
+        asked_for = tests if whole else [test for test in tests if test in routed]
+        faults.append(tell(backend, mode, asked_for, routed, whole))
     return int(any(faults))
 
 
-def run(backend: str, mode: str, asked: argparse.Namespace) -> dict[str, dict]:
-    """What each test came to, in a process of its own."""
+def _may_be_routed(line: dict, mode: str) -> bool:
+    calls = line.get("routed", [])
+    return line["outcome"] == "passed" and bool("fit" in calls if mode == "cohost" else calls)
+
+
+def run(
+    backend: str, mode: str, asked: argparse.Namespace, tests: list[str] | None = None
+) -> dict[str, dict]:
+    """What each test, or each of `tests`, came to, in a process of its own."""
     files = [ROOT / "keras" / "src" / name for name in asked.only]
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "COHORT_MODE": mode,
         "COHORT_REPORT": str(_file(backend, mode).absolute()),
     }
+    if tests is not None:
+        chosen = OUTPUT / f"{backend}-{mode}.tests"
+        chosen.write_text("".join(f"keras/src/{test}\n" for test in tests))
+        environment["COHORT_TESTS"] = str(chosen.absolute())
     # An empty configuration: Keras's tests know nothing of ours.
     command = [sys.executable, "-m", "pytest", "-p", f"{__package__}.plugin", "-c", os.devnull]
     command += ["--rootdir", ROOT, "-q", "--tb=short", "-p", "no:cacheprovider"]
@@ -121,12 +140,9 @@ def _file(backend: str, mode: str) -> Path:
     return OUTPUT / f"{backend}-{mode}.jsonl"
 
 
-def tell(backend: str, mode: str, plain: dict, routed: dict, whole: bool) -> bool:
-    """Prints what was lost; returns whether that is more than may be."""
-    passed = {test for test, line in plain.items() if line["outcome"] == "passed"} & (
-        plain.keys() if whole else routed.keys()
-    )
-    came_to = {test: routed.get(test, {"outcome": "not run"}) for test in sorted(passed)}
+def tell(backend: str, mode: str, tests: list[str], routed: dict, whole: bool) -> bool:
+    """Prints what was lost of `tests`; returns whether that is more than may be."""
+    came_to = {test: routed.get(test, {"outcome": "not run"}) for test in tests}
     refused = [test for test, line in came_to.items() if line["outcome"] == "refused"]
     lost = [t for t, line in came_to.items() if line["outcome"] not in ("passed", "refused")]
     listed = tomllib.loads((HERE / "lost.toml").read_text()).get(backend, {}).get(mode, {})
@@ -134,19 +150,20 @@ def tell(backend: str, mode: str, plain: dict, routed: dict, whole: bool) -> boo
     stale = [test for test in listed if test not in lost] if whole else []
     sent = [line for line in came_to.values() if line.get("routed")]
     print(
-        f"{backend} {mode}: {len(passed)} pass plain; routed {len(passed) - len(lost + refused)} "
+        f"{backend} {mode}: {len(tests)} pass plain; routed {len(tests) - len(lost + refused)} "
         f"pass, {len(refused)} are refused, {len(lost)} lost ({len(lost) - len(new)} of them "
-        f"listed). Calls sent through cohorts: {sum(line['routed'] for line in sent)}, by "
-        f"{len(sent)} tests; stacked: {sum(line['stacked'] for line in sent)}."
+        f"listed). Calls sent through cohorts: {sum(len(line['routed']) for line in sent)}; "
+        f"stacked: {sum(line['stacked'] for line in sent)}.",
+        flush=True,
     )
-    for title, tests in (("lost", new), ("listed, but not lost", stale), ("refused", refused)):
-        for test in tests:
+    for title, names in (("lost", new), ("listed, but not lost", stale), ("refused", refused)):
+        for test in names:
             print(f"  {title}: {test}: {came_to.get(test, {}).get('why', '').splitlines()[:1]}")
     if len(listed) > MOST_LOST:
         print(f"  listed are {len(listed)}, more than the {MOST_LOST} that may be lost")
-    too_few = whole and len(passed) < LEAST_PLAIN
+    too_few = whole and len(tests) < LEAST_PLAIN
     if too_few:
-        print(f"  Expected at least {LEAST_PLAIN} tests that pass plain. Received: {len(passed)}")
+        print(f"  Expected at least {LEAST_PLAIN} tests that pass plain. Received: {len(tests)}")
     return bool(new or stale or too_few or len(listed) > MOST_LOST)
 
 

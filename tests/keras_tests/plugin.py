@@ -1,9 +1,9 @@
 """A pytest plugin that sends `fit`, `evaluate` and `predict` of Keras's own tests through cohorts.
 
-`COHORT_MODE` says how: `plain` not at all, `cohort` through a `Cohort` of one, `cohost` each `fit`
-through a block of its own, `stacked` through a stack of the model and a clone, which must agree.
-What happened is appended, a line of JSON at a time, to the file that `COHORT_REPORT` names: a
-process that dies leaves what it knew.
+`COHORT_MODE` says how: `plain` not at all (calls are counted), `cohort` through a `Cohort` of one,
+`cohost` each `fit` through a block of its own, `stacked` through a stack of the model and a clone,
+which must agree. What happened is appended, a line of JSON at a time, to the file that
+`COHORT_REPORT` names: a process that dies leaves what it knew.
 """
 
 import contextlib
@@ -36,14 +36,15 @@ SECONDS = int(os.environ.get("COHORT_SECONDS", "120"))
 # What a cohort says of what it does not train: told apart from what it gets wrong.
 REFUSALS = ("xpected dense data", "xpected a model that is trained on one device")
 
-_METHODS = {"plain": (), "cohost": ("fit",)}.get(MODE, ("fit", "evaluate", "predict"))
+_METHODS = ("fit",) if MODE == "cohost" else ("fit", "evaluate", "predict")
 
 
 class Counts:
     """What one test sent through cohorts."""
 
     def __init__(self) -> None:
-        self.routed = self.stacked = 0
+        self.routed: list[str] = []
+        self.stacked = 0
         self.refused = ""
         self.unstacked: list[str] = []
 
@@ -91,6 +92,14 @@ def pytest_configure(config: pytest.Config) -> None:
     setattr(module, _BACKENDS_TRAINER.__name__, TrainerOfModels)
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text("")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves only the tests that `COHORT_TESTS`, a file of their names, asks for."""
+    if "COHORT_TESTS" in os.environ:
+        wanted = set(Path(os.environ["COHORT_TESTS"]).read_text().splitlines())
+        config.hook.pytest_deselected(items=[i for i in items if i.nodeid not in wanted])
+        items[:] = [item for item in items if item.nodeid in wanted]
 
 
 def _report(**line: Any) -> None:
@@ -174,7 +183,7 @@ def _router(name: str, original: Callable) -> Callable:
                 return original(self, *args, **kwargs)
         bound = signature.bind(self, *args, **kwargs)
         arguments = dict(list(bound.arguments.items())[1:])
-        _counts.routed += 1
+        _counts.routed.append(name)
         try:
             with _unrouted():
                 return _ROUTES[MODE](self, name, arguments)
@@ -184,6 +193,10 @@ def _router(name: str, original: Callable) -> Callable:
             raise
 
     return method
+
+
+def _as_it_is(model: keras.Model, name: str, arguments: dict[str, Any]) -> Any:
+    return getattr(model, name)(**arguments)
 
 
 def _through_cohort(model: keras.Model, name: str, arguments: dict[str, Any]) -> Any:
@@ -292,4 +305,9 @@ def _must_agree(ours: Any, its: Any) -> None:
         )
 
 
-_ROUTES = {"cohort": _through_cohort, "cohost": _through_block, "stacked": _through_stack}
+_ROUTES = {
+    "plain": _as_it_is,
+    "cohort": _through_cohort,
+    "cohost": _through_block,
+    "stacked": _through_stack,
+}
