@@ -244,7 +244,9 @@ def _of_the_model_only(name: str, kind: str, verbose: Any, position: int) -> Any
 def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, dict, bool]:
     """The model anew, in its present state, with arguments of its own; whether it must agree."""
     if not model.built:
-        raise ValueError("not built yet")
+        if not isinstance(arguments.get("x"), np.ndarray):
+            raise ValueError("not built yet")
+        model.build((None, *arguments["x"].shape[1:]))
     state = random.getstate(), np.random.get_state()
     clone = copy.deepcopy(model)
     own = dict(arguments)
@@ -278,12 +280,10 @@ def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, 
         others = [callback for callback in tree.flatten(given) if type(callback) not in changing]
         comparable = all(type(callback) in records for callback in others)
         own["callbacks"] = copy.deepcopy(kept)
-    pairs = [(model.variables, clone.variables)]
-    if model.compiled:
-        pairs += [
-            (model.metrics_variables, clone.metrics_variables),
-            (model.optimizer.variables, clone.optimizer.variables),
-        ]
+    pairs = [(model.variables, clone.variables)]  # metrics are reset before they are used
+    if model.compiled and model.optimizer.built:
+        clone.optimizer.build(clone.trainable_variables)
+        pairs.append((model.optimizer.variables, clone.optimizer.variables))
     for ours, its in pairs:
         for variable, copied in zip(ours, its, strict=True):
             copied.assign(variable)
