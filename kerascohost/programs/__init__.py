@@ -22,7 +22,10 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
   `"step"`, each in a call of a compiled function, or `"eager"`, not compiled at all;
 - `device_bytes()`: the memory in use on the GPU, and the most that was since `reset_device_peak()`
   (ever, where the backend cannot reset it); `None` without a GPU;
-- `eager_step(model, kind, batch)`: one step of the last sort.
+- `eager_step(model, kind, batch)`: one step of the last sort;
+- `is_recording()`: whether what this thread computes is traced or recorded, and not only done;
+- `COMPILED_FUNCTION`: the class of compiled functions that read variables by references of their
+  own, or `None`; `variables_read_by(function)`: the backend's variables that such a one reads.
 """
 
 import dataclasses
@@ -138,7 +141,12 @@ def with_parts(metrics: Sequence[Any]) -> list[Any]:
 
 
 def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
-    """The variables of metrics that the model will track once it has seen data.
+    """The variables of metrics that the model will track once it has seen data."""
+    return [v for metric in given_metrics(model) for v in getattr(metric, "variables", [])]
+
+
+def given_metrics(model: keras.Model) -> list[Any]:
+    """What the model was compiled with for metrics, as long as they are not built.
 
     `_compile_metrics`, `_user_metrics`, `_user_weighted_metrics`: where `compile` keeps what it was
     given, which only later is among the model's `metrics`.
@@ -146,8 +154,7 @@ def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
     metrics = model._compile_metrics
     if metrics is None or metrics.built:
         return []
-    given = tree.flatten([metrics._user_metrics, metrics._user_weighted_metrics])
-    return [v for metric in given for v in getattr(metric, "variables", [])]
+    return tree.flatten([metrics._user_metrics, metrics._user_weighted_metrics])
 
 
 def state_bytes(model: keras.Model) -> int:
