@@ -25,13 +25,23 @@ class HeldHistoryError(CohortError, AttributeError):
 
 
 class HeldHistory(keras.callbacks.History):
-    """What a held `fit` returns: a `History` that is filled when its block ends."""
+    """What a held `fit` returns: a `History` that is filled when the fit has been trained.
 
-    def __init__(self) -> None:  # without Keras's: what it would set is not known yet
+    Args:
+        train: Trains the fit; called when somebody reads the `History`.
+    """
+
+    # Without Keras's `__init__`: what it would set is not known yet.
+    def __init__(self, train: Callable[[], None]) -> None:
         self._reason = "its `fit` is held until the `with` block or the cell ends"
+        self._train = train
 
     def __getattr__(self, name: str) -> Any:
         if name in ("history", "epoch", "params", "model", "_model"):
+            if "_train" in vars(self):
+                self._train()
+            if name in vars(self):
+                return vars(self)[name]
             reason = vars(self).get("_reason")
             raise HeldHistoryError(
                 f"Expected `{name}` to be read after the training. Received: a History that is "
@@ -39,16 +49,22 @@ class HeldHistory(keras.callbacks.History):
             )
         raise AttributeError(f"'History' object has no attribute {name!r}")
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        _ = self.history  # a copy is one of what the training records
+        return super().__reduce_ex__(protocol)
+
     def __repr__(self) -> str:
         epochs = vars(self).get("epoch")
         return "<History, held>" if epochs is None else f"<History of {len(epochs)} epochs>"
 
     def was_not_run(self) -> None:
         """Says why this will stay empty."""
+        self.__dict__.pop("_train", None)
         self._reason = "its `fit` was not run: the block around it failed"
 
     def fill(self, history: keras.callbacks.History) -> None:
         """Takes over what the training recorded."""
+        self.__dict__.clear()
         self.__dict__.update(vars(history))
 
 
@@ -190,7 +206,7 @@ class Together:
     def __init__(
         self, factors: Mapping[str, tuple[int, ...]] | None = None, layout: str = "joined"
     ):
-        self._factors = factors or {}
+        self._factors = {} if factors is None else factors
         self._scheduler = Scheduler(layout)
         self._members: dict[str, Member] = {}
         self._running: dict[str, HeldFit] = {}
@@ -222,6 +238,10 @@ class Together:
         for earlier, fit in itertools.pairwise(self._waiting):
             fit.follow(earlier)
         self._scheduler.run(self._next_tasks(), self._on_end)
+
+    def forsake(self, failed: HeldFit) -> None:
+        """Begins none of the fits that wait for one which has failed: alone they would not be."""
+        self._waiting = [fit for fit in self._waiting if not fit.meets(failed)]
 
     def _next_tasks(self) -> list[Task]:
         tasks = []

@@ -110,7 +110,7 @@ class _Script:
         self._fit: HeldFit | None = None
         self._error: BaseException | None = None
         self._go, self._parked = threading.Semaphore(0), threading.Semaphore(0)
-        self._has_ended = False
+        self._has_ended = self._has_told = False
         self.outcome = Outcome(name, 0, None, 0.0)
         context = contextvars.copy_context()  # where a notebook shows what is printed
         self._thread = threading.Thread(target=context.run, args=(self._main,), daemon=True)
@@ -160,9 +160,14 @@ class _Script:
             raise self._error
         return model.history
 
-    def holds(self, model: keras.Model) -> bool:
-        """Whether a fit of the model is put off beyond its call: never."""
-        return False
+    def train_if_met(self, model: keras.Model) -> None:
+        """Nothing: no fit is put off beyond its call."""
+
+    def tell(self, text: str) -> None:
+        """Prints a line, once, on why something is not trained with the rest."""
+        if not self._has_told:
+            self._has_told = True
+            print(text)
 
     def _wait(self) -> None:
         while True:

@@ -26,7 +26,10 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
   nothing at all, for debugging;
 - `device_bytes()`: the memory in use on the GPU, and the most that was since `reset_device_peak()`
   (ever, where the backend cannot reset it); `None` without a GPU;
-- `eager_step(model, kind, batch)`: one step of the last sort.
+- `eager_step(model, kind, batch)`: one step of the last sort;
+- `is_recording()`: whether what this thread computes is traced or recorded, and not only done;
+- `COMPILED_FUNCTION`: the class of compiled functions that read variables by references of their
+  own, or `None`; `variables_read_by(function)`: the backend's variables that such a one reads.
 """
 
 import dataclasses

@@ -24,6 +24,7 @@ from kerascohost.programs.stacked_jax import Program as StackProgram
 from kerascohost.programs.stacked_jax import Rows
 
 __all__ = [
+    "COMPILED_FUNCTION",
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
     "SHUFFLES_BY_GLOBAL_STATE",
@@ -35,6 +36,7 @@ __all__ = [
     "device_bytes",
     "eager_step",
     "execution",
+    "is_recording",
     "random_state",
     "reset_device_peak",
     "row_order",
@@ -44,6 +46,7 @@ __all__ = [
     "stacks_badly",
 ]
 
+COMPILED_FUNCTION = None  # they are given what they read
 COMPILES_PER_SHAPE = True
 SHUFFLES_BY_GLOBAL_STATE = True  # NumPy's
 FINALIZES_AFTER_FAILURE = True
@@ -391,6 +394,11 @@ class _NumpyOrder(RowOrder):
     def settle(self) -> None:
         if all(map(np.array_equal, self._begun, np.random.get_state())):
             np.random.set_state(self._random.get_state())
+
+
+def is_recording() -> bool:
+    """Whether this thread traces a function."""
+    return isinstance(jnp.add(0, 0), jax.core.Tracer)
 
 
 def device_bytes() -> tuple[int, int] | None:

@@ -10,7 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
-from tensorflow.python.eager import context  # holds the global seed, which nothing public reads
+from tensorflow.python.eager import (
+    context,  # holds the global seed, which nothing public reads
+    record,  # knows whether there is a tape
+)
 
 from kerascohost.programs import (
     FUSED_STATE_LIMIT,
@@ -27,6 +30,7 @@ from kerascohost.programs.stacked_tensorflow import Program as StackProgram
 from kerascohost.programs.stacked_tensorflow import Rows, cannot_stack, stacks_badly
 
 __all__ = [
+    "COMPILED_FUNCTION",
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
     "SHUFFLES_BY_GLOBAL_STATE",
@@ -38,6 +42,7 @@ __all__ = [
     "device_bytes",
     "eager_step",
     "execution",
+    "is_recording",
     "random_state",
     "reset_device_peak",
     "row_order",
@@ -45,8 +50,10 @@ __all__ = [
     "runs_functions_eagerly",
     "set_random_state",
     "stacks_badly",
+    "variables_read_by",
 ]
 
+COMPILED_FUNCTION = type(tf.function(lambda: None))
 COMPILES_PER_SHAPE = False  # dimensions may be unknown
 SHUFFLES_BY_GLOBAL_STATE = False  # by a seed: each epoch alike
 FINALIZES_AFTER_FAILURE = False
@@ -352,6 +359,23 @@ def _seeded_order(num_rows: int, batch_size: int, by_batch: bool, seed: int) -> 
     order = np.concatenate(list(shuffled.as_numpy_iterator()))
     order.flags.writeable = False
     return order
+
+
+def is_recording() -> bool:
+    """Whether this thread traces a function, or records operations on a tape.
+
+    `record.could_possibly_record`: nothing public tells whether there is a tape.
+    """
+    return not tf.executing_eagerly() or record.could_possibly_record()
+
+
+def variables_read_by(function: Any) -> list[tf.Variable]:
+    """The variables that a `tf.function` reads, in all that was traced of it.
+
+    `_list_all_concrete_functions`: nothing public tells what has been traced.
+    """
+    traced = function._list_all_concrete_functions()
+    return [variable for concrete in traced for variable in concrete.variables]
 
 
 def device_bytes() -> tuple[int, int] | None:

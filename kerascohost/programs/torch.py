@@ -15,6 +15,7 @@ from kerascohost.programs import symbolic_build
 from kerascohost.programs.data import RowOrder
 from kerascohost.programs.eager import Program as Program
 
+COMPILED_FUNCTION = None
 COMPILES_PER_SHAPE = False
 SHUFFLES_BY_GLOBAL_STATE = False  # its generator's state is not followed
 FINALIZES_AFTER_FAILURE = False
@@ -124,6 +125,11 @@ class _ShuffledBatches(Sampler):
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches:
             yield [batch[i] for i in torch.randperm(len(batch))]
+
+
+def is_recording() -> bool:
+    """Whether this thread computes in a way that a training must not: without gradients."""
+    return not torch.is_grad_enabled()
 
 
 def device_bytes() -> tuple[int, int] | None:
