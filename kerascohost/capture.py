@@ -146,6 +146,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             arguments["verbose"] = self._verbose
         fit = HeldFit(model, arguments, HeldHistory())
         fit.name = name
+        fit.draw_ahead()
         self._fits.append(fit)
         return fit.history
 
@@ -194,14 +195,21 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         finally:
             for fit in fits:
                 fit.hand_over()
-            # Random numbers go on after the last fit, unless they were set anew after it.
-            if fits[-1].called_in == programs.random_state():
-                programs.set_random_state(fits[-1].random)
+            self._go_on_drawing(fits)
             self._histories = CohortHistory(
                 {fit.label: fit.history for fit in fits if fit.has_begun},
                 {fit.label: fit.validated for fit in fits},
                 {fit.label: fit.seconds for fit in fits},
             )
+
+    @staticmethod
+    def _go_on_drawing(fits: list[HeldFit]) -> None:
+        """Random numbers go on after the last fit, unless they were drawn or set anew after it."""
+        found = programs.random_state()
+        for fit, later in itertools.zip_longest(fits, (fit.called_in for fit in fits[1:])):
+            fit.warn_of_draws(later or found)
+        if found == fits[-1].expected:
+            programs.set_random_state(fits[-1].random_after)
 
 
 def _name_in(names: Mapping[str, Any], model: keras.Model, loops: Iterable[str] = ()) -> str | None:

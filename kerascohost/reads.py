@@ -45,6 +45,7 @@ from kerascohost.places import (
     Setting,
 )
 from kerascohost.programs import reached
+from kerascohost.programs.process_state import Configuration
 
 _INSTALLED = (
     *{f"{path}{os.sep}" for name, path in sysconfig.get_paths().items() if "lib" in name},
@@ -437,6 +438,7 @@ class Snapshot:
             if is_deferred
             else arguments
         )
+        self._configuration = Configuration()
         self._model = model
         self._steps, self._hooks = _Walk(may_write=False), _Walk(may_write=True)
         hooked = _hooked(arguments)
@@ -549,16 +551,21 @@ class Snapshot:
     def restored(self) -> tuple[Hashable, ...]:
         """What is restored for the member's steps: equal for members that find the same values."""
         steps = {id(place) for place in self._steps.places}
-        return tuple((place.path, place.token()) for place in self._restored if id(place) in steps)
+        places = [place for place in self._restored if id(place) in steps]
+        return self._configuration.traced, *((place.path, place.token()) for place in places)
 
     @contextlib.contextmanager
     def as_at_call(self) -> Iterator[None]:
-        """Lets the block find the places that changed as they were, and as it left them itself."""
+        """Lets the block find the places that changed as they were, and as it left them itself.
+
+        Keras's configuration and other settings of the process likewise.
+        """
         outside = [place.read() for place in self._restored]
         for place in self._restored:
             place.write(place.own)
         try:
-            yield
+            with self._configuration.entered():
+                yield
         finally:
             for place, value in zip(reversed(self._restored), reversed(outside), strict=True):
                 place.own = place.read()

@@ -46,6 +46,9 @@ class Program:
             return {name: _stacked(outputs) for name, outputs in results.items()}
         return {name: logs[-1] for name, logs in results.items()}
 
+    def let_go(self) -> None:
+        """Nothing: data is not kept."""
+
     def _step(self, member: Any, batch: Any) -> Any:
         step = backend_module().eager_step
         if self.kind != "train" or not member.piece:

@@ -26,6 +26,7 @@ from kerascohost.programs.stacked_jax import Rows
 __all__ = [
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
+    "SHUFFLES_BY_GLOBAL_STATE",
     "Program",
     "Rows",
     "StackProgram",
@@ -37,11 +38,14 @@ __all__ = [
     "random_state",
     "reset_device_peak",
     "row_order",
+    "run_functions_eagerly",
+    "runs_functions_eagerly",
     "set_random_state",
     "stacks_badly",
 ]
 
 COMPILES_PER_SHAPE = True
+SHUFFLES_BY_GLOBAL_STATE = True  # NumPy's
 FINALIZES_AFTER_FAILURE = True
 
 _CONVOLUTIONS = (
@@ -85,6 +89,7 @@ class Program:
         self.is_protected = True  # as state is written back only after a call
         self.members = list(members)
         self._data: dict[str, Any] = {}
+        self._has_let_go = False
         self._alike: bool | None = None
         self._lockstep = jax.jit(self._one_loop)
         self._apart = jax.jit(self._a_loop_each)
@@ -105,6 +110,11 @@ class Program:
         owned = [_state_variables(member.model, self.kind) for member in self.members]
         states = [tuple([v.value for v in group] for group in groups) for groups in owned]
         self._data |= {name: _on_device(work.chunk) for name, work in works.items()}
+        if (
+            self._has_let_go
+        ):  # a call for some members runs no steps of the others: any data will do
+            self._data = jax.tree.map(_array, self._data)
+            self._has_let_go = False
         data = [self._data[member.name] for member in self.members]
         if self.kind == "predict":
             return self._predicted(states, data, works)
@@ -116,6 +126,11 @@ class Program:
         # Not left to `np.array`: it asks an array of JAX for its buffer and, if an interrupt comes
         # just then, takes that for a "no" and forgets it (NumPy 2.4).
         return jax.device_get({self.members[i].name: logs[i] for i in busy})
+
+    def let_go(self) -> None:
+        """Lets go of the data of a run that has ended, but for its shapes."""
+        self._data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self._data)
+        self._has_let_go = True
 
     def _predicted(self, states: list[State], data: list[Any], works: Mapping[str, Work]) -> dict:
         """Predictions of few batches of a chunk do not cost those of all of them."""
@@ -281,6 +296,11 @@ def _empty_logs(step: Callable, state: State, batch: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), logs)
 
 
+def _array(given: Any) -> Any:
+    is_shape = isinstance(given, jax.ShapeDtypeStruct)
+    return jnp.zeros(given.shape, given.dtype) if is_shape else given
+
+
 def _on_device(chunk: Chunk) -> Any:
     if chunk.on_device is None:
         chunk.on_device = jax.device_put(chunk.data)
@@ -307,6 +327,16 @@ def execution(model: keras.Model) -> str:
         return "eager"
     convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
     return "step" if convolves and jax.default_backend() == "cpu" else "loop"
+
+
+def runs_functions_eagerly() -> bool:
+    """Whether a jitted function is run as plain Python."""
+    return bool(jax.config.values["jax_disable_jit"])
+
+
+def run_functions_eagerly(value: bool) -> None:
+    """Lets every jitted function be run as plain Python, or no longer."""
+    jax.config.update("jax_disable_jit", value)
 
 
 def cannot_stack(model: keras.Model) -> str | None:

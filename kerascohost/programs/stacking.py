@@ -534,6 +534,9 @@ for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
 def lifted(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[None]:
     """Within the block the prototype has lifted values where the members' floats differ.
 
+    They stand in the prototype's own attributes, where every thread finds them: a model that is
+    being trained is not for other threads to use.
+
     Args:
         stack: The stack.
         tensors: One member's values, for each of the stack's slots.

@@ -29,6 +29,7 @@ from kerascohost.programs.stacked_tensorflow import Rows, cannot_stack, stacks_b
 __all__ = [
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
+    "SHUFFLES_BY_GLOBAL_STATE",
     "Program",
     "Rows",
     "StackProgram",
@@ -40,11 +41,14 @@ __all__ = [
     "random_state",
     "reset_device_peak",
     "row_order",
+    "run_functions_eagerly",
+    "runs_functions_eagerly",
     "set_random_state",
     "stacks_badly",
 ]
 
 COMPILES_PER_SHAPE = False  # dimensions may be unknown
+SHUFFLES_BY_GLOBAL_STATE = False  # by a seed: each epoch alike
 FINALIZES_AFTER_FAILURE = False
 
 _UNSET_SEED = 87654321  # what `get_seed` answers where no global seed was set
@@ -91,6 +95,9 @@ class Program:
         # Not left to `np.array`: it asks a tensor for its buffer and, if an interrupt comes just
         # then, takes that for a "no" and forgets it (NumPy 2.4).
         return own if self.kind == "predict" else tree.map_structure(lambda t: t.numpy(), own)
+
+    def let_go(self) -> None:
+        """Nothing: data is not kept."""
 
     def _batches(self, works: Mapping[str, Work]) -> list[list[tf.Tensor]]:
         """Every member's tensors, empty ones for those without work; traces if need be."""
@@ -273,7 +280,17 @@ def build(model: keras.Model, batch: Any) -> bool:
 
 def execution(model: keras.Model) -> str:
     """`"eager"` for a model compiled with `run_eagerly=True`, else `"loop"`."""
-    return "eager" if model.run_eagerly else "loop"
+    return "eager" if model.run_eagerly or runs_functions_eagerly() else "loop"
+
+
+def runs_functions_eagerly() -> bool:
+    """Whether a `tf.function` is run as plain Python."""
+    return bool(tf.config.functions_run_eagerly())
+
+
+def run_functions_eagerly(value: bool) -> None:
+    """Lets every `tf.function` be run as plain Python, or no longer."""
+    tf.config.run_functions_eagerly(value)
 
 
 def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
