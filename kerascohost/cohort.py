@@ -4,6 +4,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
 from kerascohost.programs import data as keras_data
 from kerascohost.progress import Progress
+from kerascohost.reads import paths_of
 from kerascohost.scheduler import Scheduler, Task
 from kerascohost.stacks import LAYOUTS
 
@@ -347,6 +349,7 @@ class Cohort:
         split = {key: self._split(key, value) for key, value in given.items()}
         own = {name: {key: split[key][name] for key in split} for name in self._members}
         self._check_own(own)
+        _check_paths(own)
         return own
 
     def _split(self, key: str, value: Any) -> dict[str, Any]:
@@ -487,6 +490,21 @@ def _described(thing: Any) -> str:
     if hasattr(thing, "element_spec"):
         return "tf.data.Dataset that is shuffled anew each time"
     return type(thing).__name__
+
+
+def _check_paths(arguments: Mapping[str, dict[str, Any]]) -> None:
+    """Refuses callbacks of two members that write to one place: one would find the other's file."""
+    owners: dict[Path, str] = {}
+    for name, given in arguments.items():
+        for callback in _parts(given.get("callbacks")):
+            for attribute, path in paths_of(callback).items():
+                first = owners.setdefault(path.absolute(), name)
+                if first != name:
+                    raise CohortError(
+                        "Expected callbacks that write to a place of their own for each member. "
+                        f"Received: {attribute}={str(path)!r} in a {type(callback).__name__} of "
+                        f"{first!r} and in one of {name!r}; give each a path of its own."
+                    )
 
 
 def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:
