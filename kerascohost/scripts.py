@@ -202,7 +202,9 @@ class _World:
         self._modules: dict[str, types.ModuleType] = {"__main__": self.module}
         self._random = programs.random_state()
         self._config, self._cwd = _config(), Path.cwd()
+        self._methods = _methods()
         self._out = _Prefixed(f"[{name}] ", sys.stdout)
+        self._stdout: Any = self._out  # or what the script has redirected it to
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -215,8 +217,11 @@ class _World:
         os.chdir(self._cwd)
         sys.modules.update(self._modules)
         try:
-            with contextlib.redirect_stdout(self._out):
-                yield
+            with self._own_methods(), contextlib.redirect_stdout(self._stdout):
+                try:
+                    yield
+                finally:
+                    self._stdout = sys.stdout
         finally:
             self._argv, self._path = sys.argv, sys.path
             self._random, self._config = programs.random_state(), _config()
@@ -227,6 +232,17 @@ class _World:
             programs.set_random_state(random)
             _configure(config)
             os.chdir(cwd)
+
+    @contextlib.contextmanager
+    def _own_methods(self) -> Iterator[None]:
+        """Within the block, `keras.Model` has the wrappers that the script has put on it."""
+        outside = _methods()
+        _set_methods(outside, self._methods)
+        try:
+            yield
+        finally:
+            self._methods = _methods()
+            _set_methods(self._methods, outside)
 
     def _take_modules(self, known: set[str]) -> dict[str, types.ModuleType]:
         """The modules beside the script: another one's neighbours may have the same names."""
@@ -297,6 +313,19 @@ def _configure(config: tuple) -> None:
     keras.config.set_floatx(floatx)
     keras.config.set_epsilon(epsilon)
     keras.config.set_image_data_format(image_data_format)
+
+
+def _methods() -> dict[str, Any]:
+    """What `keras.Model` itself has for methods, wrappers by libraries among them."""
+    return {name: value for name, value in vars(keras.Model).items() if callable(value)}
+
+
+def _set_methods(present: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name in present.keys() - wanted.keys():
+        delattr(keras.Model, name)
+    for name, value in wanted.items():
+        if present.get(name) is not value:
+            setattr(keras.Model, name, value)
 
 
 def _status(end: SystemExit) -> int:
