@@ -234,7 +234,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             self.tell(f"cohost: the fits held so far were trained now, as {why}.")
 
     def _train_rest(self) -> None:
-        if not self._calls:
+        if not self._calls and not self._has_told:  # else fits were trained apart
             warnings.warn("No `fit` was called inside `cohost()`.", stacklevel=3)
         if self._fits:
             self._train(ends=True)

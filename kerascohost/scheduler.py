@@ -11,7 +11,7 @@ from keras import tree
 
 from kerascohost import errors, programs
 from kerascohost.member import Member, Run, Want
-from kerascohost.programs import Work, eager
+from kerascohost.programs import Work, eager, observed
 from kerascohost.programs.stacking import NotStackableError
 from kerascohost.progress import Progress
 from kerascohost.stacks import Seat, Stacks
@@ -68,6 +68,8 @@ class Scheduler:
         Returns:
             What each task returned, by its member's name.
         """
+        tasks = list(tasks)
+        observed.looked_at([task.member.model for task in tasks], "a cohort works with {}")
         results: dict[str, Any] = {}
 
         def collect(task: Task, outcome: Any) -> Iterable[Task]:

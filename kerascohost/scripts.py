@@ -214,7 +214,9 @@ class _World:
         self._modules: dict[str, types.ModuleType] = {"__main__": self.module}
         self._process = ProcessState()
         self._environment = dict(os.environ)
+        self._methods = _methods()
         self._out = _Prefixed(f"[{name}] ", sys.stdout)
+        self._stdout: Any = self._out  # or what the script has redirected it to
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -224,8 +226,16 @@ class _World:
         sys.argv, sys.path = self._argv, self._path
         sys.modules.update(self._modules)
         try:
-            with self._process.entered(), self._environed(), redirect_stdout(self._out):
-                yield
+            with (
+                self._process.entered(),
+                self._environed(),
+                self._own_methods(),
+                redirect_stdout(self._stdout),
+            ):
+                try:
+                    yield
+                finally:
+                    self._stdout = sys.stdout
         finally:
             self._argv, self._path = sys.argv, sys.path
             self._modules = {"__main__": self.module, **self._take_modules(known)}
@@ -241,6 +251,17 @@ class _World:
         finally:
             self._environment = dict(os.environ)
             _set_environment(self._environment, outside)
+
+    @contextlib.contextmanager
+    def _own_methods(self) -> Iterator[None]:
+        """Within the block, `keras.Model` has the wrappers that the script has put on it."""
+        outside = _methods()
+        _set_methods(outside, self._methods)
+        try:
+            yield
+        finally:
+            self._methods = _methods()
+            _set_methods(self._methods, outside)
 
     def _take_modules(self, known: set[str]) -> dict[str, types.ModuleType]:
         """The modules beside the script: another one's neighbours may have the same names."""
@@ -307,6 +328,19 @@ def _set_environment(present: dict[str, str], wanted: dict[str, str]) -> None:
     for name in present.keys() - wanted.keys():
         del os.environ[name]
     os.environ.update({k: v for k, v in wanted.items() if present.get(k) != v})
+
+
+def _methods() -> dict[str, Any]:
+    """What `keras.Model` itself has for methods, wrappers by libraries among them."""
+    return {name: value for name, value in vars(keras.Model).items() if callable(value)}
+
+
+def _set_methods(present: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name in present.keys() - wanted.keys():
+        delattr(keras.Model, name)
+    for name, value in wanted.items():
+        if present.get(name) is not value:
+            setattr(keras.Model, name, value)
 
 
 def _status(end: SystemExit) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import kerascohost as kc
-from kerascohost import capture
+from kerascohost import capture, scripts
 from tests.cases.programs_that_look import LOOKING, PREAMBLE, UNTOUCHED
 
 BACKEND = keras.backend.backend()
@@ -78,3 +78,57 @@ def test_who_does_not_look_changes_nothing(name, tmp_path, monkeypatch, trained_
     monkeypatch.chdir(tmp_path)
     compare(UNTOUCHED[name])
     assert not trained_early
+
+
+SCRIPTS = {
+    "wrapping": """
+kept = keras.Model.fit
+def fit(self, *args, **kwargs):
+    print("wrapped")
+    return kept(self, *args, **kwargs)
+keras.Model.fit = fit
+for i in range(2):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        model.fit(x, y, epochs=2, verbose=0)
+        print("inside")
+    print(out.getvalue().split())
+print(keras.Model.fit is fit)
+""",
+    "plain": """
+for i in range(3): model.fit(x, y, epochs=2, verbose=0)
+print(hasattr(keras.Model.fit, "__wrapped__"), keras.Model.fit.__name__)
+""",
+}
+
+
+def test_what_a_script_wraps_or_redirects_is_its_own(tmp_path, capsys):
+    begin = """
+import contextlib, io, keras, numpy as np
+x, y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+"""
+    own = dict(vars(keras.Model))
+    for name, text in SCRIPTS.items():
+        (tmp_path / f"{name}.py").write_text(begin + text)
+    outcomes = scripts.run([tmp_path / f"{name}.py" for name in SCRIPTS])
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    lines = sorted(capsys.readouterr().out.splitlines())
+    assert lines == [
+        "[plain] True fit",
+        "[wrapping] True",
+        *2 * ["[wrapping] ['wrapped', 'inside']"],
+    ]
+    assert dict(vars(keras.Model)) == own
+
+
+def test_a_wrapper_that_keeps_fit_is_said_to_train_apart(capsys):
+    kept = keras.Model.fit
+    keras.Model.fit = lambda self, *args, **kwargs: kept(self, *args, **kwargs)
+    try:
+        with kc.cohost():
+            models, _ = run("m = compiled(); m.fit(x, y, **FIT); models.append(m)", Alone)
+    finally:
+        del keras.Model.fit
+    assert int(models[0].optimizer.iterations) == 8
+    assert "is trained now and apart, as something that wraps" in capsys.readouterr().out
