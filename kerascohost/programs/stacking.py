@@ -168,6 +168,8 @@ class Anatomy:
             self._note(path, ("float", thing))  # not in a place where it can be replaced
         elif isinstance(thing, _IDENTICAL) or _is_module_function(thing):
             self._note(path, ("object", thing))
+        elif isinstance(thing, keras.dtype_policies.DTypePolicy) and not hasattr(thing, "items"):
+            self._open_object(path, thing)  # a value: equal ones do as well as a shared one
         elif id(thing) in self._seen:
             self._note(path, ("seen", self._seen[id(thing)]))
         else:
@@ -251,6 +253,9 @@ class Anatomy:
                 inner = f"{path}.{name.lstrip('_')}"
                 if name == "_flat_losses" and self._of_keras and value:
                     self._visit_losses(inner, value)
+                elif name == "_keras_history" and isinstance(thing, keras.KerasTensor):
+                    # Not `node_index`: how often the layer was called before, by any model.
+                    self._visit(inner, [value.operation, value.tensor_index])
                 else:
                     self._visit_item(inner, attributes, name, value)
 
@@ -286,6 +291,8 @@ class Anatomy:
             return not isinstance(thing, keras.Model)
         if name in _IRRELEVANT:
             return not isinstance(thing, _KERAS) and not self._of_keras
+        if name in ("is_awq_calibrated", "is_gptq_calibrated") and self._of_keras:
+            return bool(value)  # a layer that was loaded says no, one that was not says nothing
         if name == "output_names" and self._of_keras:
             return len(value or ()) != 1  # a history tells the names of outputs if there are more
         return not (self._of_keras and name in _BEGINNINGS)
