@@ -1,54 +1,69 @@
 """Programs left as they are: calls of `fit` are held, and then trained together."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import itertools
 import re
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerascohost import errors, programs
 from kerascohost.cohort import check_layout
-from kerascohost.errors import CohortError
 from kerascohost.fusion import factors_of
 from kerascohost.held import HeldFit, HeldHistory, HeldHistoryError, Together
 from kerascohost.history import CohortHistory
 from kerascohost.member import check_trainable_here
+from kerascohost.programs import observed
 
-# What of a held model would show, or change, weights that are yet to be trained.
-_DEPENDENT = (
-    "compile",
-    "evaluate",
-    "export",
-    "get_weights",
-    "load_weights",
-    "predict",
-    "predict_on_batch",
-    "save",
-    "save_weights",
-    "set_weights",
-    "test_on_batch",
-    "train_on_batch",
-)
+
+@dataclasses.dataclass
+class _Call:
+    """A call of `fit` in the block, also when it has been trained and its data are let go of.
+
+    Attributes:
+        model: The model.
+        variable: How the program names the model where it calls `fit`.
+        fit: The fit.
+        history: What the caller was given.
+        label: The name of this fit.
+        validated: As in `HeldFit`, once it has been trained.
+        seconds: As in `HeldFit`.
+        has_begun: As in `HeldFit`.
+    """
+
+    model: keras.Model
+    variable: str
+    fit: HeldFit | None
+    history: HeldHistory
+    label: str = ""
+    validated: list[int] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    has_begun: bool = False
 
 
 class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     """Holds the calls of `fit` inside a `with` block, and trains them together at its end.
 
-    Everything else in the block runs as written. `fit` returns a `History` that is filled when the
-    block ends; reading it earlier is an error, and so is using a model whose training is held. Each
-    model ends as if the block had not been there. A fit that continues an earlier one (of the same
-    model, or of one that shares layers or an optimizer with it) starts when that one has ended.
+    Everything else in the block runs as written. What reads or changes something that a held `fit`
+    is yet to change (`evaluate`, weights, an optimizer's learning rate, its `History`, also those
+    of other models that share layers) lets all that is held so far train first, and a line says so;
+    then the block goes on holding. Each model ends as if the block had not been there. A fit that
+    continues an earlier one (of the same model, or of one that shares layers or an optimizer with
+    it) starts when that one has ended.
 
     Members go by the names of the variables that hold the models, or else by `model.name`. Only
-    the thread that opened the block is held. An exception inside the block trains nothing.
+    the thread that opened the block is held. An exception inside the block trains nothing more; one
+    of a training is raised where the training was asked for, or at the end of the block.
 
     Args:
         layout: As in `Cohort`.
@@ -98,8 +113,10 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         self._factors = {"group_factor": group_factor, "replicas": replicas}
         self._verbose = verbose
         self._names = names
+        self._calls: list[_Call] = []
         self._fits: list[HeldFit] = []
         self._histories: CohortHistory | None = None
+        self._watch = observed.Watch(self._look)
 
     @property
     def history(self) -> CohortHistory:
@@ -120,94 +137,302 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         return f"cohost({', '.join(self._histories or (fit.name for fit in self._fits))})"
 
     def __enter__(self) -> "cohost":
-        self._fits, self._histories = [], None
+        self._calls, self._fits, self._histories = [], [], None
+        self._by_name: dict[str, tuple[int, ...]] = {}
+        self._together = Together(self._by_name, self._layout)
+        self._failure: BaseException | None = None
+        self._has_told = False
+        self._frame: FrameType | None = sys._getframe(1)
+        self._thread, self._stdout = threading.get_ident(), sys.stdout
         _holders.enter(self)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         _holders.leave(self)
-        frame = sys._getframe(1)
-        self._name_members(self._names or {**frame.f_globals, **frame.f_locals})
-        if error is None:
-            self._train()
-            return
-        for fit in self._fits:
-            fit.history.was_not_run()
-        if self._fits:
-            listed = ", ".join(fit.label for fit in self._fits)
-            error.add_note(f"The fits held by `cohost()` were not run: {listed}.")
+        self._watch.clear()
+        self._frame = sys._getframe(1)
+        try:
+            self._name_members()
+            if error is None:
+                self._train_rest()
+                return
+            for fit in self._fits:
+                fit.history.was_not_run()
+            if self._fits:
+                listed = ", ".join(fit.label for fit in self._fits)
+                error.add_note(f"The fits held by `cohost()` were not run: {listed}.")
+        finally:
+            if error is None or any(call.has_begun for call in self._calls):
+                self._collect()
+            self._fits, self._calls, self._frame = [], [], None  # with what they hold of data
 
     def hold(self, model: keras.Model, arguments: dict[str, Any], caller: FrameType) -> Any:
-        """Keeps a call of `fit` for the end of the block."""
-        name = _name_in({**caller.f_globals, **caller.f_locals}, model) or model.name
-        with errors.about(name):
-            check_trainable_here(model)
+        """Keeps a call of `fit` for the end of the block, or until somebody looks at it."""
+        names = {**caller.f_globals, **caller.f_locals}
+        name = _name_in(names, model) or _attribute_in(names, model) or model.name
         if self._verbose is not None:
             arguments["verbose"] = self._verbose
-        fit = HeldFit(model, arguments, HeldHistory())
-        fit.name = name
-        self._fits.append(fit)
+        is_redirected = sys.stdout is not self._stdout and _prints(arguments)
+        if is_redirected:  # what is held so far does not print to where this one does
+            with contextlib.redirect_stdout(self._stdout):
+                self._train_first("output is redirected around a `fit`")
+        with observed.paused():
+            with errors.about(name):
+                check_trainable_here(model)
+            fit = HeldFit(model, arguments, HeldHistory(self._train_of_history))
+            fit.name = fit.label = name
+            fit.draw_ahead()
+            self._calls.append(_Call(model, name, fit, fit.history))
+            self._fits.append(fit)
+            self._watch.add(model, _callbacks(arguments))
+        if is_redirected:
+            self._train_first("output is redirected around a `fit`", at_call=True)
+        elif any(map(_depends_on_open, keras.tree.flatten(_data(arguments)))):
+            self._train_first(f"the data of {name!r} may be closed after its `fit`", at_call=True)
         return fit.history
 
-    def holds(self, model: keras.Model) -> bool:
-        """Whether a call of the model's `fit` is kept."""
-        return any(fit.model is model for fit in self._fits)
+    def train_if_met(self, model: keras.Model) -> None:
+        """Lets what is held train before a fit of `model` that an inner block holds."""
+        if self._watch.covers(model):
+            self._train_first(f"a block within this one fits {self._name_of(model)!r}")
 
-    def _name_members(self, names: Mapping[str, Any]) -> None:
-        """Every model gets one unique name; each further fit of it, a label with a number."""
-        named: dict[int, str] = {}
-        models_of: dict[str, set[int]] = {}
-        for fit in self._fits:
-            models_of.setdefault(fit.name, set()).add(id(fit.model))
-        loops = {name for name, models in models_of.items() if len(models) > 1}
-        for fit in self._fits:
-            if id(fit.model) not in named:
-                wanted = _name_in(names, fit.model, loops)
-                if wanted is None:
-                    takes_own = fit.name in loops and _is_named(fit.model)
-                    wanted = fit.model.name if takes_own else fit.name
-                named[id(fit.model)] = unique(wanted, named.values())
-            fit.name = named[id(fit.model)]
-            before = sum(other.model is fit.model for other in self._fits[: self._fits.index(fit)])
-            fit.label = f"{fit.name} ({before + 1})" if before else fit.name
+    def tell(self, text: str) -> None:
+        """Prints a line, once per block, on why something is not trained with the rest."""
+        if not self._has_told:
+            self._has_told = True
+            print(text)
 
-    def _train(self) -> None:
-        fits, self._fits = self._fits, []  # what they hold of data is let go of at the end
-        if not fits:
-            warnings.warn("No `fit` was called inside `cohost()`.", stacklevel=3)
-            self._histories = CohortHistory({})
+    # Training before the end
+
+    def _look(self, thing: Any, doing: str) -> None:
+        self._train_first(doing.format(repr(self._name_of(thing))))
+
+    def _train_of_history(self) -> None:
+        if threading.get_ident() == self._thread:
+            self._train_first("a `History` is read")
+
+    def _train_first(self, why: str, at_call: bool = False) -> None:
+        """Trains what is held, as the program looks at it.
+
+        Args:
+            why: What the program does.
+            at_call: Whether it calls the last one of the fits: then it sees the failure of that one
+                where it would alone, and may go on.
+        """
+        if not self._fits:
             return
+        self._name_members()
+        told = any(fit.arguments["verbose"] != 0 for fit in self._fits)
+        last = self._fits[-1]
+        try:
+            observed.apart(functools.partial(self._train, ends=False))
+        except BaseException as error:
+            if not (at_call and error is last.error):
+                self._failure = error
+            raise
+        if told:
+            self.tell(f"cohost: the fits held so far were trained now, as {why}.")
+
+    def _train_rest(self) -> None:
+        if not self._calls and not self._has_told:  # else fits were trained apart
+            warnings.warn("No `fit` was called inside `cohost()`.", stacklevel=3)
+        if self._fits:
+            self._train(ends=True)
+        if self._failure is not None:  # the program may have swallowed it
+            raise self._failure
+
+    def _train(self, ends: bool) -> None:
+        """Trains the fits that are held.
+
+        Args:
+            ends: Whether nothing comes after them, so that a failure may end all of them.
+        """
+        fits, self._fits = self._fits, []
+        self._watch.clear()
 
         def ended(fit: HeldFit) -> Iterable[HeldFit]:
             if fit.error is not None:
-                raise fit.error
+                if ends:
+                    raise fit.error
+                self._together.forsake(fit)
             return ()
 
         try:
-            models = {fit.name: fit.model for fit in fits}
-            factors = [factors_of(key, value, models) for key, value in self._factors.items()]
-            by_name = {name: tuple(each[name] for each in factors) for name in models}
-            together = Together(by_name, self._layout)
-            together.run(fits, ended)
+            self._by_name |= self._factors_of({fit.name: fit.model for fit in fits}, ends)
+            with _holders.none():
+                self._together.run(fits, ended)
             if self._layout != "joined" and any(fit.arguments["verbose"] != 0 for fit in fits):
-                print(f"{self._layout}: {together.plan.summary}")
+                print(f"{self._layout}: {self._together.plan.summary}")
+        except BaseException:
+            self._together = Together(self._by_name, self._layout)
+            raise
         finally:
             for fit in fits:
                 fit.hand_over()
-            # Random numbers go on after the last fit, unless they were set anew after it.
-            if fits[-1].called_in == programs.random_state():
-                programs.set_random_state(fits[-1].random)
-            self._histories = CohortHistory(
-                {fit.label: fit.history for fit in fits if fit.has_begun},
-                {fit.label: fit.validated for fit in fits},
-                {fit.label: fit.seconds for fit in fits},
-            )
+            self._go_on_drawing(fits)
+            self._note_ends()
+        _raise_first([fit for fit in fits if fit.error is not None])
+
+    def _factors_of(
+        self, models: Mapping[str, keras.Model], ends: bool
+    ) -> dict[str, tuple[int, ...]]:
+        """The factors of members; of those that the block is yet to name, none before its end."""
+        known = {**models, **({call.label: call.model for call in self._calls} if ends else {})}
+        factors = []
+        for key, value in self._factors.items():
+            if isinstance(value, Mapping) and not ends:
+                value = {name: factor for name, factor in value.items() if name in models}
+            factors.append(factors_of(key, value, known))
+        return {name: tuple(each[name] for each in factors) for name in models}
+
+    def _note_ends(self) -> None:
+        """Takes down what fits came to that have been trained, and lets go of them."""
+        for call in self._calls:
+            fit = call.fit
+            if fit is not None and fit not in self._fits:
+                call.validated, call.seconds = fit.validated, fit.seconds
+                call.has_begun, call.fit = fit.has_begun, None
+
+    def _collect(self) -> None:
+        begun = [call for call in self._calls if call.has_begun]
+        self._histories = CohortHistory(
+            {call.label: call.history for call in begun},
+            {call.label: call.validated for call in begun},
+            {call.label: call.seconds for call in begun},
+        )
+
+    # Names
+
+    def _variables(self) -> Mapping[str, Any]:
+        if self._names is not None or self._frame is None:
+            return self._names or {}
+        return {**self._frame.f_globals, **self._frame.f_locals}
+
+    def _name_of(self, thing: Any) -> str:
+        """How a reader knows a thing that is looked at."""
+        named = {id(call.model): call.label for call in reversed(self._calls)}
+        found = named.get(id(thing)) or _name_in(self._variables(), thing)
+        with observed.paused():
+            own = getattr(thing, "path", None) or getattr(thing, "name", None)
+        return found or str(thing if isinstance(thing, str) else own or type(thing).__name__)
+
+    def _name_members(self) -> None:
+        """Every model gets one unique name; each further fit of it, a label with a number."""
+        names, named = self._variables(), dict[int, str]()
+        models_of: dict[str, set[int]] = {}
+        for call in self._calls:
+            models_of.setdefault(call.variable, set()).add(id(call.model))
+        loops = {name for name, models in models_of.items() if len(models) > 1}
+        times: dict[int, int] = {}
+        for call in self._calls:
+            model = call.model
+            if id(model) not in named:
+                wanted = _name_in(names, model, loops)
+                if wanted is None:
+                    takes_own = call.variable in loops and _is_named(model)
+                    wanted = model.name if takes_own else call.variable
+                named[id(model)] = unique(wanted, named.values())
+            name = named[id(model)]
+            times[id(model)] = before = times.get(id(model), 0) + 1
+            call.label = f"{name} ({before})" if before > 1 else name
+            if call.fit is not None:
+                call.fit.name, call.fit.label = name, call.label
+
+    @staticmethod
+    def _go_on_drawing(fits: list[HeldFit]) -> None:
+        """Random numbers go on after the last fit, unless they were drawn or set anew after it."""
+        found = programs.random_state()
+        for fit, later in itertools.zip_longest(fits, (fit.called_in for fit in fits[1:])):
+            fit.warn_of_draws(later or found)
+        if found == fits[-1].expected:
+            programs.set_random_state(fits[-1].random_after)
 
 
-def _name_in(names: Mapping[str, Any], model: keras.Model, loops: Iterable[str] = ()) -> str | None:
-    """The variable that holds the model; not one of IPython's `_`, `_12`, nor one of `loops`."""
-    found = [name for name, value in names.items() if value is model and name not in loops]
+def _raise_first(failed: list[HeldFit]) -> None:
+    """Raises the exception of the first of the fits that failed, with a note of the others'."""
+    if not failed:
+        return
+    error = failed[0].error
+    assert error is not None
+    for fit in failed[1:]:
+        error.add_note(f"The training of {fit.label!r} failed, too: {fit.error!r}.")
+    raise error
+
+
+# What a fit depends on
+
+
+def _callbacks(arguments: Mapping[str, Any]) -> list[Any]:
+    given = arguments["callbacks"] or []
+    given = getattr(given, "callbacks", given)  # of a `CallbackList`
+    callbacks = given if isinstance(given, (list, tuple)) else [given]
+    return [each for each in callbacks if isinstance(each, keras.callbacks.Callback)]
+
+
+def _prints(arguments: Mapping[str, Any]) -> bool:
+    """Whether a fit may print: by itself, or by callbacks of the user's."""
+    callbacks = _callbacks(arguments)
+    return arguments["verbose"] != 0 or not all(programs.is_of_keras(type(c)) for c in callbacks)
+
+
+def _data(arguments: Mapping[str, Any]) -> list[Any]:
+    return [arguments[name] for name in ("x", "y", "sample_weight", "validation_data")]
+
+
+# What is read from memory, or by code that opens what it needs.
+_LIBRARIES = frozenset(
+    {"builtins", "grain", "jax", "jaxlib", "keras", "numpy", "pandas", "polars", "scipy"}
+    | {"tensorflow", "torch"}
+)
+
+
+def _depends_on_open(data: Any) -> bool:
+    """Whether data may be readable only as long as something is open, as a file is.
+
+    That is said of what is neither an array, a tensor, a frame, a dataset nor a generator, such as
+    a dataset of h5py's, and of generators and datasets of the user's that hold an open file.
+    """
+    if isinstance(data, types.GeneratorType):
+        return any(map(_is_open, _locals_of(data)))
+    if isinstance(data, keras.utils.PyDataset):
+        return any(map(_is_open, vars(data).values()))
+    kinds = {kind.__module__.partition(".")[0] for kind in type(data).__mro__[:-1]}
+    return bool(kinds) and kinds.isdisjoint(_LIBRARIES)
+
+
+def _locals_of(generator: types.GeneratorType) -> Iterator[Any]:
+    values = list(inspect.getgeneratorlocals(generator).values())
+    while values:
+        value = values.pop()
+        yield value
+        if isinstance(value, types.GeneratorType):
+            values += inspect.getgeneratorlocals(value).values()
+
+
+def _is_open(value: Any) -> bool:
+    """Whether a value is an open file, or something else that a `with` block closes."""
+    is_array = isinstance(value, np.ndarray) or hasattr(value, "dtype")
+    return (hasattr(type(value), "__exit__") and hasattr(value, "close")) or (
+        is_array and _depends_on_open(value)
+    )
+
+
+# Names
+
+
+def _name_in(names: Mapping[str, Any], model: Any, loops: Iterable[str] = ()) -> str | None:
+    """The variable that holds the model.
+
+    Not one of `loops`, of IPython's `_`, `_12`, nor what a method calls the object that it is of.
+    """
+    skipped = {"self", "cls", *loops}
+    found = [name for name, value in names.items() if value is model and name not in skipped]
     return next((name for name in found if not name.startswith("_")), None)
+
+
+def _attribute_in(names: Mapping[str, Any], model: keras.Model) -> str | None:
+    """The attribute in which the object whose method calls `fit` keeps the model."""
+    return _name_in(getattr(names.get("self"), "__dict__", {}), model)
 
 
 def _is_named(model: keras.Model) -> bool:
@@ -223,63 +448,43 @@ def unique(wanted: str, taken: Iterable[str]) -> str:
     return next(name for name in itertools.chain([wanted], numbered) if name not in taken)
 
 
+# Calls of `fit`
+
+
 class _Holders(threading.local):
     """Who holds the fits of this thread: the innermost block, or the program that it runs."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
+        self.is_own = False  # whether a `fit` of Keras's is run by ours
 
     def enter(self, holder: Any) -> None:
         self.stack.append(holder)
-        _patch.acquire()
+        _fit_hooks.acquire()
 
     def leave(self, holder: Any) -> None:
         self.stack.remove(holder)
-        _patch.release()
+        _fit_hooks.release()
 
-
-class _Patch:
-    """`fit`, and what depends on it, on `keras.Model`: replaced while any thread holds fits."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-        self._found: dict[str, Any] = {}
-
-    def acquire(self) -> None:
-        with self._lock:
-            self._count += 1
-            if self._count > 1:
-                return
-            replacements = {"fit": _held_fit(keras.Model.fit)}
-            for name in _DEPENDENT:
-                replacements[name] = _refused_while_held(getattr(keras.Model, name))
-            # Most are inherited: then there is nothing on the class itself to be put back.
-            self._found = {name: vars(keras.Model).get(name) for name in replacements}
-            for name, function in replacements.items():
-                setattr(keras.Model, name, function)
-
-    def release(self) -> None:
-        with self._lock:
-            self._count -= 1
-            if self._count:
-                return
-            for name, function in self._found.items():
-                if function is None:
-                    delattr(keras.Model, name)
-                else:
-                    setattr(keras.Model, name, function)
+    @contextlib.contextmanager
+    def none(self) -> Iterator[None]:
+        """Within the block, calls of `fit` (those of callbacks) are Keras's own."""
+        outside, self.stack = self.stack, []
+        try:
+            yield
+        finally:
+            self.stack = outside
 
 
 _holders = _Holders()
-_patch = _Patch()
 
 
 @contextlib.contextmanager
 def held_by(holder: Any) -> Iterator[None]:
     """Within the block, this thread's fits go to `holder.hold(model, arguments, caller)`.
 
-    Where that answers `NotImplemented`, Keras's own `fit` is run.
+    Where that answers `NotImplemented`, Keras's own `fit` is run. `holder.tell(text)` is called
+    with what the user should know.
     """
     _holders.enter(holder)
     try:
@@ -290,6 +495,13 @@ def held_by(holder: Any) -> Iterator[None]:
 
 def _held_fit(original: Callable) -> Callable:
     signature = inspect.signature(original)
+
+    def keras_fit(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        outside, _holders.is_own = _holders.is_own, True
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _holders.is_own = outside
 
     @functools.wraps(original)
     def fit(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
@@ -302,9 +514,10 @@ def _held_fit(original: Callable) -> Callable:
                 "from the cohort.",
                 stacklevel=3,
             )
-            return original(self, *args, **kwargs)
+            return keras_fit(self, *args, **kwargs)
         *outer, holder = _holders.stack
-        _refuse_if_held(outer, self, "fit")
+        for other in outer:
+            other.train_if_met(self)
         for name in kwargs:
             if name not in signature.parameters:
                 raise TypeError(errors.not_of_fit(name, kwargs[name], signature.parameters))
@@ -312,24 +525,34 @@ def _held_fit(original: Callable) -> Callable:
         bound.apply_defaults()
         arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
         history = holder.hold(self, arguments, sys._getframe(1))
-        return original(self, *args, **kwargs) if history is NotImplemented else history
+        return keras_fit(self, *args, **kwargs) if history is NotImplemented else history
 
     return fit
 
 
-def _refused_while_held(original: Callable) -> Callable:
+def _begun(original: Callable) -> Callable:
+    """Notices fits that come past ours: of a wrapper that keeps Keras's own `fit` and calls it."""
+
     @functools.wraps(original)
-    def method(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
-        _refuse_if_held(_holders.stack, self, original.__name__)
-        return original(self, *args, **kwargs)
+    def begun(self: keras.Model, method_name: str | None = None) -> Any:
+        if method_name == "fit" and _holders.stack:
+            observed.looked_at([self], "fit of {} begins")
+            if not _holders.is_own:
+                _holders.stack[-1].tell(
+                    f"cohost: the fit of {self.name!r} is trained now and apart, as something that "
+                    "wraps `keras.Model.fit` calls Keras's own."
+                )
+        return original(self, method_name)
 
-    return method
+    return begun
 
 
-def _refuse_if_held(holders: list[Any], model: keras.Model, method: str) -> None:
-    if any(holder.holds(model) for holder in holders):
-        raise CohortError(
-            f"Expected `{method}` of {model.name!r} after its training. Received: a call inside "
-            "the block that holds its `fit`, where its weights are not trained yet. Move the call "
-            "below the block."
-        )
+def _make_fit_hooks() -> Iterator[Any]:
+    # Behind what wrappers put on `keras.Model` itself. `_assert_compile_called`: what Keras's `fit`
+    # begins with, whoever calls it.
+    trainer = keras.Model.__mro__[1]
+    for name, replace in (("fit", _held_fit), ("_assert_compile_called", _begun)):
+        yield observed.hook(trainer, name, replace, lambda: bool(_holders.stack))
+
+
+_fit_hooks = observed.Hooks(_make_fit_hooks)

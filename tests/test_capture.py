@@ -1,6 +1,7 @@
 """Fits held by `with cohost():` end as if the block had not been there, and the patch goes away."""
 
 import threading
+from types import FunctionType
 
 import keras
 import numpy as np
@@ -30,11 +31,26 @@ def pair():
 
 
 def untouched():
-    """`fit` and its like stand on `keras.Model` as Keras put them there."""
-    return {name: vars(keras.Model).get(name) for name in ("fit", "evaluate", "save", "compile")}
+    """All that Keras's classes have, as Keras put it there."""
+    kinds = (
+        keras.Model, keras.Sequential, keras.Variable, keras.optimizers.Optimizer,
+        keras.losses.Loss, keras.metrics.Metric, keras.callbacks.Callback,
+        keras.regularizers.Regularizer, keras.optimizers.schedules.LearningRateSchedule,
+    )  # fmt: skip
+    return {base: dict(vars(base)) for kind in kinds for base in kind.__mro__}
 
 
 KERAS_OWN = untouched()
+
+# What anybody finds at the attributes of Keras's classes that are functions or properties.
+PLAIN = {
+    base: {
+        name: getattr(base, name)
+        for name in own
+        if isinstance(getattr(base, name, None), (FunctionType, property))
+    }
+    for base, own in KERAS_OWN.items()
+}
 
 
 @pytest.fixture(autouse=True)
@@ -164,32 +180,101 @@ def test_group_factor_and_replicas_are_those_of_a_cohort():
         kc.cohost(layout="join")
 
 
-def test_a_history_is_read_after_the_block():
+def test_a_history_that_is_read_is_trained_first():
     a, _ = pair()
     with kc.cohost() as run:
         history = a.fit(X, Y, verbose=0)
-        for name in ("history", "epoch", "params", "model"):
-            with pytest.raises(kc.CohortError, match=f"`{name}` to be read after the training"):
-                getattr(history, name)
-        assert not hasattr(history, "history")
         assert not hasattr(history, "nonsense")
         assert repr(history) == "<History, held>"
         with pytest.raises(kc.CohortError, match="after the `with` block"):
             _ = run.history
-    assert repr(history) == "<History of 1 epochs>"
+        assert history.epoch == [0]
+        assert repr(history) == "<History of 1 epochs>"
+        assert history.model is a
+        later = a.fit(X, Y, verbose=0)
+        assert repr(later) == "<History, held>"
+        assert len(getattr(later, "history", {})["loss"]) == 1
+    assert list(run.history) == ["a", "a (2)"]
+    assert list(run.history.values()) == [history, later]
 
 
-@pytest.mark.parametrize(
-    "method", ["evaluate", "predict", "get_weights", "save", "compile", "train_on_batch"]
-)
-def test_what_depends_on_a_result_is_refused(method):
+def test_a_line_says_once_what_was_trained_early(capsys):
     a, b = pair()
+    with kc.cohost() as run:
+        a.fit(X, Y, verbose=2)
+        a.evaluate(X, Y, verbose=0)
+        b.fit(X, Y, verbose=2)
+        b.get_weights()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cohost")]
+    assert lines == [
+        "cohost: the fits held so far were trained now, as evaluate of 'a' needs its weights."
+    ]
+    assert list(run.history) == ["a", "b"]
     with kc.cohost():
         a.fit(X, Y, verbose=0)
-        with pytest.raises(kc.CohortError, match=f"Expected `{method}` of .* after its training"):
-            getattr(a, method)(X, Y)
-        b.evaluate(X, Y, verbose=0)  # this one is not held
-    a.evaluate(X, Y, verbose=0)
+        a.evaluate(X, Y, verbose=0)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+def test_a_training_that_fails_early_is_told_and_costs_the_others_nothing(swallows):
+    def fail(epoch, logs):
+        raise RuntimeError("mine")
+
+    a, b, c = *pair(), regressor(3)
+    bad = keras.callbacks.LambdaCallback(on_epoch_end=fail)
+    with pytest.raises(RuntimeError, match="mine") as caught:  # noqa: SIM117
+        with kc.cohost() as run:
+            first = a.fit(X, Y, epochs=3, verbose=0)
+            b.fit(X, Y, epochs=3, verbose=0, callbacks=[bad])
+            again = b.fit(X, Y, verbose=0)
+            last = c.fit(X, Y, epochs=5, verbose=0)
+            try:
+                a.evaluate(X, Y, verbose=0)
+            except RuntimeError:
+                if not swallows:
+                    raise
+            assert (first.epoch, last.epoch) == ([0, 1, 2], [0, 1, 2, 3, 4])
+            with pytest.raises(kc.CohortError, match="was not run"):
+                _ = again.history
+            a.fit(X, Y, verbose=0)
+    assert any("'b'" in note for note in caught.value.__notes__)
+    assert list(run.history) == (["a", "b", "c", "a (2)"] if swallows else ["a", "b", "c"])
+
+
+def test_a_member_is_not_named_self():
+    class Lab:
+        def __init__(self):
+            self.net, self.others = regressor(1), [regressor(2)]
+
+        def go(self):
+            self.net.fit(X, Y, verbose=0)
+            self.others[0].fit(X, Y, verbose=0)
+
+    class Self(keras.Sequential):
+        def go(self):
+            self.fit(X, Y, verbose=0)
+
+    own = Self([keras.Input((4,)), layers.Dense(1)], name="own")
+    own.compile("sgd", "mse")
+    lab = Lab()
+    with kc.cohost() as run:
+        lab.go()
+        [one.go() for one in [own]]
+    assert list(run.history) == ["net", lab.others[0].name, "own"]
+
+
+def test_factors_of_members_that_the_block_is_yet_to_name():
+    a, b = pair()
+    with kc.cohost(group_factor={"b": 2}) as run:
+        a.fit(X, Y, verbose=0)
+        a.get_weights()
+        b.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
+        b.get_weights()
+    _, other = pair()
+    other.fit(X, Y, batch_size=16, shuffle=False, verbose=0)
+    assert_same((other,), (b,), (other.history,), (b.history,))
+    assert list(run.history) == ["a", "b"]
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
@@ -235,7 +320,7 @@ def test_bad_input_is_told_where_fit_is_called():
         with kc.cohost():
             a.fit(X, Y, epoch=3)
     before = a.get_weights()
-    with pytest.raises(kc.CohortError, match="Member 'b'"):  # noqa: SIM117
+    with pytest.raises(ValueError, match=r"incompatible.*\n.*member 'b'"):  # noqa: SIM117
         with kc.cohost():
             a.fit(X, Y, verbose=0)
             b.fit(X[:, :3], Y, verbose=0)
@@ -245,12 +330,14 @@ def test_bad_input_is_told_where_fit_is_called():
 def test_nested_blocks_hold_their_own():
     a, b = pair()
     with kc.cohost() as outer:
-        a.fit(X, Y, verbose=0)
+        first = a.fit(X, Y, verbose=0)
         with kc.cohost() as inner:
             b.fit(X, Y, verbose=0)
-            with pytest.raises(kc.CohortError, match="Expected `fit` of"):
-                a.fit(X, Y, verbose=0)
-        assert list(inner.history) == ["b"]
+            assert repr(first) == "<History, held>"
+            second = a.fit(X, Y, verbose=0)  # goes on from the one that the outer block holds
+            assert first.epoch == [0]
+            assert repr(second) == "<History, held>"
+        assert list(inner.history) == ["b", "a"]
         b.evaluate(X, Y, verbose=0)
     assert list(outer.history) == ["a"]
 
@@ -265,6 +352,40 @@ def test_only_the_thread_that_opened_the_block_is_held():
         thread.join()
     assert seen == [[0]]
     assert list(run.history) == ["a"]
+
+
+def test_other_threads_look_at_what_is_held_as_if_there_were_no_block(tmp_path):
+    a, b = pair()
+    callback = keras.callbacks.EarlyStopping("loss")
+    unbuilt = keras.Sequential([layers.Dense(1)])
+    unbuilt.compile("sgd", "mse")
+    b.fit(X, Y, verbose=0)
+    before = a.get_weights()[0]
+    seen = []
+
+    def elsewhere():
+        seen.extend(
+            (base.__name__, name)
+            for base, own in PLAIN.items()
+            for name, value in own.items()
+            if getattr(base, name) is not value
+        )
+        seen.append(np.array_equal(a.layers[0].kernel.numpy(), before))
+        seen.append((callback.patience, unbuilt.built, hasattr(a, "history"), a.stop_training))
+        b.optimizer.learning_rate = 0.5
+        b.save(tmp_path / "b.keras")
+        loaded = keras.saving.load_model(tmp_path / "b.keras")
+        seen.append((loaded.compiled, len(loaded.fit(X, Y, verbose=0).epoch)))
+
+    with kc.cohost() as run:
+        history = a.fit(X, Y, verbose=0, callbacks=[callback])
+        unbuilt.fit(X, Y, verbose=0)
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert repr(history) == "<History, held>"
+    assert seen == [True, (0, False, False, False), (True, 1)]
+    assert list(run.history) == ["a", "unbuilt"]
 
 
 def test_a_model_with_its_own_fit_keeps_it_and_says_so():

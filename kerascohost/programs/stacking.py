@@ -141,6 +141,7 @@ class Anatomy:
 
     Args:
         model: A compiled and built model.
+        restored: What its steps are traced with instead of what is there now.
 
     Attributes:
         tokens: `(path, what is there)` for everything but floats and the values of variables.
@@ -151,8 +152,8 @@ class Anatomy:
         NotStackableError: If the model holds something that cannot be compared.
     """
 
-    def __init__(self, model: keras.Model):
-        self.tokens: list[tuple[str, Hashable]] = []
+    def __init__(self, model: keras.Model, restored: Sequence[Hashable] = ()):
+        self.tokens: list[tuple[str, Hashable]] = [("what its fit read", tuple(restored))]
         self.slots: list[Slot] = []
         self.variables = programs.variables(model)
         self._seen: dict[int, int] = {}
@@ -172,8 +173,8 @@ class Anatomy:
 
     @property
     def state(self) -> list[tuple[str, Hashable]]:
-        """The tokens, and the floats: changes when anything does but variables' values."""
-        return self.tokens + [(slot.path, slot.value) for slot in self.slots]
+        """What is there, floats too: changes when anything does but the values of variables."""
+        return self.tokens[1:] + [(slot.path, slot.value) for slot in self.slots]
 
     def _visit(self, path: str, thing: Any) -> None:
         if isinstance(thing, _PRIMITIVE):
@@ -182,6 +183,8 @@ class Anatomy:
             self._note(path, ("float", thing))  # not in a place where it can be replaced
         elif isinstance(thing, _IDENTICAL) or _is_module_function(thing):
             self._note(path, ("object", thing))
+        elif isinstance(thing, keras.dtype_policies.DTypePolicy) and not hasattr(thing, "items"):
+            self._open_object(path, thing)  # a value: equal ones do as well as a shared one
         elif id(thing) in self._seen:
             self._note(path, ("seen", self._seen[id(thing)]))
         else:
@@ -267,6 +270,9 @@ class Anatomy:
                 inner = f"{path}.{name.lstrip('_')}"
                 if name == "_flat_losses" and self._of_keras and value:
                     self._visit_losses(inner, value)
+                elif name == "_keras_history" and isinstance(thing, keras.KerasTensor):
+                    # Not `node_index`: how often the layer was called before, by any model.
+                    self._visit(inner, [value.operation, value.tensor_index])
                 else:
                     self._visit_item(inner, attributes, name, value)
 
@@ -302,6 +308,8 @@ class Anatomy:
             return not isinstance(thing, keras.Model)
         if name in _IRRELEVANT:
             return not isinstance(thing, _KERAS) and not self._of_keras
+        if name in ("is_awq_calibrated", "is_gptq_calibrated") and self._of_keras:
+            return bool(value)  # a layer that was loaded says no, one that was not says nothing
         if name == "output_names" and (self._of_keras or programs.is_graph(thing)):
             return len(value or ()) != 1  # a history tells the names of outputs if there are more
         if isinstance(value, keras.initializers.Initializer) and isinstance(thing, keras.Layer):
@@ -444,13 +452,17 @@ class Stack:
 
 
 def alike(
-    models: Mapping[str, keras.Model], solid: Callable[[str], bool] = lambda path: False
+    models: Mapping[str, keras.Model],
+    solid: Callable[[str], bool] = lambda path: False,
+    snapshots: Mapping[str, Any] | None = None,
 ) -> tuple[list[Stack], dict[str, str]]:
     """Sorts models into stacks.
 
     Args:
         models: Compiled and built models by name.
         solid: Tells, for the path of a float, whether it cannot be lifted.
+        snapshots: What deferred fits read at their calls, by name: models are compared as they are
+            traced.
 
     Returns:
         The stacks of two and more models, and why each of the other models is in none.
@@ -458,8 +470,13 @@ def alike(
     anatomies: dict[str, Anatomy] = {}
     reasons: dict[str, str] = {}
     for name, model in models.items():
+        snapshot = (snapshots or {}).get(name)
         try:
-            anatomies[name] = Anatomy(model)
+            if snapshot is None:
+                anatomies[name] = Anatomy(model)
+                continue
+            with snapshot.as_at_call():
+                anatomies[name] = Anatomy(model, snapshot.restored())
         except NotStackableError as error:
             reasons[name] = str(error)
     groups: dict[Hashable, list[str]] = {}
@@ -602,6 +619,9 @@ for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
 @contextlib.contextmanager
 def lifted(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[None]:
     """Within the block the prototype has lifted values where the members' floats differ.
+
+    They stand in the prototype's own attributes, where every thread finds them: a model that is
+    being trained is not for other threads to use.
 
     Args:
         stack: The stack.

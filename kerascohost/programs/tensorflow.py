@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
-from tensorflow.python.eager import context  # holds the global seed, which nothing public reads
+from tensorflow.python.eager import (
+    context,  # holds the global seed, which nothing public reads
+    record,  # knows whether there is a tape
+)
 
-from kerascohost import errors
 from kerascohost.programs import (
     FUSED_STATE_LIMIT,
     Chunk,
@@ -28,8 +30,10 @@ from kerascohost.programs.stacked_tensorflow import Program as StackProgram
 from kerascohost.programs.stacked_tensorflow import Rows, cannot_stack, stacks_badly
 
 __all__ = [
+    "COMPILED_FUNCTION",
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
+    "SHUFFLES_BY_GLOBAL_STATE",
     "Program",
     "Rows",
     "StackProgram",
@@ -38,14 +42,20 @@ __all__ = [
     "device_bytes",
     "eager_step",
     "execution",
+    "is_recording",
     "random_state",
     "reset_device_peak",
     "row_order",
+    "run_functions_eagerly",
+    "runs_functions_eagerly",
     "set_random_state",
     "stacks_badly",
+    "variables_read_by",
 ]
 
+COMPILED_FUNCTION = type(tf.function(lambda: None))
 COMPILES_PER_SHAPE = False  # dimensions may be unknown
+SHUFFLES_BY_GLOBAL_STATE = False  # by a seed: each epoch alike
 FINALIZES_AFTER_FAILURE = False
 
 _UNSET_SEED = 87654321  # what `get_seed` answers where no global seed was set
@@ -61,7 +71,8 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model` and a `piece`, the rows per replica, or 0.
+        members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
+            `traced()`, the context in which its steps are traced.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
@@ -92,6 +103,9 @@ class Program:
         # then, takes that for a "no" and forgets it (NumPy 2.4).
         return own if self.kind == "predict" else tree.map_structure(lambda t: t.numpy(), own)
 
+    def let_go(self) -> None:
+        """Nothing: data is not kept."""
+
     def _batches(self, works: Mapping[str, Work]) -> list[list[tf.Tensor]]:
         """Every member's tensors, empty ones for those without work; traces if need be."""
         given = [_on_device(works[m.name].chunk) if m.name in works else None for m in self.members]
@@ -121,7 +135,7 @@ class Program:
     def _run(self, batches: list[list[tf.Tensor]], bounds: tf.Tensor) -> list:
         logs = []
         for i, member in enumerate(self.members):
-            with errors.about(member.name):
+            with member.traced():
                 take = functools.partial(_take, self._structures[i], batches[i])
                 logs.append(_loop(member, self.kind, take, bounds[i, 0], bounds[i, 1]))
         return logs
@@ -273,7 +287,17 @@ def build(model: keras.Model, batch: Any) -> bool:
 
 def execution(model: keras.Model) -> str:
     """`"eager"` for a model compiled with `run_eagerly=True`, else `"loop"`."""
-    return "eager" if model.run_eagerly else "loop"
+    return "eager" if model.run_eagerly or runs_functions_eagerly() else "loop"
+
+
+def runs_functions_eagerly() -> bool:
+    """Whether a `tf.function` is run as plain Python."""
+    return bool(tf.config.functions_run_eagerly())
+
+
+def run_functions_eagerly(value: bool) -> None:
+    """Lets every `tf.function` be run as plain Python, or no longer."""
+    tf.config.run_functions_eagerly(value)
 
 
 def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
@@ -335,6 +359,23 @@ def _seeded_order(num_rows: int, batch_size: int, by_batch: bool, seed: int) -> 
     order = np.concatenate(list(shuffled.as_numpy_iterator()))
     order.flags.writeable = False
     return order
+
+
+def is_recording() -> bool:
+    """Whether this thread traces a function, or records operations on a tape.
+
+    `record.could_possibly_record`: nothing public tells whether there is a tape.
+    """
+    return not tf.executing_eagerly() or record.could_possibly_record()
+
+
+def variables_read_by(function: Any) -> list[tf.Variable]:
+    """The variables that a `tf.function` reads, in all that was traced of it.
+
+    `_list_all_concrete_functions`: nothing public tells what has been traced.
+    """
+    traced = function._list_all_concrete_functions()
+    return [variable for concrete in traced for variable in concrete.variables]
 
 
 def device_bytes() -> tuple[int, int] | None:

@@ -1,0 +1,626 @@
+"""Reads and changes of what deferred fits will train, seen as they happen.
+
+A `Watch` is told of them for the models, and the callbacks, of fits that are held. What sees them
+are hooks on Keras's classes. They are there only while some thread watches something, and act in
+that thread only: every other thread finds what it would find without them. What does not look at
+values is not told: summaries, configs, clones, symbolic calls, shapes and names.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import fnmatch
+import functools
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state  # what Keras is in the midst of
+
+# Reads of variables that are none: symbolic ones, and those of values that a scope carries.
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.saving import saving_lib  # all functions that load a file end there
+
+from kerascohost import programs
+from kerascohost.programs import threads
+
+# What makes a look of it: a read or a change, of what, described by a text with a place for its
+# name.
+Look = Callable[[Any, str], None]
+
+# Methods that read, or change, what a model's layers hold.
+_METHODS = (
+    "evaluate",
+    "export",
+    "load_weights",
+    "predict",
+    "predict_on_batch",
+    "quantize",
+    "save",
+    "save_weights",
+    "test_on_batch",
+    "train_on_batch",
+)
+# What Keras itself sets on a layer when it is only used.
+_SET_BY_KERAS = frozenset(
+    {"built", "history", "predict_function", "test_function", "train_function"}
+)
+# Attributes of a model or layer that are the same before and after it is built.
+_KNOWN_UNBUILT = frozenset({"compiled", "fit", "layers", "loss", "name", "optimizer", "trainable"})
+# What Keras keeps per thread while it works: a training that begins within must not see it.
+_IN_PROGRESS = (
+    "autocast_scope",
+    "current_call_ctx",
+    "in_tf_graph_scope",
+    "name_scope_stack",
+    "remat_scope_stack",
+    "shared_objects/id_to_config_map",
+    "shared_objects/id_to_obj_map",
+    "stateless_scope",
+    "symbolic_scope",
+)
+_MISSING = object()
+
+
+@dataclasses.dataclass(slots=True)
+class _Watched:
+    """Something that is watched.
+
+    Attributes:
+        thing: The thing; its identity belongs to it as long as it is kept here.
+        watch: Who is told.
+        changes: Whether the training may change it, so that reading it is a look.
+        is_unbuilt: Whether it is a layer that the training will build.
+        is_model: Whether it is the model of a fit.
+    """
+
+    thing: Any
+    watch: "Watch"
+    changes: bool = True
+    is_unbuilt: bool = False
+    is_model: bool = False
+
+
+class _Thread(threading.local):
+    """What the present thread watches, by identity, and where the trainings will write files."""
+
+    def __init__(self) -> None:
+        self.things: dict[int, _Watched] = {}
+        self.paths: list[tuple[str, Watch]] = []
+
+
+_thread = _Thread()
+
+
+class Watch:
+    """Tells when the thread that made it reads or changes what deferred fits will train.
+
+    Args:
+        look: Called with the thing and a text such as "evaluate of {} needs its weights", before
+            the thing is read or changed. It has to call `clear`.
+    """
+
+    def __init__(self, look: Look):
+        self.look = look
+        self._things: dict[int, _Watched] = {}
+        self._hooks: list[Hooks] = []
+
+    def add(self, model: keras.Model, callbacks: Iterable[Any] = ()) -> None:
+        """Watches a model, its parts, and the callbacks that its fit was given."""
+        callbacks = list(callbacks)
+        found = {id(w.thing): w for w in self._parts(model, bool(callbacks))}
+        found |= {id(callback): _Watched(callback, self) for callback in callbacks}
+        found[id(model)] = _Watched(model, self, is_unbuilt=not model.built, is_model=True)
+        for key, watched in found.items():
+            known = self._things.get(key)
+            if known is not None:
+                watched.changes |= known.changes
+                watched.is_model |= known.is_model
+        paths = [path for callback in callbacks for path in _paths(callback)]
+        _thread.paths += [(path, self) for path in paths]
+        self._things |= found
+        _thread.things |= found
+        self._use(_hooks)
+        if callbacks:
+            self._use(_callback_hooks)
+        if any(watched.is_unbuilt for watched in found.values()):
+            self._use(_unbuilt_hooks)
+
+    def covers(self, model: keras.Model) -> bool:
+        """Whether a fit of the model would change, or read, what is watched."""
+        with paused():
+            return _sharing(self._things, [model, *programs.parts(model)]) is not None
+
+    def clear(self) -> None:
+        """Watches nothing any more."""
+        for key in self._things:
+            _thread.things.pop(key, None)
+        _thread.paths = [(path, watch) for path, watch in _thread.paths if watch is not self]
+        self._things = {}
+        while self._hooks:
+            self._hooks.pop().release()
+
+    def _use(self, hooks: "Hooks") -> None:
+        if hooks not in self._hooks:
+            hooks.acquire()
+            self._hooks.append(hooks)
+
+    def _parts(self, model: keras.Model, has_callbacks: bool) -> Iterator[_Watched]:
+        """What of a model the training changes, or reads.
+
+        `_value`: what functions that TensorFlow has compiled read in a variable's stead.
+        `_learning_rate`: the learning rate's variable, which configs of optimizers, and so clones,
+        read. Only callbacks, and steps of the user's own, change it.
+        """
+        rate = None
+        if not has_callbacks and not programs.has_own_step(model, "train"):
+            rate = getattr(model.optimizer, "_learning_rate", None)
+        found = [*programs.variables(model), *programs.unbuilt_metrics_variables(model)]
+        for variable in found:
+            yield _Watched(variable, self, changes=variable is not rate)
+            if variable is not rate and programs.backend_module().COMPILED_FUNCTION is not None:
+                yield _Watched(variable._value, self)
+        layers = programs.flat_layers(model)
+        for layer in layers:
+            lasts = layer.built and not layer.variables
+            yield _Watched(layer, self, changes=not lasts, is_unbuilt=not layer.built)
+        metrics = programs.with_parts([*model.metrics, *programs.unbuilt_metrics(model)])
+        optimizers = [model.optimizer, getattr(model.optimizer, "inner_optimizer", None)]
+        parts = [part for part in (*optimizers, *metrics) if hasattr(part, "__dict__")]
+        losses = [loss for loss in keras.tree.flatten(model.loss) if hasattr(loss, "__dict__")]
+        settings = [
+            value
+            for owner in (*layers, *parts)
+            for value in vars(owner).values()
+            if isinstance(value, _SETTINGS)
+        ]
+        for part in (*parts, *losses, *settings):
+            yield _Watched(part, self, changes=False)
+
+
+# What layers and optimizers keep and look up in every step.
+_SETTINGS = (
+    keras.constraints.Constraint,
+    keras.optimizers.schedules.LearningRateSchedule,
+    keras.regularizers.Regularizer,
+)
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Within the block this thread may look at everything unseen."""
+    outside, _thread.things = _thread.things, {}
+    try:
+        yield
+    finally:
+        _thread.things = outside | _thread.things
+
+
+def looked_at(models: Iterable[keras.Model], doing: str) -> None:
+    """Tells that something is done with models which looks at their values."""
+    if not _thread.things:
+        return
+    for model in models:
+        things = _thread.things
+        with paused():
+            shared = _sharing(things, [model, *programs.parts(model)])
+        if shared is not None:
+            shared.watch.look(model, doing)
+
+
+def apart(work: Callable[[], None]) -> None:
+    """Calls `work` so that it computes as if it were called by nothing.
+
+    What looks at a value may be in the midst of a layer's call or of a file that is being written;
+    or a function is being traced, or operations are recorded, for the present thread: then `work`
+    is done in another one, while this one waits.
+    """
+    state = vars(global_state.GLOBAL_STATE_TRACKER)
+    outside = {name: state.pop(name) for name in _IN_PROGRESS if name in state}
+    try:
+        if programs.backend_module().is_recording():
+            own, context = threads.thread_state(), contextvars.copy_context()
+            with ThreadPoolExecutor(1) as executor:
+                executor.submit(context.run, _in_thread, own, work).result()
+        else:
+            work()
+    finally:
+        for name in _IN_PROGRESS:
+            state.pop(name, None)
+        state.update(outside)
+
+
+def _in_thread(state: threads.State, work: Callable[[], None]) -> None:
+    with threads.as_in_thread(state):
+        work()
+
+
+def _sharing(things: dict[int, _Watched], parts: Iterable[Any]) -> _Watched | None:
+    """The first of the parts that a training may change."""
+    found = (things.get(id(part)) for part in parts)
+    return next((watched for watched in found if watched is not None and watched.changes), None)
+
+
+def _paths(callback: Any) -> Iterator[str]:
+    """Patterns of the files that a callback may write."""
+    for value in list(vars(callback).values()):
+        if isinstance(value, (str, PurePath)):
+            text = str(value)
+            if os.sep in text or PurePath(text).suffix:
+                yield _absolute(re.sub(r"\{[^}]*\}", "*", text))
+
+
+def _absolute(path: str | PurePath) -> str:
+    """The path from the root, links left as they are: the pattern of a file may be no path."""
+    return os.path.normpath(os.path.join(os.getcwd(), path))  # noqa: PTH109, PTH118
+
+
+# Hooks
+
+
+def _watches() -> bool:
+    return bool(_thread.things)
+
+
+class _Hook:
+    """Stands at an attribute of a class; threads that watch nothing find what was there before.
+
+    Args:
+        owner: The class.
+        name: The attribute.
+        replace: Makes what watching threads find from what they would find else.
+        acts: Whether it acts in the thread that asks.
+    """
+
+    def __init__(
+        self,
+        owner: type,
+        name: str,
+        replace: Callable[[Any], Any],
+        acts: Callable[[], bool] = _watches,
+    ):
+        self.owner, self.name = owner, name
+        self._acts = acts
+        self._usual = vars(owner).get(name, _MISSING)
+        self._replacement = replace(self._inherited if self._usual is _MISSING else self._usual)
+
+    def _inherited(self, this: Any, *args: Any) -> Any:
+        return getattr(super(self.owner, this), self.name)(*args)
+
+    def __get__(self, instance: Any, kind: type | None = None) -> Any:
+        if self._acts():
+            return self._replacement.__get__(instance, kind)
+        if self._usual is _MISSING:
+            return getattr(super(self.owner, kind if instance is None else instance), self.name)
+        return self._usual.__get__(instance, kind)
+
+    # Libraries that wrap a method compare what the class holds with what it answers.
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self.__get__(None, self.owner)
+
+    def __hash__(self) -> int:
+        return hash(self.__get__(None, self.owner))
+
+    def install(self) -> None:
+        """Puts the hook in its place."""
+        setattr(self.owner, self.name, self)
+
+    def remove(self) -> None:
+        """Puts back what was there, unless somebody has put something else there meanwhile."""
+        if vars(self.owner).get(self.name) is not self:
+            return
+        if self._usual is _MISSING:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self._usual)
+
+
+class _PropertyHook(_Hook):
+    """Stands at a property."""
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        (self._replacement if self._acts() else self._usual).__set__(instance, value)
+
+    def __delete__(self, instance: Any) -> None:
+        self._usual.__delete__(instance)
+
+
+class _ValueHook(_Hook):
+    """Stands in front of an attribute that instances set, and the class does not have."""
+
+    def __init__(self, owner: type, name: str):
+        super().__init__(owner, name, lambda usual: usual)
+
+    def __get__(self, instance: Any, kind: type | None = None) -> Any:
+        if instance is not None:
+            watched = _thread.things.get(id(instance))
+            if watched is not None and watched.is_model:
+                watched.watch.look(instance, f"`{self.name}` of {{}} is read")
+            if self.name in vars(instance):
+                return vars(instance)[self.name]
+        kind = self.owner if kind is None else kind
+        raise AttributeError(f"{kind.__name__!r} object has no attribute {self.name!r}")
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        vars(instance)[self.name] = value
+
+    def __delete__(self, instance: Any) -> None:
+        del vars(instance)[self.name]
+
+
+class _FunctionHook(_Hook):
+    """Stands at a function of a module, and looks up itself which thread calls."""
+
+    def install(self) -> None:
+        self._found = vars(self.owner)[self.name]
+        setattr(self.owner, self.name, self._replacement)
+
+    def remove(self) -> None:
+        if vars(self.owner)[self.name] is self._replacement:
+            setattr(self.owner, self.name, self._found)
+
+
+class Hooks:
+    """Hooks that are in their places while any thread needs them.
+
+    Args:
+        make: Makes the hooks. It is called when they are needed, as libraries may have replaced
+            what is behind them.
+    """
+
+    def __init__(self, make: Callable[[], Iterable[_Hook]]):
+        self._make = make
+        self._lock = threading.Lock()
+        self._count = 0
+        self._installed: list[_Hook] = []
+
+    def acquire(self) -> None:
+        """Puts the hooks into their places, if they are not."""
+        with self._lock:
+            self._count += 1
+            if self._count == 1:
+                self._installed = list(self._make())
+                for hook in self._installed:
+                    hook.install()
+
+    def release(self) -> None:
+        """Takes the hooks away, unless another thread needs them."""
+        with self._lock:
+            self._count -= 1
+            if self._count == 0:
+                for hook in reversed(self._installed):
+                    hook.remove()
+                self._installed = []
+
+
+def owner_of(kind: type, name: str) -> type:
+    """The class in which `kind` finds an attribute: a hook there is inherited as what it hooks."""
+    return next((base for base in kind.__mro__ if name in vars(base)), kind)
+
+
+def hook(
+    kind: type, name: str, replace: Callable[[Any], Any], acts: Callable[[], bool] = _watches
+) -> "_Hook":
+    """Makes a hook, to be put in place by `Hooks`.
+
+    Args:
+        kind: The class whose attribute it is, perhaps by inheritance.
+        name: The attribute.
+        replace: Makes what threads find in which it acts, from what others find.
+        acts: Whether it acts in the thread that asks; by default, if that watches something.
+    """
+    owner = owner_of(kind, name)
+    make = _PropertyHook if isinstance(vars(owner).get(name), property) else _Hook
+    return make(owner if owner is not object else kind, name, replace, acts)
+
+
+def _all_hooks() -> Iterator[_Hook]:
+    """The hooks that are needed for every watched model."""
+    variable, optimizer = keras.Variable, keras.optimizers.Optimizer
+    yield hook(variable, "value", _value)
+    for name in ("__repr__", "__reduce_ex__"):
+        yield hook(variable, name, _shown)
+    yield hook(variable, "assign", _assign)
+    for name in ("trainable", "regularizer", "constraint", "overwrite_with_gradient"):
+        if hasattr(variable, name):  # the oldest supported Keras has fewer
+            yield hook(variable, name, functools.partial(_property_set, name))
+    kinds = (keras.Layer, keras.losses.Loss, keras.metrics.Metric, optimizer, *_SETTINGS)
+    for kind in kinds:
+        yield hook(kind, "__setattr__", _set)
+    for name in _METHODS:
+        if hasattr(keras.Model, name):
+            yield hook(keras.Model, name, functools.partial(_method, name))
+    for kind, names in (
+        (keras.Model, ("compile",)),
+        (keras.Sequential, ("add", "pop")),
+        (optimizer, ("exclude_from_weight_decay",)),
+    ):
+        for name in names:
+            yield hook(kind, name, functools.partial(_own_method, name))
+    yield hook(keras.Model, "metrics", functools.partial(_listed, lambda watched: True))
+    unbuilt = functools.partial(_listed, lambda watched: not watched.thing.built)
+    yield hook(optimizer, "variables", unbuilt)
+    # Attributes of instances, set in `compile` and by `fit`: a hook where `compile` is.
+    trainer = owner_of(keras.Model, "compile")
+    for name in ("history", "stop_training"):
+        yield _ValueHook(trainer, name)
+    for name in ("load_model", "load_weights_only"):
+        if hasattr(saving_lib, name):
+            yield _FunctionHook(saving_lib, name, _loading)
+    compiled = programs.backend_module().COMPILED_FUNCTION
+    if compiled is not None:
+        yield hook(compiled, "__call__", _compiled)
+
+
+def _make_callback_hooks() -> Iterator[_Hook]:
+    for name, replace in (("__getattribute__", _callback_get), ("__setattr__", _callback_set)):
+        yield hook(keras.callbacks.Callback, name, replace)
+
+
+def _make_unbuilt_hooks() -> Iterator[_Hook]:
+    yield hook(keras.Layer, "__getattribute__", _unbuilt_get)
+
+
+_hooks = Hooks(_all_hooks)
+_callback_hooks = Hooks(_make_callback_hooks)
+_unbuilt_hooks = Hooks(_make_unbuilt_hooks)
+
+
+def _value(usual: property) -> property:
+    read = usual.fget
+
+    def value(this: keras.Variable) -> Any:
+        watched = _thread.things.get(id(this))
+        if watched is not None and watched.changes and _is_read(this):
+            watched.watch.look(this, "the value of {} is read")
+        return read(this)  # type: ignore[misc]  # it has one
+
+    return property(value, usual.fset, usual.fdel, usual.__doc__)
+
+
+def _is_read(variable: keras.Variable) -> bool:
+    """Whether it is the variable's own value that is read."""
+    scope = get_stateless_scope()
+    is_carried = scope is not None and scope.get_current_value(variable) is not None
+    return not is_carried and not in_symbolic_scope()
+
+
+def _shown(usual: Any) -> Any:
+    @functools.wraps(usual)
+    def shown(this: keras.Variable, *args: Any) -> Any:
+        watched = _thread.things.get(id(this))
+        if watched is not None and watched.changes:
+            watched.watch.look(this, "the value of {} is read")
+        return usual(this, *args)
+
+    return shown
+
+
+def _assign(usual: Any) -> Any:
+    @functools.wraps(usual)
+    def assign(this: keras.Variable, *args: Any, **kwargs: Any) -> Any:
+        watched = _thread.things.get(id(this))
+        if watched is not None and get_stateless_scope() is None and not in_symbolic_scope():
+            watched.watch.look(this, "{} is assigned to")
+        return usual(this, *args, **kwargs)
+
+    return assign
+
+
+def _property_set(name: str, usual: property) -> property:
+    def change(this: Any, value: Any) -> None:
+        watched = _thread.things.get(id(this))
+        if watched is not None:
+            watched.watch.look(this, f"`{name}` of {{}} is set")
+        usual.__set__(this, value)
+
+    return property(usual.fget, change, usual.fdel, usual.__doc__)
+
+
+def _set(usual: Any) -> Any:
+    def __setattr__(this: Any, name: str, value: Any) -> None:  # noqa: N807  # as it is shown
+        watched = _thread.things.get(id(this))
+        if watched is not None and name[:1] != "_" and name not in _SET_BY_KERAS:
+            watched.watch.look(this, f"`{name}` of {{}} is set")
+        usual(this, name, value)
+
+    return __setattr__
+
+
+def _method(name: str, usual: Any) -> Any:
+    @functools.wraps(usual)
+    def method(this: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        looked_at([this], f"{name} of {{}} needs its weights")
+        return usual(this, *args, **kwargs)
+
+    return method
+
+
+def _own_method(name: str, usual: Any) -> Any:
+    @functools.wraps(usual)
+    def method(this: Any, *args: Any, **kwargs: Any) -> Any:
+        watched = _thread.things.get(id(this))
+        if watched is not None:
+            watched.watch.look(this, f"{name} changes {{}}")
+        return usual(this, *args, **kwargs)
+
+    return method
+
+
+def _listed(is_incomplete: Callable[[_Watched], bool], usual: property) -> property:
+    read = usual.fget
+
+    def listed(this: Any) -> Any:
+        watched = _thread.things.get(id(this))
+        if watched is not None and is_incomplete(watched):
+            watched.watch.look(this, "what the training of {} makes is read")
+        return read(this)  # type: ignore[misc]  # it has one
+
+    return property(listed, usual.fset, usual.fdel, usual.__doc__)
+
+
+def _loading(usual: Any) -> Any:
+    @functools.wraps(usual)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        given = [value for value in [*args, *kwargs.values()] if isinstance(value, (str, PurePath))]
+        for path, watch in list(_thread.paths):
+            for file in map(_absolute, given):
+                if fnmatch.fnmatch(file, path) or file.startswith(path + os.sep):
+                    watch.look(file, "{} is read, which a training may write")
+                    return usual(*args, **kwargs)
+        return usual(*args, **kwargs)
+
+    return load
+
+
+def _compiled(usual: Any) -> Any:
+    """Functions that TensorFlow has compiled read variables past all that is hooked here."""
+    read_by = programs.backend_module().variables_read_by
+
+    @functools.wraps(usual)
+    def call(this: Any, *args: Any, **kwargs: Any) -> Any:
+        if _thread.things:
+            watched = _sharing(_thread.things, read_by(this))
+            if watched is not None:
+                watched.watch.look(watched.thing, "a compiled function reads {}")
+        return usual(this, *args, **kwargs)
+
+    return call
+
+
+def _callback_get(usual: Any) -> Any:
+    def __getattribute__(this: Any, name: str) -> Any:  # noqa: N807  # as it is shown
+        watched = _thread.things.get(id(this))
+        # The dunders: what `vars` and copying read.
+        if watched is not None and (name[:2] != "__" or name in ("__dict__", "__getstate__")):
+            watched.watch.look(this, f"`{name}` of {{}} is read")
+        return usual(this, name)
+
+    return __getattribute__
+
+
+def _callback_set(usual: Any) -> Any:
+    def __setattr__(this: Any, name: str, value: Any) -> None:  # noqa: N807  # as it is shown
+        watched = _thread.things.get(id(this))
+        if watched is not None:
+            watched.watch.look(this, f"`{name}` of {{}} is set")
+        usual(this, name, value)
+
+    return __setattr__
+
+
+def _unbuilt_get(usual: Any) -> Any:
+    def __getattribute__(this: Any, name: str) -> Any:  # noqa: N807  # as it is shown
+        if name[:1] != "_":
+            watched = _thread.things.get(id(this))
+            if watched is not None and watched.is_unbuilt and name not in _KNOWN_UNBUILT:
+                watched.watch.look(this, f"`{name}` of {{}} is read")
+        return usual(this, name)
+
+    return __getattribute__
