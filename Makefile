@@ -10,8 +10,8 @@ BACKEND := $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo gpu; \
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo lab test test-tensorflow test-jax test-torch test-oldest test-wheel test-binder bench \
-	notebooks docs address lint clean
+.PHONY: demo lab test test-tensorflow test-jax test-torch test-oldest test-wheel test-binder \
+	test-keras nightly bench notebooks docs address lint clean
 
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
@@ -49,6 +49,17 @@ test-wheel:
 
 test-binder:
 	PYTHON=$(PYTHON) .ci/binder
+
+# Keras's own tests, as they are and through cohorts: what passes as it is has to pass routed.
+test-keras: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/jax-cache
+test-keras: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test-keras: $(STAMP)
+	failed=0; for backend in tensorflow jax; do \
+		KERAS_BACKEND=$$backend $(BIN)/python -m tests.keras_tests || failed=1; done; exit $$failed
+
+# What takes too long for every change.
+nightly: test-keras test-oldest test-wheel test-binder
+	FUZZ=$${FUZZ:-500} $(MAKE) fuzz
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

@@ -19,6 +19,9 @@ from kerascohost.programs.data import RowOrder
 # Large enough for a call of a program not to be felt, small enough for a hundred members.
 _CHUNK_BYTES = 8 * 2**20
 
+# Stands among batches where those before it are to be trained before anything is read.
+_PAUSE = object()
+
 # TensorFlow's and JAX's tensors that are not one block of numbers, by name, as neither is imported.
 _NOT_DENSE = ("RaggedTensor", "SparseTensor", "BCOO", "BCSR")
 
@@ -31,6 +34,7 @@ def batches(
     shuffle: bool | str = False,
     class_weight: dict | None = None,
     group: int = 1,
+    steps_per_execution: int = 1,
 ) -> "ArrayBatches | StreamBatches":
     """The batches of one member, epoch by epoch.
 
@@ -46,18 +50,31 @@ def batches(
         class_weight: As in `fit`.
         group: How many batches are merged into one step. The last step of an epoch holds what is
             left.
+        steps_per_execution: As in `compile`: `fit` runs whole executions, also beyond
+            `steps_per_epoch`.
 
     Raises:
-        CohortError: If the data is sparse or ragged.
+        CohortError: If the data is sparse, ragged or empty.
+        ValueError: If `x`, `y` and the weights do not go together, as in `fit`.
     """
-    _check_dense(data[0])
-    steps = steps_per_epoch * group if steps_per_epoch else None
-    iterator = keras_data.epoch_iterator(data, batch_size, steps, shuffle, class_weight)
-    columns = keras_data.columns(iterator)
+    x, y, sample_weight = data
+    _check_spec(x)
+    epochs = keras_data.Epochs(
+        group,
+        steps_per_epoch,
+        x=x,
+        y=y,
+        sample_weight=sample_weight,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        class_weight=class_weight,
+        steps_per_execution=steps_per_execution,
+    )
+    columns = keras_data.columns(epochs)
     if columns is None:
-        return StreamBatches(iterator, group)
-    rows = iterator.data_adapter.batch_size * group
-    return ArrayBatches(columns, rows, steps_per_epoch, shuffle, row_order)
+        return StreamBatches(epochs, keras_data.runs_python(x))
+    rows = epochs.data_adapter.batch_size * group
+    return ArrayBatches(columns, rows, steps_per_epoch, shuffle, row_order, steps_per_execution)
 
 
 class ArrayBatches:
@@ -69,7 +86,10 @@ class ArrayBatches:
         steps_per_epoch: As in `fit`.
         shuffle: As in `fit`.
         row_order: As in `batches`.
+        steps_per_execution: As in `batches`.
     """
+
+    ran_out = False  # their number is known
 
     def __init__(
         self,
@@ -78,13 +98,17 @@ class ArrayBatches:
         steps_per_epoch: int | None,
         shuffle: bool | str,
         row_order: Callable[[int, int, bool | str], RowOrder],
+        steps_per_execution: int = 1,
     ):
         self._columns = _map(_Column, columns)
         if keras.backend.backend() == "tensorflow":
             self._columns = tree.lists_to_tuples(self._columns)  # as `tf.data` hands them over
         leaves = _leaves(self._columns)
         self._num_rows = len(leaves[0])
+        if self._num_rows == 0:
+            raise CohortError("Expected at least one row of data. Received: arrays of 0 rows.")
         self._rows = rows
+        self._execution = steps_per_execution
         self._row_bytes = sum(column.row_bytes for column in leaves)
         self._per_epoch = _capped(steps_per_epoch)
         self._order = row_order(self._num_rows, rows, shuffle) if shuffle else None
@@ -104,8 +128,8 @@ class ArrayBatches:
     def _num_steps(self) -> int:
         return math.ceil(self._num_rows / self._rows)
 
-    def peek(self) -> Any:
-        """The first rows, for their shapes; what is still to come is not touched."""
+    def peek(self, whole: bool = False) -> Any:
+        """The first rows, `whole` or not, for their shapes; nothing to come is touched."""
         rows = slice(0, min(self._rows, self._num_rows))
         return _map(lambda column: column.take(rows, 1)[0], self._columns)
 
@@ -113,10 +137,11 @@ class ArrayBatches:
         """Goes back to the start of the data, as `evaluate` does before it begins."""
         self._pass = None
 
-    def look_ahead(self) -> None:
-        """Draws what `fit` draws before its first epoch; see `RowOrder.look_ahead`."""
+    def look_ahead(self) -> Any:
+        """Takes the first batch as `fit` does to build a model; see `RowOrder.look_ahead`."""
         if self._order is not None:
             self._order.look_ahead()
+        return self.peek()
 
     def settle(self) -> None:
         """Ends the use of the data; see `RowOrder.settle`."""
@@ -126,16 +151,21 @@ class ArrayBatches:
     def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
         """The chunks of the next epoch; arrays may be read ahead, so `at_most` does not matter."""
         order, step = self._next_pass()
-        stop = min(self._num_steps, step + self.steps_per_epoch)
-        if self._per_epoch and step + self._per_epoch > self._num_steps:
+        due = self._whole_executions(self.steps_per_epoch)
+        left = self._whole_executions(self._num_steps - step)
+        if self._per_epoch and due > left:
             _warn_out_of_data()
         # With `steps_per_epoch` the next epoch goes on where this one ends.
-        goes_on = self._per_epoch and stop < self._num_steps
+        goes_on = self._per_epoch and due < left
+        stop = min(self._num_steps, step + due)
         self._pass = (order, stop) if goes_on else None
         while step < stop:
             chunk = self._window(order, step, stop)
             yield chunk
             step += chunk.stop - chunk.start
+
+    def _whole_executions(self, steps: int) -> int:
+        return math.ceil(steps / self._execution) * self._execution
 
     def _next_pass(self) -> tuple[np.ndarray | None, int]:
         if self._pass is not None:
@@ -167,30 +197,51 @@ class ArrayBatches:
 class StreamBatches:
     """Batches that are made elsewhere: by a dataset, a `PyDataset`, a `DataLoader` or a generator.
 
+    They are read in the order of `fit`, which also calls `on_epoch_begin` and `on_epoch_end`. Where
+    code of the user's could tell, no batch is read before those before it have been trained.
+
     Args:
-        iterator: Keras's own iterator over their epochs.
-        group: How many batches are joined into one step.
+        epochs: Keras's own iterator over their epochs.
+        runs_python: Whether reading runs code of the user's.
     """
 
     rows_per_step = None  # not known before a batch is seen
 
-    def __init__(self, iterator: Any, group: int):
-        self._iterator = iterator
-        self._group = group
+    def __init__(self, epochs: keras_data.Epochs, runs_python: bool):
+        self._epochs = epochs
+        self._runs_python = runs_python
+        self._first_known = _checked(epochs.first_known())
         self._usual: tuple | None = None
         self._waiting: Iterator | None = None
+        self._is_reset = False
+        self.ran_out = False  # whether the last epoch ended where no more batch was found
 
     @property
     def steps_per_epoch(self) -> int | None:
         """The number of steps of an epoch, or `None` where that is not known yet."""
-        batches = self._iterator.num_batches
-        return None if batches is None else math.ceil(batches / self._group)
+        return self._epochs.num_batches
 
-    def peek(self) -> Any:
-        """The first batch to come, or `None` where there is none; it stays the first to come."""
+    def peek(self, whole: bool = False) -> Any:
+        """A batch such as are to come, for its shapes; it stays to come.
+
+        `None` where the first step cannot be read yet without anyone noticing, unless it must be
+        `whole`: then it is read in any case.
+
+        Raises:
+            CohortError: If there is none.
+        """
+        if self._first_known is not None and not whole:
+            return self._first_known
+        if self._epochs.num_batches == 0:
+            raise _no_data()
+        if self._runs_python and not whole and not self._epochs.is_dataset:
+            return None
         items = self._items()
         first = next(items, None)
-        self._waiting = items if first is None else itertools.chain([first], items)
+        if first is None:
+            raise _no_data()
+        self._waiting = itertools.chain([first], items)
+        self._is_reset = True
         return first
 
     def reset(self) -> None:
@@ -198,24 +249,38 @@ class StreamBatches:
 
         A batch that was only peeked at is still to come, and nothing has to be read again.
         """
-        if self._waiting is None:
-            self._iterator.reset()
+        if not self._is_reset:
+            self._epochs.reset()
+            self._is_reset = True
 
-    def look_ahead(self) -> None:
-        """Nothing: such data has its own order."""
+    def look_ahead(self) -> Any:
+        """Takes the first batch as `fit` does to build a model: it begins an epoch, and drops it.
+
+        Raises:
+            CohortError: If there is none.
+        """
+        first = next(self._items(), None)
+        if first is None:
+            raise _no_data()
+        return first
 
     def settle(self) -> None:
-        """Nothing: such data has its own random state."""
+        """Nothing: such data has its own random state, or that of its member."""
 
     def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
         """The chunks of the next epoch, each of no more than `at_most` steps."""
         items, self._waiting = self._waiting or self._items(), None
+        self._is_reset = False
         first = next(items, None)
         if first is None:
             return
         size = sum(np.asarray(leaf).nbytes for leaf in _leaves(first))
         most = max(1, min(at_most or 2**31, _CHUNK_BYTES // max(1, size)))
-        for run in _runs(itertools.chain([first], items), most):
+        items = itertools.chain([first], items)
+        # On JAX `fit` takes the variables from the model while an epoch runs, so that code which
+        # makes batches can only tell by callbacks how far it is, and they limit `at_most`.
+        could_tell = self._runs_python and keras.backend.backend() != "jax"
+        for run in _runs(items, 1 if could_tell else most):
             data = _combine(np.stack, [*run, *self._padding(run)])
             self._usual = self._usual or _signature(data)
             yield Chunk(data, 0, len(run), usual=_signature(data) == self._usual)
@@ -227,10 +292,26 @@ class StreamBatches:
         return [run[-1]] * (2 ** math.ceil(math.log2(len(run))) - len(run))
 
     def _items(self) -> Iterator:
-        """Whole batches, one for each step."""
-        single = (batch for _, _, [batch] in self._iterator)
-        while group := list(itertools.islice(single, self._group)):
-            yield group[0] if self._group == 1 else _combine(np.concatenate, group)
+        """The batches of the next epoch, one for each step, in whole executions as far as it goes.
+
+        Before `on_epoch_end` comes a pause.
+        What `fit` does when the data ends early is the business of Keras's iterator.
+        """
+        self._is_reset = self.ran_out = False
+        with self._epochs.catch_stop_iteration():
+            for _, end, source in self._epochs:
+                first = next(source, None)
+                if first is None:
+                    self.ran_out = True
+                    raise StopIteration  # for Keras's iterator, which takes note
+                yield _checked(first)
+                for _ in range(self._epochs.steps_per_execution - 1):
+                    following = next(source, None)
+                    if following is None:
+                        break
+                    yield _checked(following)
+                if self._epochs.ends_after(end):
+                    yield _PAUSE
 
 
 class _Column:
@@ -241,13 +322,12 @@ class _Column:
     """
 
     def __init__(self, array: Any):
-        if type(array).__name__ in _NOT_DENSE:
-            raise _not_dense(type(array).__name__)
+        _check_dense(array)
         self._is_frame = hasattr(array, "iloc")
         self._is_tensor = not self._is_frame and keras.ops.is_tensor(array)
         # NumPy does not copy here: it is given an array, or shares its memory.
         self._array: Any = array if self._is_frame or self._is_tensor else np.asarray(array)
-        if self._array.ndim == 0:  # NumPy's form of what it does not know, as SciPy's matrices
+        if self._array.ndim == 0:  # NumPy's form of what it does not know
             raise _not_dense(type(array).__name__)
 
     def __len__(self) -> int:
@@ -278,12 +358,33 @@ class _Column:
         return keras.ops.cast(values, keras.config.floatx()) if floats else values
 
 
-def _check_dense(dataset: Any) -> None:
+def _check_spec(dataset: Any) -> None:
     """Refuses a `tf.data.Dataset` that Keras would make dense on its way through NumPy."""
     for spec in tree.flatten(getattr(dataset, "element_spec", None)):
         kind = type(spec).__name__.removesuffix("Spec")
         if kind in _NOT_DENSE:
             raise _not_dense(f"a dataset of {kind}")
+
+
+def _checked(batch: Any) -> Any:
+    for leaf in _leaves(batch):
+        _check_dense(leaf)
+    return batch
+
+
+def _check_dense(array: Any) -> None:
+    """Refuses what is not one block of numbers or strings."""
+    kind = type(array)
+    if kind.__name__ in _NOT_DENSE or kind.__module__.startswith("scipy.sparse"):
+        raise _not_dense(kind.__name__)
+    if kind is np.ndarray and array.dtype == object and array.ndim and array.size:
+        first = array.flat[0]
+        if isinstance(first, (np.ndarray, list, tuple)) or keras.ops.is_tensor(first):
+            raise _not_dense(f"an array of {type(first).__name__}s")
+
+
+def _no_data() -> CohortError:
+    return CohortError("Expected at least one batch of data. Received: none.")
 
 
 def _not_dense(received: str) -> CohortError:
@@ -307,18 +408,30 @@ def _warn_out_of_data() -> None:
 
 
 def _runs(items: Iterator, limit: int) -> Iterator[list]:
-    """Cuts `items` into lists of at most `limit` neighbours of equal shapes."""
+    """Cuts `items` into lists of at most `limit` neighbours of equal shapes.
+
+    Where reading fails, what was read before comes first.
+    """
     run: list = []
-    for item in items:
-        if run and _signature(run[-1]) != _signature(item):
+    while True:
+        try:
+            item = next(items, None)
+        except Exception:
+            if run:
+                yield run
+            raise
+        pauses = item is None or item is _PAUSE
+        if run and (pauses or _signature(run[-1]) != _signature(item)):
             yield run
             run = []
+        if item is None:
+            return
+        if pauses:
+            continue
         run.append(item)
         if len(run) == limit:  # handed over at once: a generator must not be asked for more
             yield run
             run = []
-    if run:
-        yield run
 
 
 def _combine(function: Callable, batches: list) -> Any:

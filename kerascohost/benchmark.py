@@ -27,6 +27,9 @@ LAYOUTS = ("separate", "joined", "grouped", "replicated", "stacked")
 # one that is smaller is not worth another layout.
 _ENOUGH = 0.05
 
+# One whose interval is wider than this says no more than the interval's ends.
+_VAGUE = 0.5
+
 # So many rounds are measured whatever the budget: fewer have no interval.
 _FEWEST = 2
 
@@ -258,7 +261,7 @@ class _Bench:
                 self._factors[layout] = self._auto_factors(rounds["separate"])
             try:
                 rounds[layout] = _Layout(self, layout)
-            except CohortError as error:
+            except (ValueError, TypeError) as error:  # a step that another batch size breaks
                 rows[layout]["note"] = f"not possible: {error}"
         times: dict[str, list[float]] = {layout: [] for layout in rounds}
         while len(times["separate"]) < _FEWEST or (
@@ -479,7 +482,7 @@ def _described(row: Any) -> dict[str, str]:
     exact = row["same_training"]
     return {
         "layout": row["layout"],
-        "speed-up": f"{row['speedup']:.2f}x ({row['low']:.2f} to {row['high']:.2f})",
+        "speed-up": _speed_up(row),
         "samples/s": f"{row['samples_per_s']:,.0f}",
         "step ms": f"{row['step_ms']:.2f}",
         "compile s": f"{row['compile_s']:.1f}",
@@ -489,13 +492,44 @@ def _described(row: Any) -> dict[str, str]:
     }
 
 
+def _speed_up(row: Mapping[str, Any]) -> str:
+    if row["high"] > row["speedup"] * (1 + _VAGUE):
+        return f"{row['low']:.2g}x to {row['high']:.2g}x"
+    return f"{row['speedup']:.2f}x ({row['low']:.2f} to {row['high']:.2f})"
+
+
 def _ratio(baseline: list[float], times: list[float]) -> tuple[float, float, float]:
-    """The speed-up and its 95 % interval, from the logarithms of the rounds' ratios."""
+    """The speed-up and its 95 % interval, from the logarithms of the rounds' ratios.
+
+    Student's t: of a few rounds the spread is hardly known (two rounds: 12.7 standard errors).
+    """
     logs = [math.log(one / other) for one, other in zip(baseline, times, strict=True)]
     middle = statistics.median(logs)
-    spread = statistics.stdev(logs) if len(logs) > 1 else math.inf
-    half = 1.96 * spread / math.sqrt(len(logs))
-    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+    if len(logs) < 2:
+        return math.exp(middle), 0.0, math.inf
+    half = _student(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(middle), math.exp(middle - half), math.exp(min(middle + half, _LARGEST))
+
+
+# The logarithm of the largest speed-up that is told: what is beyond is not known at all.
+_LARGEST = 700.0
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t: its first values, then its expansion (to 0.1 %)."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / freedom**i for i, term in enumerate(terms))
+
+
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571)
 
 
 def _is_known(times: dict[str, list[float]], repeats: int) -> bool:
@@ -517,15 +551,22 @@ def _reason(frame: pd.DataFrame, best: str, exact: str, steps: int | None) -> st
         noisy = f" Too noisy to tell it from {' and '.join(faster)}." if faster else ""
         return f"separate: don't fuse. No layout is known to be faster than `fit` here.{noisy}"
     row = rows[best]
-    text = f"{best}: {row['speedup']:.1f} times as fast as separate training"
+    text = f"{best}: {_times(row)} as fast as separate training"
     text += f" in epochs of {steps} steps" if steps else ""
     text += "." if row["same_training"] else f", with batch sizes {row['batch_size']}."
     close = [other for other in rows if other != best and rows[other]["high"] > row["low"]]
     if close:
         text += f" Too noisy to tell it from {' and '.join(close)}."
     if exact not in (best, "separate"):
-        text += f" {exact} is {rows[exact]['speedup']:.1f} times as fast, and changes nothing."
+        text += f" {exact} is {_times(rows[exact])} as fast, and changes nothing."
     return text
+
+
+def _times(row: Mapping[str, Any]) -> str:
+    """A speed-up in words; of one that is hardly known, only what is known."""
+    if row["high"] > row["speedup"] * (1 + _VAGUE):
+        return f"at least {row['low']:.1f} times"
+    return f"{row['speedup']:.1f} times"
 
 
 def _layouts(layouts: Sequence[str]) -> list[str]:

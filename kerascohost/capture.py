@@ -181,9 +181,10 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 check_trainable_here(model)
             fit = HeldFit(model, arguments, HeldHistory(self._train_of_history))
             fit.name = fit.label = name
+            fit.draw_ahead()
             self._calls.append(_Call(model, name, fit, fit.history))
             self._fits.append(fit)
-            self._watch.add(model, _callbacks(arguments))
+            self._watch.add(model, _callbacks(arguments), fit.snapshot.others)
         if is_redirected:
             self._train_first("output is redirected around a `fit`", at_call=True)
         elif any(map(_depends_on_open, keras.tree.flatten(_data(arguments)))):
@@ -268,9 +269,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         finally:
             for fit in fits:
                 fit.hand_over()
-            # Random numbers go on after the last fit, unless they were set anew after it.
-            if fits[-1].called_in == programs.random_state():
-                programs.set_random_state(fits[-1].random)
+            self._go_on_drawing(fits)
             self._note_ends()
         _raise_first([fit for fit in fits if fit.error is not None])
 
@@ -338,6 +337,15 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             call.label = f"{name} ({before})" if before > 1 else name
             if call.fit is not None:
                 call.fit.name, call.fit.label = name, call.label
+
+    @staticmethod
+    def _go_on_drawing(fits: list[HeldFit]) -> None:
+        """Random numbers go on after the last fit, unless they were drawn or set anew after it."""
+        found = programs.random_state()
+        for fit, later in itertools.zip_longest(fits, (fit.called_in for fit in fits[1:])):
+            fit.warn_of_draws(later or found)
+        if found == fits[-1].expected:
+            programs.set_random_state(fits[-1].random_after)
 
 
 def _raise_first(failed: list[HeldFit]) -> None:
@@ -528,7 +536,7 @@ def _begun(original: Callable) -> Callable:
     @functools.wraps(original)
     def begun(self: keras.Model, method_name: str | None = None) -> Any:
         if method_name == "fit" and _holders.stack:
-            observed.looked_at([self], "fit of {} begins")
+            observed.looked_at([self], "fit of {} begins", writes=True)
             if not _holders.is_own:
                 _holders.stack[-1].tell(
                     f"cohost: the fit of {self.name!r} is trained now and apart, as something that "

@@ -1,7 +1,9 @@
 """The cohort: members, and the arguments given to them."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +15,7 @@ from kerascohost.fusion import factors_of, named_models
 from kerascohost.history import CohortHistory
 from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
+from kerascohost.programs import data as keras_data
 from kerascohost.progress import Progress
 from kerascohost.scheduler import Scheduler, Task
 from kerascohost.stacks import LAYOUTS
@@ -103,6 +106,9 @@ class Cohort:
         }
         self._check_separate(("optimizer", _optimizers))
         self._scheduler = Scheduler(layout)
+        self._working = threading.Lock()
+        self._doing = ""
+        self._history: CohortHistory | None = CohortHistory({})
 
     @property
     def members(self) -> dict[str, keras.Model]:
@@ -111,7 +117,13 @@ class Cohort:
 
     @property
     def history(self) -> CohortHistory:
-        """What the last `fit` recorded, also if it failed or was interrupted."""
+        """What the last `fit` recorded, also if it failed or was interrupted.
+
+        A model's own `fit` in between changes nothing here.
+        """
+        return self._recorded() if self._history is None else self._history
+
+    def _recorded(self) -> CohortHistory:
         return CohortHistory(
             {
                 name: model.history
@@ -129,9 +141,19 @@ class Cohort:
         stacks.arrange(member for member in members if member.model.built)
         return stacks.plan(members)
 
+    def __reduce__(self) -> tuple:
+        """What pickling and copying take: the models and how they are to be trained.
+
+        The copy has no history and nothing compiled. Models are pickled and copied by Keras.
+        """
+        members = self._members
+        factors = ({name: getattr(m, key) for name, m in members.items()} for key in _FACTORS)
+        own = {"progress": self.progress} if "progress" in vars(self) else None
+        return type(self), (self.members, self.layout, *factors), own
+
     def __repr__(self) -> str:
         told = [*self._members, f"layout={self.layout!r}"]
-        for key in ("group_factor", "replicas"):
+        for key in _FACTORS:
             factors = {name: getattr(member, key) for name, member in self._members.items()}
             if set(factors.values()) != {1}:
                 told.append(f"{key}={factors}")
@@ -194,13 +216,18 @@ class Cohort:
         given = {name: value for name, value in locals().items() if name in _FIT_DEFAULTS}
         self._check_known(unknown, _FIT_DEFAULTS)
         arguments = self._per_member(given)
-        for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
-            member.forget_history()
-        if self.layout != "joined":
-            self._scheduler.stacks.arrange(self._members.values())
-            if any(arguments[name]["verbose"] != 0 for name in arguments):
-                print(f"{self.layout}: {self.plan.summary}")
-        self._run("train", arguments, lambda member, bar: member.training([bar]))
+        with self._one_at_a_time("fit"):
+            for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
+                member.forget_history()
+            self._history = None
+            try:
+                if self.layout != "joined":
+                    self._scheduler.stacks.arrange(self._members.values())
+                    if any(arguments[name]["verbose"] != 0 for name in arguments):
+                        print(f"{self.layout}: {self.plan.summary}")
+                self._run("train", arguments, lambda member, bar: member.training([bar]))
+            finally:
+                self._history = self._recorded()
         return self.history
 
     def stop(self) -> None:
@@ -250,12 +277,13 @@ class Cohort:
             "callbacks": callbacks,
         }
         arguments = self._per_member(given)
-        self._ready(lambda m: m.prepare_evaluate(arguments[m.name]))
 
         def begin(member: Member, bar: Progress) -> Run:
             return member.evaluation(arguments[member.name], [bar], return_dict)
 
-        return self._run("test", arguments, begin)
+        with self._one_at_a_time("evaluate"):
+            self._ready(lambda m: m.prepare_evaluate(arguments[m.name]))
+            return self._run("test", arguments, begin)
 
     def predict(
         self,
@@ -286,14 +314,31 @@ class Cohort:
             "callbacks": callbacks,
         }
         arguments = self._per_member(given)
-        for name, member in self._members.items():
-            with errors.about(name):
-                member.prepare_predict(arguments[name])
 
         def begin(member: Member, bar: Progress) -> Run:
             return member.prediction(arguments[member.name], [bar])
 
-        return self._run("predict", arguments, begin)
+        with self._one_at_a_time("predict"):
+            for name, member in self._members.items():
+                with errors.about(name):
+                    member.prepare_predict(arguments[name])
+            return self._run("predict", arguments, begin)
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self, what: str) -> Iterator[None]:
+        """Refuses what a callback of the running work, or another thread, asks of this cohort."""
+        if not self._working.acquire(blocking=False):
+            raise CohortError(
+                f"Expected one `fit`, `evaluate` or `predict` of a Cohort at a time. Received: "
+                f"`{what}` of {', '.join(self._members)} while `{self._doing}` is running. In a "
+                "callback call the member's own `self.model`; in another thread wait for the end, "
+                "or train `kc.clones` of the models in a Cohort of their own."
+            )
+        try:
+            self._doing = what
+            yield
+        finally:
+            self._working.release()
 
     # Arguments
 
@@ -333,15 +378,15 @@ class Cohort:
     @staticmethod
     def _check_own(arguments: Mapping[str, dict[str, Any]]) -> None:
         """What changes while it is used, one member may use: others would see it changed."""
+        owner: dict[int, str] = {}
         for key in ("x", "validation_data", "callbacks"):
-            owner: dict[int, str] = {}
             for name, given in arguments.items():
                 for thing in keep_state(given.get(key)):
                     first = owner.setdefault(id(thing), name)
                     if first != name:
                         raise CohortError(
                             f"Expected `{key}` that each member has for itself. Received: one "
-                            f"{type(thing).__name__} for {first!r} and {name!r}, which changes "
+                            f"{_described(thing)} for {first!r} and {name!r}, which changes "
                             f"while it is used; give each its own: {key}={{{first!r}: ..., "
                             f"{name!r}: ...}}."
                         )
@@ -386,6 +431,9 @@ class Cohort:
         return {name: results[name] for name in self._members}
 
 
+# The arguments by which a member takes more than one batch in a step.
+_FACTORS = ("group_factor", "replicas")
+
 _WAY_OUT = {
     "variable": "To apply one model several times, make it one member with `replicas`.",
     "optimizer": "Compile each model with an optimizer of its own.",
@@ -422,10 +470,23 @@ def keep_state(value: Any) -> list:
 
     def does(thing: Any) -> bool:
         if isinstance(thing, keras.utils.PyDataset):
-            return type(thing).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
+            return any(
+                getattr(type(thing), hook) is not getattr(keras.utils.PyDataset, hook)
+                for hook in ("on_epoch_begin", "on_epoch_end")
+            )
         return isinstance(thing, keras.callbacks.Callback) or hasattr(thing, "__next__")
 
-    return [thing for thing in _parts(value) if does(thing)]
+    parts = _parts(value)
+    return [
+        *(thing for thing in parts if does(thing)),
+        *(shuffle for part in parts for shuffle in keras_data.reshuffling(part)),
+    ]
+
+
+def _described(thing: Any) -> str:
+    if hasattr(thing, "element_spec"):
+        return "tf.data.Dataset that is shuffled anew each time"
+    return type(thing).__name__
 
 
 def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:

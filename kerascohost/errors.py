@@ -18,8 +18,9 @@ class CohortError(ValueError):
 def about(member: str) -> Iterator[None]:
     """Lets every exception that leaves the block say which member it belongs to.
 
-    Bad values (`ValueError`, `TypeError`) become a `CohortError` that names the member. Anything
-    else keeps its type, as separate training would have raised it, and gets a note.
+    A `CohortError` gets the member's name into its message. Anything else is what separate training
+    would have raised: it keeps its type and its text, so that `except TypeError` in a program goes
+    on working, and gets a note.
     """
     try:
         yield
@@ -27,10 +28,6 @@ def about(member: str) -> Iterator[None]:
         if is_attributed(error):
             raise
         raise attributed(CohortError(_named(member, error)), member) from error.__cause__
-    except (ValueError, TypeError) as error:
-        if is_attributed(error):
-            raise
-        raise attributed(CohortError(_named(member, error)), member) from error
     except Exception as error:
         attributed(error, member)
         raise
@@ -38,18 +35,19 @@ def about(member: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def concerning(argument: str) -> Iterator[None]:
-    """Lets bad values in the block say in which argument they were found."""
+    """Lets every exception that leaves the block say in which argument the fault was found."""
     try:
         yield
-    except (ValueError, TypeError) as error:
-        raise CohortError(f"{argument}: {error}") from error
+    except CohortError as error:
+        raise CohortError(f"{argument}: {error}") from error.__cause__
+    except Exception as error:
+        error.add_note(f"Found in `{argument}`.")
+        raise
 
 
-def _named(member: str, error: Exception) -> str:
+def _named(member: str, error: CohortError) -> str:
     text = str(error)
-    if isinstance(error, CohortError):  # ours begin with a word, not with a name
-        text = text[:1].lower() + text[1:]
-    return f"Member {member!r}: {text}"
+    return f"Member {member!r}: {text[:1].lower()}{text[1:]}"
 
 
 def attributed(error: Exception, member: str) -> Exception:
@@ -69,6 +67,12 @@ def is_attributed(error: BaseException) -> bool:
 def member_of(error: BaseException) -> str:
     """The member to which an attributed error belongs."""
     return error.cohort_member  # type: ignore[attr-defined]  # set by `attributed`
+
+
+def in_words(error: Exception) -> str:
+    """Returns a failure in one line: its type (unless it is a refusal of ours), text and notes."""
+    kind = "" if isinstance(error, CohortError) else f"{type(error).__name__}: "
+    return " ".join([f"{kind}{error}", *getattr(error, "__notes__", ())])
 
 
 def not_of_fit(name: str, value: object, known: Iterable[str]) -> str:

@@ -3,17 +3,20 @@
 import contextlib
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 
-from kerascohost import errors, programs
+from kerascohost import draws, errors, programs
 from kerascohost.cohort import keep_state
 from kerascohost.errors import CohortError
 from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
+from kerascohost.programs.process_state import ProcessState
 from kerascohost.progress import Progress
+from kerascohost.reads import Snapshot
 from kerascohost.scheduler import Scheduler, Task
 
 
@@ -74,6 +77,8 @@ class HeldFit:
         history: What the caller was given for a `History`, if anything.
         entered: Makes a context in which the process is as the fit would find it alone; by default
             one with its own random numbers.
+        is_deferred: Whether the program goes on before the fit is trained, so that it must be
+            trained with what its call read.
 
     Attributes:
         name: The member's name.
@@ -88,39 +93,93 @@ class HeldFit:
         arguments: dict[str, Any],
         history: HeldHistory | None = None,
         entered: Callable[[], contextlib.AbstractContextManager] | None = None,
+        is_deferred: bool = True,
     ):
         self.model = model
-        self.arguments = arguments
+        self.snapshot = Snapshot(model, arguments, is_deferred)
+        self.arguments = self.snapshot.arguments
         self.history: Any = history
         self.name = self.label = model.name
         self.error: BaseException | None = None
         self.has_begun = False
         self.validated: list[int] = []
         self.seconds = 0.0
-        self.called_in = self.random = programs.random_state()
-        self.entered = entered or self._own_random_state
+        self.process = ProcessState()
+        self.called_in = self.expected = self.process.random
+        self._source: HeldFit | None = None
+        self._may_end_early = draws.may_end_early(model, arguments)
+        self.entered = entered or self.process.entered
         stateful = [thing for value in arguments.values() for thing in keep_state(value)]
-        self._changes = {id(thing) for thing in [model, *programs.parts(model), *stateful]}
+        things = [model, *programs.parts(model), *stateful]
+        self._changes = {id(thing) for thing in things} | self.snapshot.writes
 
     def meets(self, other: "HeldFit") -> bool:
-        """Whether the two change the same things, so that one must wait for the other."""
-        return not self._changes.isdisjoint(other._changes)
-
-    def continues(self, earlier: "HeldFit") -> None:
-        """Draws on where `earlier` stopped, unless the program set a random state in between."""
-        if self.called_in == earlier.called_in:
-            self.random = earlier.random
+        """Whether one changes what the other changes or reads, so that one must wait."""
+        return not (
+            self._changes.isdisjoint(other._changes)
+            and self._changes.isdisjoint(other.snapshot.reads)
+            and self.snapshot.reads.isdisjoint(other._changes)
+        )
 
     @contextlib.contextmanager
-    def _own_random_state(self) -> Iterator[None]:
-        """Lets the block draw the random numbers that this fit would draw if it were alone."""
-        outside = programs.random_state()
-        programs.set_random_state(self.random)
-        try:
+    def inside(self) -> Iterator[None]:
+        """Lets the block find the process, and what the fit reads of it, as the fit would alone."""
+        with self.entered(), self.snapshot.as_at_call():
             yield
-        finally:
-            self.random = programs.random_state()
-            programs.set_random_state(outside)
+
+    def draw_ahead(self) -> None:
+        """Moves the global random state to where this fit will leave it if it runs all its epochs.
+
+        So the program draws, after the call, what it would draw after the training.
+        """
+        self.expected = draws.advance(self.model, self.arguments)
+
+    def follow(self, earlier: "HeldFit") -> None:
+        """Draws on where `earlier` stops, unless the program drew or set a seed in between."""
+        if self.called_in == earlier.expected:
+            self._source = earlier if earlier.draws else earlier._source
+
+    @property
+    def draws(self) -> bool:
+        """Whether this fit draws from the global random state, as far as can be foreseen."""
+        return self.expected != self.called_in
+
+    @property
+    def _end_is_known(self) -> bool:
+        known = self._source is None or self._source._end_is_known
+        return known and not (self.draws and self._may_end_early)
+
+    def draws_after(self, other: "HeldFit") -> bool:
+        """Whether this fit shuffles on from where `other` ends, which nobody knows before."""
+        return self.draws and other is self._source and not other._end_is_known
+
+    def continues(self, earlier: "HeldFit") -> None:
+        """Takes up the random state that `earlier`, which has ended, left behind."""
+        if earlier is self._source or self.called_in == earlier.called_in == earlier.expected:
+            self.process.random = earlier.process.random
+
+    @property
+    def random_after(self) -> bytes:
+        """The random state that the program finds after this fit, which has ended."""
+        own = self.process.random
+        inherits = own == self.called_in and self._source is not None
+        return self._source.random_after if inherits and self._source is not None else own
+
+    def warn_of_draws(self, later: bytes) -> None:
+        """Warns if the program drew numbers after this fit which it would not have drawn alone.
+
+        Args:
+            later: The random state in which the program was found next.
+        """
+        ended_elsewhere = self.draws and self.has_begun and self.process.random != self.expected
+        if ended_elsewhere and programs.is_drawn_from(self.expected, later):
+            warnings.warn(
+                f"The program drew NumPy's random numbers after the `fit` of {self.label!r} as if "
+                f"it had run all its epochs, but it ended after {len(self._recorded.epoch)} of "
+                f"{self.arguments['epochs']}. Set a seed after it (`np.random.seed`), or draw "
+                "before it.",
+                stacklevel=5,
+            )
 
     def hand_over(self) -> None:
         """Gives the caller's `History` what was recorded, as much as there is."""
@@ -166,9 +225,18 @@ class Together:
             fits: The fits to begin with, in the order of the program.
             ended: Called with each fit that has ended, perhaps by an `error`; what it returns joins
                 in.
+
+        Raises:
+            CohortError: Before anything is trained, if what one of `fits` reads is not as it was at
+                its call, and cannot be restored.
         """
         self._ended = ended
+        fits = list(fits)
+        for fit in fits:
+            fit.snapshot.check(fit.name)
         self._waiting.extend(fits)
+        for earlier, fit in itertools.pairwise(self._waiting):
+            fit.follow(earlier)
         self._scheduler.run(self._next_tasks(), self._on_end)
 
     def forsake(self, failed: HeldFit) -> None:
@@ -191,14 +259,18 @@ class Together:
 
     def _can_start(self, fit: HeldFit) -> bool:
         earlier = itertools.takewhile(lambda other: other is not fit, self._waiting)
-        return not any(map(fit.meets, [*self._running.values(), *earlier]))
+        before = [*self._running.values(), *earlier]
+        return not any(fit.meets(other) or fit.draws_after(other) for other in before)
 
     def _task(self, fit: HeldFit) -> Task:
         member = self._members.get(fit.name)
         if member is None or member.model is not fit.model:
             member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
+        known, stamp = member.snapshot, programs.compile_stamp(fit.model)
+        if known is None or known.stamp != stamp or fit.model.run_eagerly:
+            member.snapshot = fit.snapshot  # else its steps stay as first traced
         self._members[fit.name] = member
-        with fit.entered():
+        with fit.inside():
             member.prepare_fit(fit.arguments)
         fit.validated = member.validated
         bar = Progress(fit.label, "train", fit.arguments["verbose"], next(self._positions))
@@ -208,8 +280,9 @@ class Together:
         fit = self._running.pop(task.member.name)
         if isinstance(outcome, Exception):
             fit.error = outcome
-        for later in filter(fit.meets, self._waiting):
-            later.continues(fit)
+        for later in self._waiting:
+            if later.meets(fit) or later.draws_after(fit):
+                later.continues(fit)
         self._waiting.extend(self._ended(fit))
         return self._next_tasks()
 
@@ -223,14 +296,14 @@ def _entered(fit: HeldFit, member: Member, run: Run) -> Run:
     try:
         while True:
             try:
-                with fit.entered():
+                with fit.inside():
                     want = run.send(answer)
             except StopIteration as end:
                 return end.value
             fit.record()
             answer = yield want
     finally:
-        with fit.entered():
+        with fit.inside():
             run.close()
             member.close()
         fit.record()

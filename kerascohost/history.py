@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import pandas as pd
 
 from kerascohost import plotting
@@ -105,9 +106,28 @@ class CohortHistory(Mapping):
         return f"{member}: {len(getattr(history, 'epoch', []))} epochs{values}"
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(float_format="{:.4g}".format, na_rep="", border=0)
+        return self._text.to_html(border=0)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """What IPython shows in a terminal."""
-        text = self.table.to_string(float_format="{:.4g}".format, na_rep="")
-        printer.text(text if len(self) else repr(self))
+        printer.text(self._text.to_string() if len(self) else repr(self))
+
+    @property
+    def _text(self) -> pd.DataFrame:
+        """The table as it is read: blank where a member has no such metric, `nan` where it has."""
+        table = self.table
+        rows = {
+            member: {
+                name: _shown(row[name]) if name in self._columns(member) else "" for name in table
+            }
+            for member, row in table.to_dict("index").items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=list(table))
+
+    def _columns(self, member: Any) -> set[str]:
+        own = getattr(self[member], "history", {})
+        return {"epochs", *own, *(["seconds"] if member in self._seconds else [])}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)

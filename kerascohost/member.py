@@ -1,8 +1,10 @@
 """One model together with the fit asked of it, as a state machine."""
 
+import contextlib
 import dataclasses
+import functools
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,6 +15,7 @@ from kerascohost import errors, programs
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
 from kerascohost.programs import Chunk
 from kerascohost.programs import data as keras_data
+from kerascohost.reads import Snapshot
 
 _BATCH_HOOKS = {
     "train": ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"),
@@ -61,6 +64,9 @@ class Member:
         model: The compiled `keras.Model`.
         group_factor: How many batches are merged into one step.
         replicas: How many times the model is applied in one step.
+
+    Attributes:
+        snapshot: What its steps are traced with, if its fit is deferred.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -68,6 +74,7 @@ class Member:
         self.model = model
         self.group_factor = group_factor
         self.replicas = replicas
+        self.snapshot: Snapshot | None = None
         self.piece = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
@@ -77,6 +84,9 @@ class Member:
         self._validation: Any = None
         self._evaluated: Any = None
         self._predicted: Any = None
+        self._random: Any = contextlib.nullcontext()
+        self._unbuilt: list[tuple[keras.Variable, np.ndarray]] = []
+        self._last_logs: Any = {}
 
     def prepare_fit(self, fit: dict[str, Any]) -> None:
         """Takes the arguments of `fit`, reads a first batch and builds the model from it.
@@ -86,11 +96,16 @@ class Member:
         """
         check_trainable_here(self.model)
         _check_arguments(fit)
+        with self._as_if_alone(fit["x"], fit["validation_data"]):
+            self._prepare_fit(fit)
+
+    def _prepare_fit(self, fit: dict[str, Any]) -> None:
         data = (fit["x"], fit["y"], fit["sample_weight"])
         validation = fit["validation_data"]
         if fit["validation_split"] and validation is None:
             data, validation = keras_data.split_validation(data, fit["validation_split"])
         self.validated = []
+        self._last_logs = {}
         self._fit = fit
         self._train = self._batches(
             data,
@@ -100,22 +115,46 @@ class Member:
             fit["class_weight"],
             group=self._group,
         )
-        self._validation = None
-        if validation is not None:
-            size = fit["validation_batch_size"] or fit["batch_size"]
-            if self._group > 1 and not fit["validation_batch_size"]:
-                size = (fit["batch_size"] or 32) * self._group
-            self._validation = self._batches(
-                keras.utils.unpack_x_y_sample_weight(validation), size, fit["validation_steps"]
-            )
-        self._train.reset()
+        self._unbuilt = programs.metrics_not_reset(self.model)
         first = self._build(self._train)
-        if isinstance(self._validation, ArrayBatches):
-            with errors.concerning("validation_data"):
-                self._check_batch(self._validation.peek(), "test")
-        self.samples_per_step = self._train.rows_per_step or _rows(first)
+        self._prepare_validation(validation)
+        self.samples_per_step = self._train.rows_per_step
+        if self.samples_per_step is None and first is not None:
+            self.samples_per_step = _rows(first)
         if self.replicas > 1:
-            self.piece = self._rows_per_replica(self._train, first)
+            self.piece = self._rows_per_replica(self._train)
+
+    def _prepare_validation(self, data: Any) -> None:
+        """Gets ready what is validated on; where reading it runs code of the user's, when due."""
+        self._validation = None
+        if data is None:
+            return
+        fit = self._fit
+        size = fit["validation_batch_size"] or fit["batch_size"]
+        if self._group > 1 and not fit["validation_batch_size"]:
+            size = (fit["batch_size"] or 32) * self._group
+        data = keras.utils.unpack_x_y_sample_weight(data)
+        make = functools.partial(self._batches, data, size, fit["validation_steps"])
+        if keras_data.runs_python(data[0]):
+            self._validation = make
+            return
+        with errors.concerning("validation_data"):
+            self._validation = make()
+            if isinstance(self._validation, ArrayBatches):
+                self._check_batch(self._validation.peek(), "test")
+
+    @contextlib.contextmanager
+    def traced(self) -> Iterator[None]:
+        """Lets the member's steps be traced with what its fit read at its call.
+
+        Exceptions say that they are this member's.
+        """
+        with errors.about(self.name), self.as_at_call():
+            yield
+
+    def as_at_call(self) -> contextlib.AbstractContextManager[None]:
+        """Makes a context in which code finds what its fit read at its call."""
+        return contextlib.nullcontext() if self.snapshot is None else self.snapshot.as_at_call()
 
     def forget_history(self) -> None:
         """Makes the model's `history` that of a training which has not begun."""
@@ -128,31 +167,63 @@ class Member:
         check_trainable_here(self.model)
         _check_arguments(evaluate)
         data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
-        self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
-        self._evaluated.reset()
-        self._build(self._evaluated, "test")
+        with self._as_if_alone(evaluate["x"]):
+            self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
+            self._build(self._evaluated, "test")
 
     def prepare_predict(self, predict: dict[str, Any]) -> None:
         """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
         _check_arguments(predict)
         data = (predict["x"], None, None)
-        self._predicted = self._batches(data, predict["batch_size"], predict["steps"])
-        first = self._predicted.peek()
-        self._check_shapes(first)
-        if not self.model.built and first is not None:
-            self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
+        with self._as_if_alone(predict["x"]):
+            batches = self._batches(data, predict["batch_size"], predict["steps"])
+            self._predicted = batches
+            first = None
+            if programs.reads_to_predict(self.model):
+                first = batches.look_ahead()
+                batches.reset()
+            if first is None:
+                first = batches.peek(whole=not self.model.built)
+            self._check_shapes(first)
+            if not self.model.built:
+                self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
 
     def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
+        kwargs["steps_per_execution"] = self.model.steps_per_execution
         return batches(data, programs.backend_module().row_order, *args, **kwargs)
 
+    def _as_if_alone(self, *data: Any) -> Any:
+        """A context in which data that runs code of the user's draws random numbers of its own."""
+        needed = any(keras_data.runs_python(_inputs_of(one)) for one in data)
+        self._random = keras_data.OwnRandom() if needed else contextlib.nullcontext()
+        return self._random
+
+    def _drawing(self, run: Run) -> Run:
+        """`run`, with the random numbers of the data that it was prepared with."""
+        answer: Any = None
+        try:
+            while True:
+                try:
+                    with self._random:
+                        want = run.send(answer)
+                except StopIteration as end:
+                    return end.value
+                answer = yield want
+        finally:
+            run.close()
+
     def _build(self, batches: Batches, kind: str = "train") -> Any:
-        """Builds the model from its first batch, which is returned."""
-        first = batches.peek()
+        """Builds the model from its first batch; returns it, or `None` where it is not known yet.
+
+        Batches are read, and dropped, as `fit` reads and drops them before its first epoch.
+        """
+        first = batches.look_ahead() if programs.reads_to_build(self.model) else None
+        batches.reset()
         if first is None:
-            raise errors.CohortError("Expected at least one batch of data. Received: none.")
-        self._check_batch(first, kind)
-        if programs.backend_module().build(self.model, first):
-            batches.look_ahead()
+            first = batches.peek()
+        if first is not None:
+            self._check_batch(first, kind)
+        programs.backend_module().build(self.model, first)
         return first
 
     def _check_batch(self, batch: Any, kind: str) -> None:
@@ -169,7 +240,9 @@ class Member:
         if not wanted or batch is None:
             return
         x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        given = [leaf for leaf in tree.flatten(x) if leaf is not None]
+        given = tree.flatten(x)
+        if any(leaf is None for leaf in given):
+            return  # an optional input is missing; symbols cannot tell
         if len(given) == len(wanted) and all(map(_fits, given, wanted)):
             return
         if isinstance(x, (list, tuple)) and len(given) > len(wanted):
@@ -180,14 +253,14 @@ class Member:
         specs = tree.map_structure(_symbolic, x)
         self.model.compute_output_spec(specs)  # may still fit: Keras adds or drops an axis of 1
 
-    def _rows_per_replica(self, batches: Batches, batch: Any) -> int:
+    def _rows_per_replica(self, batches: Batches) -> int:
         if programs.has_own_step(self.model, "train"):
             raise errors.CohortError(
                 "Expected `replicas=1` for a model with its own `train_step`: what it does with a "
                 f"batch is not known. Received: replicas={self.replicas}. "
                 f"`group_factor={self.replicas}` trains it on as many samples per step."
             )
-        rows = batches.rows_per_step or _rows(batch)
+        rows = batches.rows_per_step or _rows(batches.peek(whole=True))
         if rows % self.replicas:
             raise errors.CohortError(
                 f"Expected batches that can be split into {self.replicas} replicas of one size. "
@@ -197,6 +270,9 @@ class Member:
 
     def training(self, callbacks: list) -> Run:
         """Trains as `fit` does, with `callbacks` besides the fit's own."""
+        return self._drawing(self._training(callbacks))
+
+    def _training(self, callbacks: list) -> Run:
         model, fit = self.model, self._fit
         epochs = _capped(fit["epochs"])
         dispatch = self._callback_list([*_as_list(fit["callbacks"]), *callbacks], fit, epochs)
@@ -207,7 +283,7 @@ class Member:
         finished = False
         try:
             for epoch in range(programs.first_epoch(model, fit["initial_epoch"]), epochs):
-                model.reset_metrics()
+                self._reset_metrics()
                 dispatch.on_epoch_begin(epoch)
                 training_logs = yield from self._trained_epoch(epoch, dispatch, limit)
                 dispatch.on_epoch_end(epoch, training_logs)
@@ -219,19 +295,33 @@ class Member:
                 _finalize(model)
         dispatch.on_train_end(training_logs)
 
+    def _reset_metrics(self) -> None:
+        """Resets as `fit` does, which does not reach metrics that its first step has yet to build.
+
+        Their values differ from those of a reset only if another model has used them before.
+        """
+        self.model.reset_metrics()
+        for variable, value in self._unbuilt:
+            variable.assign(value)
+        self._unbuilt = []
+
     def _trained_epoch(
         self, epoch: int, dispatch: keras.callbacks.CallbackList, limit: int | None
     ) -> Run:
         """One epoch and the validation that is due after it; returns the logs of both."""
         logs = dict((yield from self._epoch("train", self._train, dispatch, limit)))
         if self._validation is not None and _is_due(epoch, self._fit["validation_freq"]):
-            val_logs = yield from self.evaluating(self._validation, dispatch)
+            if not isinstance(self._validation, Batches):
+                self._validation = self._validation()
+            val_logs = yield from self._evaluating(self._validation, dispatch)
             logs |= {f"val_{name}": value for name, value in val_logs.items()}
             self.validated.append(epoch)
         return logs
 
-    def evaluating(self, batches: Batches, dispatch: keras.callbacks.CallbackList) -> Run:
+    def _evaluating(self, batches: Batches, dispatch: keras.callbacks.CallbackList) -> Run:
         """Evaluates as `evaluate` does; returns the logs as floats."""
+        if batches is not self._evaluated and programs.reads_to_build(self.model):
+            batches.look_ahead()
         batches.reset()
         self.model.stop_evaluating = False
         dispatch.on_test_begin()
@@ -243,12 +333,18 @@ class Member:
 
     def evaluation(self, evaluate: dict[str, Any], callbacks: list, return_dict: bool) -> Run:
         """A run that is only an evaluation; returns what `evaluate` returns."""
+        return self._drawing(self._evaluation(evaluate, callbacks, return_dict))
+
+    def _evaluation(self, evaluate: dict[str, Any], callbacks: list, return_dict: bool) -> Run:
         dispatch = self._plain_dispatch(evaluate, callbacks, self._evaluated)
-        logs = yield from self.evaluating(self._evaluated, dispatch)
+        logs = yield from self._evaluating(self._evaluated, dispatch)
         return logs if return_dict else programs.flat_results(self.model, logs)
 
     def prediction(self, predict: dict[str, Any], callbacks: list) -> Run:
         """A run that is only a prediction; returns what `predict` returns."""
+        return self._drawing(self._prediction(predict, callbacks))
+
+    def _prediction(self, predict: dict[str, Any], callbacks: list) -> Run:
         batches = self._predicted
         dispatch = self._plain_dispatch(predict, callbacks, batches)
         self.model.stop_predicting = False
@@ -281,6 +377,7 @@ class Member:
         if getattr(self.model, stop):  # set before the epoch's first step, it ends the epoch there
             limit = self.model.steps_per_execution
         watched = _is_watched(self.model, dispatch, batches)
+        counted = programs.seed_counts(self.model) if kind == "train" else {}
         logs: Any = {}
         step = 0
         # Hooks come in the rhythm of `steps_per_execution`, however chunks and turns fall.
@@ -302,6 +399,12 @@ class Member:
                     on_end(step - 1, logs)
                 if getattr(self.model, stop):
                     return self._metrics_or(logs, kind)
+        if kind == "train":
+            if not step and self._last_logs:
+                logs = programs.logs_without_steps(self.model, self._last_logs)
+            if batches.ran_out and step:
+                programs.step_without_data(self.model, counted, step)
+            self._last_logs = logs
         if limit and step % limit:
             on_end(step + limit - step % limit - 1, logs)
         return self._metrics_or(logs, kind)
@@ -336,6 +439,9 @@ class Member:
         """Ends the use of the data, and lets go of it."""
         if self._train is not None:
             self._train.settle()
+        if isinstance(self._random, keras_data.OwnRandom):
+            self._random.settle()
+        self._random = contextlib.nullcontext()
         self._fit = {}
         self._train = self._validation = self._evaluated = self._predicted = None
 
@@ -370,6 +476,11 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
     """Refuses what Keras would stumble over only later, or not at all."""
     if given["x"] is None:
         raise errors.CohortError("Expected `x`, the data. Received: x=None.")
+    verbose = given["verbose"]
+    if isinstance(verbose, str) and verbose != "auto":
+        raise errors.CohortError(
+            f"Expected `verbose` to be 0, 1, 2 or 'auto'. Received: verbose={verbose!r}."
+        )
     for callback in _as_list(given["callbacks"]):
         if isinstance(callback, type):
             name = callback.__name__
@@ -472,6 +583,11 @@ def _as_floats(logs: Any) -> dict:
             except (TypeError, ValueError):
                 plain[name] = value
     return plain
+
+
+def _inputs_of(data: Any) -> Any:
+    """The inputs in a `validation_data`, which may be a tuple."""
+    return keras.utils.unpack_x_y_sample_weight(data)[0] if isinstance(data, tuple) else data
 
 
 def _rows(batch: Any) -> int:

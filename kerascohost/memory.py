@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from kerascohost import errors, programs
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.fusion import named_models
+from kerascohost.patching import patched
 
 _MB = 2**20
 
@@ -169,28 +170,27 @@ def _layer_bytes(model: keras.Model, inputs: Any) -> tuple[list[int], list[int]]
     """What each layer keeps for the backward pass, and the size of its output."""
     kept: list[int] = []
     sizes: list[int] = []
-    call = keras.layers.Layer.__call__
 
-    def recorded(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-        before = len(kept)
-        outputs = call(layer, *args, **kwargs)
-        size = sum(
-            _bytes(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
-            for leaf in tree.flatten(outputs)
-            if hasattr(leaf, "shape")
-        )
-        if isinstance(layer, keras.layers.RNN):
-            kept[before:], sizes[before:] = [_recurrent_bytes(layer, args[0])], [size]
-        elif len(kept) == before:  # of layers made of layers, the inner ones count
-            kept.append(size)
-            sizes.append(size)
-        return outputs
+    def recording(call: Callable) -> Callable:
+        def recorded(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+            before = len(kept)
+            outputs = call(layer, *args, **kwargs)
+            size = sum(
+                _bytes(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
+                for leaf in tree.flatten(outputs)
+                if hasattr(leaf, "shape")
+            )
+            if isinstance(layer, keras.layers.RNN):
+                kept[before:], sizes[before:] = [_recurrent_bytes(layer, args[0])], [size]
+            elif len(kept) == before:  # of layers made of layers, the inner ones count
+                kept.append(size)
+                sizes.append(size)
+            return outputs
 
-    keras.layers.Layer.__call__ = recorded
-    try:
+        return recorded
+
+    with patched(keras.layers.Layer, "__call__", recording):
         programs.call_on_symbols(model, inputs)
-    finally:
-        keras.layers.Layer.__call__ = call
     return kept, sizes
 
 

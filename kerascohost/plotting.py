@@ -175,7 +175,7 @@ def _new_axes() -> Axes:
 
 def _draw(ax: Axes, curve: pd.DataFrame, **style: Any) -> None:
     if len(curve) == 1:
-        style["marker"] = style["marker"] or "o"  # a line through one point is invisible
+        style["marker"] = style.get("marker") or "o"  # a line through one point is invisible
     if len(curve):
         ax.plot(curve["epoch"] + 1, curve["value"], **style)
 

@@ -1,6 +1,7 @@
 """Turns: which members' steps are run next, by which program, and how many of them."""
 
 import dataclasses
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -97,6 +98,12 @@ class Scheduler:
         for program, names in self._programs_for(rest):
             works = self._works(program, {name: wants[name] for name in names})
             yield works, self._call(program, works)
+
+    def let_go(self) -> None:
+        """Lets go of the data of a run that has ended."""
+        self.stacks.let_go()
+        for program in itertools.chain(*self._programs.values()):
+            program.let_go()
 
     def admit(self, member: Member) -> None:
         """Makes `member` known under its name, perhaps instead of another one."""
@@ -257,7 +264,7 @@ class _Tasks:
                     self._end_all()
         finally:
             self._scheduler.stacks.bring_home(self._active)
-            self._scheduler.stacks.let_go()
+            self._scheduler.let_go()
             for task in [*self._active.values(), *self._arriving]:
                 task.run.close()
                 task.member.close()

@@ -13,16 +13,19 @@ import traceback
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
 import keras
 from tqdm.auto import tqdm
 
-from kerascohost import capture, programs
+from kerascohost import capture
 from kerascohost.errors import CohortError
 from kerascohost.held import HeldFit, Together
 from kerascohost.member import check_trainable_here
+from kerascohost.programs import threads
+from kerascohost.programs.process_state import ProcessState
 
 
 @dataclasses.dataclass
@@ -55,8 +58,10 @@ def run(paths: Sequence[str | Path], arguments: Sequence[str] = ()) -> list[Outc
     cohort; and each goes on from its own `fit` as soon as that has ended. Never do two run at once,
     and each has a `__main__`, an `argv`, modules beside it and random states of its own, so that it
     does what it does alone. What it prints is prefixed by its name. One that fails leaves the
-    others running. They do share what a process has once and for all: environment variables,
-    pyplot's figures, and that only a main thread may set signal handlers.
+    others running. They do share what a process has once and for all: pyplot's figures, and that
+    only a main thread may set signal handlers. They share files, too: scripts that write files of
+    the same names, such as "best.weights.h5", belong in folders of their own. (Fits whose callbacks
+    write to one path wait for each other.)
 
     Args:
         paths: The scripts.
@@ -140,7 +145,14 @@ class _Script:
                 f"A `fit` of {self.name} runs apart from the others. {error}", stacklevel=3
             )
             return NotImplemented
-        self._fit = HeldFit(model, arguments, entered=self._world.entered)
+        own = threads.thread_state()
+
+        @contextlib.contextmanager
+        def entered() -> Iterator[None]:  # in the thread that trains
+            with self._world.entered(), threads.configured(own):
+                yield
+
+        self._fit = HeldFit(model, arguments, entered=entered, is_deferred=False)
         self._fit.name = self._fit.label = self.name
         self._parked.release()
         self._go.acquire()
@@ -200,8 +212,8 @@ class _World:
         self._argv = [str(path), *arguments]
         self._path = [str(self._folder), *sys.path]
         self._modules: dict[str, types.ModuleType] = {"__main__": self.module}
-        self._random = programs.random_state()
-        self._config, self._cwd = _config(), Path.cwd()
+        self._process = ProcessState()
+        self._environment = dict(os.environ)
         self._methods = _methods()
         self._out = _Prefixed(f"[{name}] ", sys.stdout)
         self._stdout: Any = self._out  # or what the script has redirected it to
@@ -209,29 +221,28 @@ class _World:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Within the block, the process is the script's."""
-        outside = (sys.argv, sys.path, programs.random_state(), _config(), Path.cwd())
+        outside = sys.argv, sys.path
         main, known = sys.modules["__main__"], set(sys.modules)
         sys.argv, sys.path = self._argv, self._path
-        programs.set_random_state(self._random)
-        _configure(self._config)
-        os.chdir(self._cwd)
         sys.modules.update(self._modules)
         try:
-            with self._own_methods(), contextlib.redirect_stdout(self._stdout):
-                try:
-                    yield
-                finally:
-                    self._stdout = sys.stdout
+            with self._process.entered(), self._environed(), self._own_methods(), self._printing():
+                yield
         finally:
             self._argv, self._path = sys.argv, sys.path
-            self._random, self._config = programs.random_state(), _config()
-            self._cwd = Path.cwd()
             self._modules = {"__main__": self.module, **self._take_modules(known)}
-            sys.argv, sys.path, random, config, cwd = outside
+            sys.argv, sys.path = outside
             sys.modules["__main__"] = main
-            programs.set_random_state(random)
-            _configure(config)
-            os.chdir(cwd)
+
+    @contextlib.contextmanager
+    def _environed(self) -> Iterator[None]:
+        outside = dict(os.environ)
+        _set_environment(outside, self._environment)
+        try:
+            yield
+        finally:
+            self._environment = dict(os.environ)
+            _set_environment(self._environment, outside)
 
     @contextlib.contextmanager
     def _own_methods(self) -> Iterator[None]:
@@ -243,6 +254,14 @@ class _World:
         finally:
             self._methods = _methods()
             _set_methods(self._methods, outside)
+
+    @contextlib.contextmanager
+    def _printing(self) -> Iterator[None]:
+        with redirect_stdout(self._stdout):
+            try:
+                yield
+            finally:
+                self._stdout = sys.stdout
 
     def _take_modules(self, known: set[str]) -> dict[str, types.ModuleType]:
         """The modules beside the script: another one's neighbours may have the same names."""
@@ -304,15 +323,11 @@ def _last_state(line: str) -> str:
     return line.rstrip("\r\b").split("\r")[-1].split("\b")[-1]
 
 
-def _config() -> tuple:
-    return keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format()
-
-
-def _configure(config: tuple) -> None:
-    floatx, epsilon, image_data_format = config
-    keras.config.set_floatx(floatx)
-    keras.config.set_epsilon(epsilon)
-    keras.config.set_image_data_format(image_data_format)
+def _set_environment(present: dict[str, str], wanted: dict[str, str]) -> None:
+    """Changes the process's environment variables from `present` to `wanted`."""
+    for name in present.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update({k: v for k, v in wanted.items() if present.get(k) != v})
 
 
 def _methods() -> dict[str, Any]:

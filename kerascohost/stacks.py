@@ -84,7 +84,8 @@ class Stacks:
                 models[member.name] = member.model
             else:
                 self.reasons[member.name] = obstacle
-        stacks, alone = stacking.alike(models, self._solid.__contains__)
+        read = {m.name: m.snapshot for m in members if m.snapshot is not None}
+        stacks, alone = stacking.alike(models, self._solid.__contains__, read)
         self.reasons |= alone
         for stack in stacks:
             seated = [self._members[name] for name in stack.names]

@@ -1,6 +1,7 @@
 """Data for a trial: the first rows of a user's, or random ones that suit a model."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ from keras import tree
 
 from kerascohost import batches, errors, programs
 from kerascohost.errors import CohortError
+from kerascohost.programs import Chunk
 
 # What fills a dimension that a model leaves open.
 _ANY_LENGTH = 16
@@ -77,14 +79,23 @@ def _from_stream(dataset: Any, steps: int) -> tuple[tuple, int]:
         raise CohortError(
             f"Expected arrays or a dataset. Received: {type(dataset).__name__} ({error})"
         ) from error
-    chunk = next(iter(stream.epoch(steps)), None)
-    if chunk is None:
+    read = list(itertools.islice(_single(stream.epoch(steps)), steps))
+    if not read:
         raise CohortError("Expected at least one batch of data. Received: none.")
     taken = tree.map_structure(
-        lambda leaf: None if leaf is None else np.concatenate(leaf[: chunk.stop]), chunk.data
+        lambda *parts: None if parts[0] is None else np.concatenate(parts), *read
     )
     x, y, _ = keras.utils.unpack_x_y_sample_weight(taken)
-    return (x, y), len(tree.flatten(x)[0]) // chunk.stop
+    return (x, y), len(tree.flatten(x)[0]) // len(read)
+
+
+def _single(chunks: Iterable[Chunk]) -> Iterator[Any]:
+    """The batches in some chunks."""
+    for chunk in chunks:
+        for i in range(chunk.start, chunk.stop):
+            yield tree.map_structure(
+                lambda leaf, i=i: None if leaf is None else leaf[i], chunk.data
+            )
 
 
 def _random_data(model: keras.Model, rows: int) -> tuple:

@@ -12,9 +12,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports run down this list, or stay on one floor.
 FLOORS = [
-    {"environment", "errors"},
+    {"environment", "errors", "patching"},
     {"plotting", "plan", "progress", "suggestions"},
-    {"fusion", "batches", "history", "programs"},
+    {"fusion", "batches", "history", "places", "programs"},
+    {"copies", "draws", "reads"},
     {"member", "trial", "cloning"},
     {"stacks"},
     {"scheduler"},

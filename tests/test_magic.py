@@ -109,12 +109,14 @@ def test_quiet_plot_and_factors(shell):
         ("%cohost --nope", "unrecognized arguments: --nope"),
         ("%cohost --help", "%cohost?"),
         ("%%cohost cnn\n1", "options only after `%%cohost`"),
-        ("%%cohost -g mlp\nmlp.fit(x, y)", "Expected MODEL=N, with a whole number N. .* mlp"),
+        (
+            "%%cohost -g mlp\nmlp.fit(x, y)",
+            "Expected MODEL=N after `--group-factor`, with a whole number N. .* mlp",
+        ),
         ("%%cohost -g 0\nmlp.fit(x, y)", "Member 'mlp': .* at least 1"),
         ("%%cohost -g mpl=2\nmlp.fit(x, y)", "Received: 'mpl'. Did you mean 'mlp'?"),
         ("%%cohost\nh = mlp.fit(x, y)\nh.history", r"after the training.* \(Line 3 of the cell.\)"),
         ("%%cohost\nmlp.fit(x, y)\nmlp.predict(x)", r"`predict` of .* \(Line 3 of the cell.\)"),
-        ("%%cohost\nmlp.fit(x[:, :2], y, verbose=0)", "Member 'mlp': .*incompatible"),
         ("%%cohost\nkeras.Sequential([layers.Dense(1)]).fit(x, y)", "must call `compile"),
         ("%cohost run none.py", "scripts that can be read. Received: 'none.py'"),
     ],
@@ -124,6 +126,14 @@ def test_bad_input_is_one_line(shell, cell, expected):
     assert re.search(expected.replace("?", r"\?"), text), text
     assert "\n" not in text.strip()
     assert vars(keras.Model).get("fit") is None
+
+
+def test_what_keras_refuses_is_shown_as_keras_shows_it(shell):
+    with capture_output() as captured:
+        result = shell.run_cell("%%cohost\nmlp.fit(x[:, :2], y, verbose=0)")
+    assert type(result.error_in_exec) is ValueError
+    assert "incompatible" in captured.stdout
+    assert "Raised while running member 'mlp' of the cohort." in captured.stdout
 
 
 def test_the_cells_own_error_is_shown_as_its_own(shell):

@@ -124,7 +124,9 @@ def test_a_script_that_crashes_names_itself_and_leaves_the_others_running(tmp_pa
     assert traceback[0].startswith("Traceback")
     assert "bad.py" in traceback[1]
     assert traceback[-1] == "KeyError: 'mine'"
-    assert "incompatible with the layer" in said(both.stderr, "wrong")[-1]
+    *_, refusal, note = said(both.stderr, "wrong")
+    assert "incompatible with the layer" in refusal
+    assert note == "Raised while running member 'wrong' of the cohort."
     assert "bad: KeyError after" in both.stderr
     assert said(both.stderr, "torn")[-1].startswith("SyntaxError")
     assert "left: ended with exit status 3" in both.stderr

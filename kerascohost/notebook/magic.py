@@ -2,6 +2,9 @@
 
 import ast
 import io
+import keyword
+import math
+import re
 import shlex
 import traceback
 from typing import Any
@@ -40,8 +43,7 @@ class CohostMagics(Magics):
         "-l",
         "--layout",
         choices=LAYOUTS,
-        default="joined",
-        help="How the members are placed in the one program.",
+        help="How the members are placed in the one program (default: joined).",
     )
     @argument(
         "-g",
@@ -74,7 +76,6 @@ class CohostMagics(Magics):
     @argument(
         "--budget",
         type=float,
-        default=30.0,
         metavar="SECONDS",
         help="When a benchmark begins no new round; it needs two of each layout (default: 30).",
     )
@@ -119,10 +120,11 @@ class CohostMagics(Magics):
                 "Expected options only after `%%cohost`; the models are those that the cell fits. "
                 f"Received: {asked.models[0]!r}."
             )
+        _check_options(asked, "on a cell, without `--benchmark`", "budget")
         run = cohost(
-            asked.layout,
-            _by_name(asked.group_factor),
-            _by_name(asked.replicas),
+            asked.layout or "joined",
+            _by_name("--group-factor", asked.group_factor),
+            _by_name("--replicas", asked.replicas),
             verbose=0 if asked.quiet else None,
             names=self.shell.user_ns,
         )
@@ -140,11 +142,12 @@ class CohostMagics(Magics):
         return value
 
     def _benchmark(self, models: dict[str, Any], asked: Any) -> None:
+        _check_options(asked, "with `--benchmark`, which measures every layout", "layout")
         result = benchmark(
             models,
-            group_factor=_by_name(asked.group_factor, "auto"),
-            replicas=_by_name(asked.replicas, 2),
-            budget_s=asked.budget,
+            group_factor=_by_name("--group-factor", asked.group_factor, "auto"),
+            replicas=_by_name("--replicas", asked.replicas, 2),
+            budget_s=30.0 if asked.budget is None else asked.budget,
             progress=not asked.quiet,
         )
         if asked.output:
@@ -156,6 +159,11 @@ class CohostMagics(Magics):
     def _open(self, selected: list[str], asked: Any) -> None:
         from kerascohost.notebook.widget import CohostWidget  # only here: a terminal needs none
 
+        _check_options(
+            asked,
+            "for the widget, in which these are chosen",
+            *("layout", "group_factor", "replicas", "budget", "quiet", "plot"),
+        )
         widget = CohostWidget(self.shell.user_ns)
         widget.session.selected = selected
         if asked.output:
@@ -198,6 +206,7 @@ class CohostMagics(Magics):
         elif hasattr(self.shell, "kernel"):
             self._open(list(models) if asked.models else [], asked)
         elif models:
+            _check_options(asked, "for the table of models", *_OPTIONS)
             display(namespace.table(models))
         else:
             print("There are no Keras models yet. Build one, then look again: %cohost")
@@ -250,18 +259,46 @@ def _options() -> list[str]:
 def _parsed(magic: Any, line: str) -> Any:
     if "--help" in line.split() or "-h" in line.split():
         raise UsageError("Type %cohost? for help.")
-    return parse_argstring(magic, line)
+    asked = parse_argstring(magic, line)
+    name, budget = asked.output, asked.budget
+    if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
+        raise CohortError(f"Expected `--output` to be a variable's name. Received: {name!r}.")
+    if budget is not None and not 0 <= budget < math.inf:
+        raise CohortError(f"Expected `--budget` to be a number of seconds. Received: {budget}.")
+    return asked
 
 
-def _by_name(given: list[str], otherwise: Any = 1) -> Any:
+_OPTIONS = ("layout", "group_factor", "replicas", "output", "budget", "quiet", "plot")
+
+
+def _check_options(asked: Any, where: str, *refused: str) -> None:
+    """Refuses options that would do nothing."""
+    for option in refused:
+        value = getattr(asked, option)
+        if value not in (None, [], False):
+            text = " ".join(value) if isinstance(value, list) else value
+            received = "it" if value is True else text
+            raise CohortError(
+                f"Expected no `--{option.replace('_', '-')}` {where}. Received: {received}."
+            )
+
+
+def _by_name(option: str, given: list[str], otherwise: Any = 1) -> Any:
     """`["cnn=2", "mlp=4"]` as a dict, `["2"]` as a number, `[]` as `otherwise`."""
     factors: dict[str, int] = {}
     for text in given:
         name, equals, number = text.rpartition("=")
-        if not number.isdigit() or (equals and not name):
-            raise CohortError(f"Expected MODEL=N, with a whole number N. Received: {text}.")
+        if not re.fullmatch("[0-9]+", number) or (equals and not name):
+            raise CohortError(
+                f"Expected MODEL=N after `{option}`, with a whole number N. Received: {text}."
+            )
         if not equals and len(given) == 1:
             return int(number)
+        if not equals or name in factors:
+            raise CohortError(
+                f"Expected `{option}` once for each model, or one number for all. "
+                f"Received: {' '.join(given)}."
+            )
         factors[name] = int(number)
     return factors or otherwise
 

@@ -1,5 +1,7 @@
 """What of a notebook's namespace can take part in a cohort."""
 
+import ast
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,13 +11,37 @@ import pandas as pd
 from kerascohost.errors import CohortError, did_you_mean
 
 
-def models_in(namespace: Mapping[str, Any]) -> dict[str, keras.Model]:
-    """The Keras models of a namespace by name, each once, without names that begin with `_`."""
+def models_in(namespace: Mapping[str, Any], given: Iterable[str] = ()) -> dict[str, keras.Model]:
+    """The Keras models of a namespace by name, each once, without names that begin with `_`.
+
+    Args:
+        namespace: The namespace.
+        given: Names that the user has given: of a model's names the first of these is taken, else
+            the first that is not only what a loop left behind.
+    """
+    names = [
+        name
+        for name, value in list(namespace.items())
+        if isinstance(value, keras.Model) and not name.startswith("_")
+    ]
+    asked, left = list(given), _left_by_loops(namespace)
     found: dict[int, str] = {}
-    for name, value in list(namespace.items()):
-        if isinstance(value, keras.Model) and not name.startswith("_"):
-            found.setdefault(id(value), name)
-    return {name: namespace[name] for name in found.values()}
+    for name in sorted(names, key=lambda name: (name not in asked, name in left)):
+        found.setdefault(id(namespace[name]), name)
+    return {name: namespace[name] for name in names if name in found.values()}
+
+
+def _left_by_loops(namespace: Mapping[str, Any]) -> set[str]:
+    """The variables of the loops in the cells so far, of which IPython keeps the source in `In`."""
+    left: set[str] = set()
+    for cell in namespace.get("In", []):
+        if "for" not in str(cell):
+            continue
+        with contextlib.suppress(SyntaxError):  # a cell that never ran
+            loops = [node for node in ast.parse(cell).body if isinstance(node, ast.For)]
+            targets = [node for loop in loops for node in ast.walk(loop.target)]
+            left |= {node.id for node in targets if isinstance(node, ast.Name)}
+    return left
 
 
 def chosen(namespace: Mapping[str, Any], names: Iterable[str]) -> dict[str, keras.Model]:
@@ -24,7 +50,7 @@ def chosen(namespace: Mapping[str, Any], names: Iterable[str]) -> dict[str, kera
     Raises:
         CohortError: If a name stands for nothing, or for something else, with the nearest name.
     """
-    known = models_in(namespace)
+    names, known = list(names), models_in(namespace)
     for name in names:
         value = namespace.get(name)
         if not isinstance(value, keras.Model):
@@ -33,6 +59,14 @@ def chosen(namespace: Mapping[str, Any], names: Iterable[str]) -> dict[str, kera
             raise CohortError(
                 f"Expected names of Keras models. Received: {received}."
                 f"{did_you_mean(name, known) or there_are}"
+            )
+    owner: dict[int, str] = {}
+    for name in names:
+        first = owner.setdefault(id(namespace[name]), name)
+        if first != name:
+            raise CohortError(
+                f"Expected models to be named once. Received: {first!r} and {name!r}, which are "
+                "one model."
             )
     return {name: namespace[name] for name in names}
 

@@ -118,6 +118,7 @@ class CohostSession(traitlets.HasTraits):
         super().__init__()
         self._variables = variables
         self._data: dict[str, Any] = {}
+        self._given: Mapping[str, Any] = {}  # the names that models were picked by
         self._guard = threading.RLock()
         self._thread: threading.Thread | None = None
         self._without: set[str] = set()  # models for which there was no data yet
@@ -134,7 +135,8 @@ class CohostSession(traitlets.HasTraits):
     @traitlets.validate("selected")
     def _check_names(self, proposal: Any) -> list[str]:
         if not set(proposal.value) <= set(self.models):
-            self.refresh()  # perhaps it was built just now
+            self._given = namespace.chosen(self._variables, proposal.value)
+            self.refresh()  # perhaps it was built just now, or goes by another name
         for name in proposal.value:
             if name not in self.models:
                 raise CohortError(
@@ -149,7 +151,7 @@ class CohostSession(traitlets.HasTraits):
             self._keras_state = threads.thread_state()
         with self._guard:
             self._data = data.data_in(self._variables)
-            self.models = namespace.models_in(self._variables)
+            self.models = namespace.models_in(self._variables, self._given)
             self.selected = [name for name in self.selected if name in self.models]
             for name in self.models:
                 self._choose_for(name)
@@ -422,8 +424,8 @@ class CohostSession(traitlets.HasTraits):
             cohort.fit(**arguments, verbose=0)
         finally:
             if any(getattr(model, "history", None) for model in cohort.members.values()):
-                self.set_trait("history", cohort.history)
                 self._variables[self.output] = cohort.history  # type: ignore[index]
+                self._tell_one("history", lambda: cohort.history)
         seconds = time.perf_counter() - began
         how = "Stopped" if self.stops else "Trained"
         return f"{how} after {seconds:.1f} s; the CohortHistory is in `{self.output}`."
@@ -469,10 +471,10 @@ class CohostSession(traitlets.HasTraits):
             raise CohortError("Expected one training or benchmark at a time. Received: a second.")
         self.stops = 0
         self._busy = list(self.selected)
-        self.set_trait("message", "")
         self.set_trait("work", where)
-        self.set_trait("progress", tells["progress"]())
-        self.set_trait("status", status)
+        self._tell_one("message", lambda: "")
+        self._tell_one("progress", tells["progress"])
+        self._tell_one("status", lambda: status)
         self._thread = threading.Thread(
             target=self._work, args=(where, work, tells), name=f"kerascohost-{status}", daemon=True
         )
@@ -490,16 +492,14 @@ class CohostSession(traitlets.HasTraits):
             with threads.as_in_thread(self._keras_state):
                 message = work()
         except Exception as error:
-            notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-            kind = "" if isinstance(error, CohortError) else f"{type(error).__name__}: "
-            self._fail(where, f"{kind}{error}{notes}")
+            self._fail(where, errors.in_words(error))
         finally:
             ended.set()
             teller.join()
             self._cohort = None
             _working.release()
-            self.set_trait("message", message)
-            self.set_trait("status", "idle")
+            self._tell_one("message", lambda: message)
+            self._tell_one("status", lambda: "idle")
 
     def _tell(self, ended: threading.Event, tells: dict[str, Callable[[], Any]]) -> None:
         due = dict.fromkeys(tells, 0.0)
@@ -507,11 +507,19 @@ class CohostSession(traitlets.HasTraits):
             for trait, tell in tells.items():
                 began = time.perf_counter()
                 if began >= due[trait]:
-                    self._told(trait, tell())
+                    self._tell_one(trait, tell)
                     now = time.perf_counter()
                     due[trait] = now + (now - began) / _SHARE
         for trait, tell in tells.items():
+            self._tell_one(trait, tell)
+
+    def _tell_one(self, trait: str, tell: Callable[[], Any]) -> None:
+        """Tells one trait; who shows it may fail, which is said and does not end the telling."""
+        try:
             self._told(trait, tell())
+        except Exception as error:
+            text = f"The {trait} could not be shown. {type(error).__name__}: {error}"
+            self._fail(self.work, text)
 
     def _told(self, trait: str, value: Any) -> None:
         """Sets a trait where there is something new; frames have no `==` that says so."""
@@ -533,8 +541,11 @@ class CohostSession(traitlets.HasTraits):
                     )
                 self.set_trait("errors", {})
                 yield
-            except (CohortError, traitlets.TraitError) as error:
-                self._fail(getattr(error, "where", where), str(error))
+            except traitlets.TraitError as error:
+                self._fail(where, str(error))
+                raise
+            except (ValueError, TypeError) as error:
+                self._fail(getattr(error, "where", where), errors.in_words(error))
                 raise
 
     def _fail(self, where: str, text: str) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import html
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -165,13 +165,24 @@ class _Part(widgets.VBox):
     def _show(self, change: Any = None) -> None:
         self._quiet = True  # what is set now was not chosen by the user
         try:
-            self.update()
+            with self._drawing():
+                self.update()
         finally:
             self._quiet = False
 
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """A failure inside is shown here: the rest of the widget goes on."""
+        try:
+            yield
+        except Exception as error:
+            self._alert(f"This could not be drawn. {type(error).__name__}: {error}")
+
     def _show_error(self, change: Any) -> None:
-        text = html.escape(change.new.get(self.where, ""))
-        self._error.value = f'<div role="alert">{text}</div>' if text else ""
+        self._alert(change.new.get(self.where, ""))
+
+    def _alert(self, text: str) -> None:
+        self._error.value = f'<div role="alert">{html.escape(text)}</div>' if text else ""
 
     def _show_status(self, change: Any = None) -> None:
         for control in self.controls:
@@ -564,7 +575,8 @@ class _Train(_Part):
             self._table.add_class("kerascohost-past")  # of the last training, until this one ends
         elif self.session.history is not None:
             self._table.remove_class("kerascohost-past")
-            self._table.value = self.session.history._repr_html_()
+            with self._drawing():
+                self._table.value = self.session.history._repr_html_()
 
     def is_usable(self, control: Any) -> bool:
         return self.is_working if control is self._stop else super().is_usable(control)

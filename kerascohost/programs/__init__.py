@@ -12,6 +12,8 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 - `cannot_stack(model)`: why this model can be in no stack, or `None`;
 - `stacks_badly(model)`: why models like this one are expected to be slower stacked than joined, or
   `None`;
+- `SHUFFLES_BY_GLOBAL_STATE`: whether `fit` draws the order of rows from a global random state, so
+  that what a program draws after it depends on how many epochs it trained;
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
 - `FINALIZES_AFTER_FAILURE`: whether `fit` hands its model over (averaged weights taken up) also
   when it fails or is interrupted, as Keras's does on JAX only;
@@ -20,6 +22,8 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
 - `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
 - `execution(model)`: how the model's steps run: `"loop"`, many of them in one compiled function,
   `"step"`, each in a call of a compiled function, or `"eager"`, not compiled at all;
+- `runs_functions_eagerly()`, `run_functions_eagerly(value)`: whether the backend is set to compile
+  nothing at all, for debugging;
 - `device_bytes()`: the memory in use on the GPU, and the most that was since `reset_device_peak()`
   (ever, where the backend cannot reset it); `None` without a GPU;
 - `eager_step(model, kind, batch)`: one step of the last sort;
@@ -140,13 +144,8 @@ def with_parts(metrics: Sequence[Any]) -> list[Any]:
     return [part for m in metrics for part in (m, *with_parts(getattr(m, "metrics", [])))]
 
 
-def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
-    """The variables of metrics that the model will track once it has seen data."""
-    return [v for metric in given_metrics(model) for v in getattr(metric, "variables", [])]
-
-
-def given_metrics(model: keras.Model) -> list[Any]:
-    """What the model was compiled with for metrics, as long as they are not built.
+def unbuilt_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """The metrics that the model will track once it has seen data.
 
     `_compile_metrics`, `_user_metrics`, `_user_weighted_metrics`: where `compile` keeps what it was
     given, which only later is among the model's `metrics`.
@@ -154,7 +153,28 @@ def given_metrics(model: keras.Model) -> list[Any]:
     metrics = model._compile_metrics
     if metrics is None or metrics.built:
         return []
-    return tree.flatten([metrics._user_metrics, metrics._user_weighted_metrics])
+    given = tree.flatten([metrics._user_metrics, metrics._user_weighted_metrics])
+    return [metric for metric in given if isinstance(metric, keras.metrics.Metric)]
+
+
+def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
+    """The variables of `unbuilt_metrics(model)`."""
+    return [v for metric in unbuilt_metrics(model) for v in metric.variables]
+
+
+def metrics_not_reset(model: keras.Model) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Variables, and their values, that `fit` does not reset before its first epoch.
+
+    On TensorFlow `fit` builds metrics as it traces its first step, and resets what is built. (A
+    metric that two models share goes on from where the first one left it.)
+    """
+    if keras.backend.backend() != "tensorflow":
+        return []
+    values = [
+        (variable, np.array(keras.ops.convert_to_numpy(variable.value)))
+        for variable in unbuilt_metrics_variables(model)
+    ]
+    return [(variable, value) for variable, value in values if value.any()]
 
 
 def state_bytes(model: keras.Model) -> int:
@@ -205,7 +225,7 @@ def decayed(model: keras.Model) -> tuple[bool, ...]:
     return tuple(map(optimizer._use_weight_decay, model.trainable_variables))
 
 
-def flat_layers(model: keras.Model) -> list[keras.Layer]:
+def flat_layers(model: keras.Layer) -> list[keras.Layer]:
     """All layers of a model, those inside of layers too.
 
     `_flatten_layers`: only it finds them.
@@ -252,18 +272,79 @@ def first_epoch(model: keras.Model, initial_epoch: int) -> int:
     return model._initial_epoch or initial_epoch
 
 
+def reads_to_build(model: keras.Model) -> bool:
+    """Whether `fit` takes a batch, which it drops, to build the model before its first epoch.
+
+    `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find
+    out whether it needs one. On TensorFlow `fit` builds while it traces.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return False
+    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
+    return not all(part.built for part in [*model._flatten_layers(), *compiled])
+
+
+def reads_to_predict(model: keras.Model) -> bool:
+    """Whether `predict` takes a batch, which it drops, to build the model before it begins.
+
+    `_flatten_layers`: what `predict` on JAX looks at.
+    """
+    if keras.backend.backend() != "jax":
+        return False
+    return not all(layer.built for layer in model._flatten_layers())
+
+
+def seed_counts(model: keras.Model) -> dict[int, Any]:
+    """How far the model's seed generators have come, where `step_without_data` will ask for it."""
+    if keras.backend.backend() != "tensorflow" or model.run_eagerly or model.jit_compile:
+        return {}
+    return {id(seed): seed.numpy() for seed in _seeds(model)}
+
+
+def _seeds(model: keras.Model) -> list[keras.Variable]:
+    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+
+
+def step_without_data(model: keras.Model, counted: dict[int, Any], steps: int) -> None:
+    """Does what a step of `fit` on TensorFlow does while it finds out that the data has ended.
+
+    Its one compiled function asks for a batch and, as nothing in them depends on it, counts the
+    iteration and the draws of the seed generators. (With XLA, eagerly, and with several steps per
+    execution, the batch comes first.) Only steps that all draw equally often can be counted on.
+
+    Args:
+        model: The model.
+        counted: The `seed_counts` before the epoch.
+        steps: The number of steps since.
+    """
+    skipped = model.run_eagerly or model.jit_compile or model.steps_per_execution > 1
+    optimizer = model.optimizer
+    if keras.backend.backend() != "tensorflow" or skipped or not model.trainable_variables:
+        return
+    if optimizer is not None and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer.iterations.assign_add(1)
+    for seed in _seeds(model):
+        drawn = seed.numpy() - counted.get(id(seed), seed.numpy())
+        seed.assign_add(drawn // steps)
+
+
+def logs_without_steps(model: keras.Model, before: Any) -> Any:
+    """The logs of an epoch that found no data: `fit` looks at those of the epoch `before` again."""
+    if keras.backend.backend() == "jax" or has_own_step(model, "train"):
+        return before
+    return model.get_metrics_result()
+
+
 def symbolic_build(model: keras.Model, batch: object) -> bool:
     """Creates the variables of a model, its loss, metrics and optimizer from one batch.
 
     `_symbolic_build`: what `fit` itself calls on JAX and torch; the public `build` knows nothing of
-    losses, metrics and optimizers. `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what it
-    looks at to find out whether it needs a batch.
+    losses, metrics and optimizers.
 
     Returns:
         Whether the batch was needed.
     """
-    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
-    needed = not all(part.built for part in [*model._flatten_layers(), *compiled])
+    needed = reads_to_build(model)
     model._symbolic_build(data_batch=batch)
     return needed
 
@@ -276,7 +357,9 @@ def parts(model: keras.Model) -> list:
     """
     layers = [layer for layer in model._flatten_layers() if layer.variables or not layer.built]
     optimizer = getattr(model, "optimizer", None)
-    return [*layers, *variables(model), *([] if optimizer is None else [optimizer])]
+    metrics = unbuilt_metrics(model)
+    optimizers = [] if optimizer is None else [optimizer]
+    return [*layers, *variables(model), *metrics, *unbuilt_metrics_variables(model), *optimizers]
 
 
 def random_state() -> bytes:
@@ -290,6 +373,23 @@ def set_random_state(state: bytes) -> None:
     random.setstate(of_python)
     np.random.set_state(of_numpy)
     backend_module().set_random_state(of_backend)
+
+
+def is_drawn_from(earlier: bytes, later: bytes, at_most: int = 5000) -> bool:
+    """Whether NumPy's random state in `later` is where draws from that in `earlier` lead.
+
+    Its Mersenne Twister makes 624 words at a time; `at_most` such blocks are followed.
+    """
+    (_, begun, _), (_, found, _) = pickle.loads(earlier), pickle.loads(later)
+    state: Any = np.random.RandomState()
+    state.set_state(begun)
+    if np.array_equal(begun[1], found[1]):
+        return bool(begun[2] < found[2])
+    for _ in range(at_most):
+        state.bytes(4 * 624)
+        if np.array_equal(state.get_state()[1], found[1]):
+            return True
+    return False
 
 
 def flat_results(model: keras.Model, logs: dict) -> object:

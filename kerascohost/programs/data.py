@@ -7,14 +7,25 @@ have seen. Only arrays are read by us, so that many batches can be cut out of on
 rows then come in the order that a `RowOrder` gives.
 """
 
+import itertools
+import math
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
+from keras import tree
 
 # None of these has a public name; `keras.Model.fit` imports the same ones.
-from keras.src.trainers.data_adapters import array_slicing
-from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
+from keras.src.trainers.data_adapters.array_data_adapter import (
+    ArrayDataAdapter,
+    can_convert_arrays,
+)
+from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 
@@ -57,31 +68,201 @@ def shuffled_rows(
         yield permutation(min(batch_size, num_rows - start)) + start
 
 
-def epoch_iterator(
-    data: tuple[Any, Any, Any],
-    batch_size: int | None,
-    steps_per_epoch: int | None,
-    shuffle: bool | str,
-    class_weight: dict | None,
-) -> EpochIterator:
-    """Keras's iterator over the epochs of `data`, its arguments as in `fit`.
+class OwnRandom:
+    """Python's and NumPy's random state as one member finds it, who trains as if alone.
 
-    Raises:
-        ValueError: If `x`, `y` and the weights do not go together, as in `fit`.
+    Code of the user's that makes batches draws from the states that all members share. In this
+    context they are the member's own, which begin as the shared ones are when it is made.
     """
-    x, y, sample_weight = data
-    return EpochIterator(
-        x=x,
-        y=y,
-        sample_weight=sample_weight,
-        batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch,
-        shuffle=shuffle,
-        class_weight=class_weight,
-    )
+
+    def __init__(self) -> None:
+        self._begun = self._own = _global_random()
+        self._shared = self._begun
+
+    def __enter__(self) -> None:
+        self._shared = _global_random()
+        _set_global_random(self._own)
+
+    def __exit__(self, *_: object) -> None:
+        self._own = _global_random()
+        _set_global_random(self._shared)
+
+    def settle(self) -> None:
+        """Leaves the shared states where `fit` would, unless they were moved meanwhile."""
+        python, numpy = _global_random()
+        if python == self._begun[0] and all(map(np.array_equal, numpy, self._begun[1])):
+            _set_global_random(self._own)
 
 
-def columns(iterator: EpochIterator) -> Any:
+def _global_random() -> tuple[tuple, Any]:
+    return random.getstate(), np.random.get_state()
+
+
+def _set_global_random(state: tuple[tuple, Any]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+
+
+class Epochs(EpochIterator):
+    """Keras's iterator over the epochs of some data, driven as this backend's `fit` drives it.
+
+    `fit` on TensorFlow and JAX iterates over executions and reads each batch itself, from the
+    iterator that it is handed: `_get_iterator` and `__next__` are what its own subclasses of
+    `EpochIterator` replace. When an iterator is made counts: a seeded, reshuffling dataset comes in
+    another order for each one. Python code is called in the calling thread, one batch at a time.
+
+    Args:
+        group: How many batches are merged into one step.
+        steps_per_epoch: As in `fit`; counts steps.
+        arguments: The others of `EpochIterator`.
+    """
+
+    def __init__(self, group: int, steps_per_epoch: int | None, **arguments: Any):
+        self._group = group
+        batches = steps_per_epoch * group if steps_per_epoch else None
+        super().__init__(steps_per_epoch=batches, **arguments)
+        most = keras.config.max_steps_per_epoch()
+        steps = min(steps_per_epoch or most, most) if most else steps_per_epoch
+        self.steps_per_epoch: int | None = steps
+        self._num_batches = self._num_steps()
+
+    def ends_after(self, step: int) -> bool:
+        """Whether the epoch is known to end after this step.
+
+        `_steps_seen`, `_num_batches`: by which Keras's iterator finds that out.
+        """
+        most, known = self.steps_per_epoch or self._num_batches, self._num_batches
+        return bool(most and step + 1 >= most) or bool(known and self._steps_seen >= known)
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether the data is a `tf.data.Dataset`."""
+        return isinstance(self.data_adapter, TFDatasetAdapter)
+
+    def _num_steps(self) -> int | None:
+        batches = self.data_adapter.num_batches
+        return None if batches is None else math.ceil(batches / self._group)
+
+    def reset(self) -> None:
+        super().reset()
+        self._num_batches = self._num_steps()
+
+    def __next__(self) -> tuple:
+        return next(self._epoch_iterator)
+
+    def _get_iterator(self) -> Iterator:
+        adapter = self.data_adapter
+        if isinstance(adapter, TFDatasetAdapter) and keras.backend.backend() == "tensorflow":
+            return _Steps(iter(adapter.get_tf_dataset()), self._group, _as_numpy)
+        return _Steps(self._converted(adapter), self._group)
+
+    def _converted(self, adapter: Any) -> Iterator:
+        if keras.backend.backend() == "jax":
+            return adapter.get_jax_iterator()
+        return adapter.get_numpy_iterator()
+
+    def first_known(self) -> Any:
+        """A batch that `fit`, too, reads as it begins, to learn shapes; `None` where it doesn't.
+
+        `_first_batches`, `_standardize_batch`: where the adapters keep and make them.
+        """
+        adapter = self.data_adapter
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        if isinstance(adapter, GeneratorDataAdapter):
+            batches = adapter._first_batches
+        elif isinstance(adapter, PyDatasetAdapter) and on_tensorflow:
+            batches = self._signature_batches(adapter)
+        else:
+            return None
+        convert = getattr(data_adapter_utils, f"get_{'numpy' if on_tensorflow else 'jax'}_iterator")
+        return next(convert(batches[:1]))
+
+    @staticmethod
+    def _signature_batches(adapter: PyDatasetAdapter) -> list:
+        most = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
+        dataset = adapter.py_dataset
+        count = most if dataset.num_batches is None else min(most, dataset.num_batches)
+        if not count:
+            raise ValueError("The PyDataset has length 0")  # in Keras's words
+        return [adapter._standardize_batch(dataset[i]) for i in range(count)]
+
+
+class _Steps:
+    """Batches, each step's merged into one; nothing is read before it is asked for."""
+
+    def __init__(self, batches: Iterator, group: int, convert: Callable = lambda batch: batch):
+        self._batches = batches
+        self._group = group
+        self._convert = convert
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        batches = [self._convert(b) for b in itertools.islice(self._batches, self._group)]
+        if not batches:
+            raise StopIteration
+        if len(batches) == 1:
+            return batches[0]
+        return tree.map_structure(
+            lambda *parts: None if parts[0] is None else np.concatenate(parts), *batches
+        )
+
+
+def _as_numpy(batch: Any) -> Any:
+    """Tensors as arrays; what is sparse or ragged stays as it is."""
+    return tree.map_structure(lambda t: t.numpy() if hasattr(t, "numpy") else t, batch)
+
+
+def runs_python(data: Any) -> bool:
+    """Whether code of the user's runs in this process when a batch is read from `data`."""
+    if hasattr(data, "element_spec"):
+        return any(_calls_python(function) for node in pipeline(data) for function in node[1])
+    is_loader = "DataLoader" in {kind.__name__ for kind in type(data).__mro__}
+    return is_loader or hasattr(data, "__next__") or isinstance(data, keras.utils.PyDataset)
+
+
+def pipeline(dataset: Any) -> list[tuple[Any, list]]:
+    """The datasets that a `tf.data.Dataset` is made of, each with the functions that it calls.
+
+    `_inputs`, `_functions`: a dataset has no public way to tell. `DistributedDataset` has neither.
+    """
+    found: dict[int, tuple[Any, list]] = {}
+    waiting = [dataset]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in found or not hasattr(node, "_inputs"):
+            continue
+        found[id(node)] = (node, [wrapper.function.graph for wrapper in node._functions()])
+        waiting.extend(node._inputs())
+    return list(found.values())
+
+
+def _calls_python(graph: Any) -> bool:
+    """Whether a function's graph, or one that it calls, runs Python (`tf.py_function`)."""
+    definition = graph.as_graph_def()
+    nodes = [definition.node, *(function.node_def for function in definition.library.function)]
+    return any("PyFunc" in node.op for node in itertools.chain(*nodes))
+
+
+def reshuffling(dataset: Any) -> list:
+    """Those parts of a `tf.data.Dataset` that make another order for each iterator, seeds given.
+
+    `_seed`, `_seed2`, `_reshuffle_each_iteration`, `_rerandomize`: the arguments they were made
+    with, as TensorFlow keeps them. Without any seed no order is the right one.
+    """
+    return [
+        node
+        for node, _ in pipeline(dataset)
+        if (
+            getattr(node, "_reshuffle_each_iteration", False) is not False
+            or getattr(node, "_rerandomize", False)
+        )
+        and any(int(getattr(node, name, 0)) for name in ("_seed", "_seed2"))
+    ]
+
+
+def columns(iterator: Epochs) -> Any:
     """The arrays that `iterator` cuts its batches from, or `None` if its data is not arrays.
 
     `_inputs`: x, y and the sample weights (made from the class weights where those are given),
@@ -94,3 +275,16 @@ def columns(iterator: EpochIterator) -> Any:
 def split_validation(data: tuple[Any, Any, Any], fraction: float) -> tuple[tuple, tuple]:
     """`(training, validation)` data; the last `fraction` of the rows validate, as in `fit`."""
     return array_slicing.train_validation_split(data, validation_split=fraction)
+
+
+def are_arrays(data: tuple[Any, Any, Any]) -> bool:
+    """Whether `fit` would cut its batches out of `(x, y, sample_weight)` itself."""
+    return bool(can_convert_arrays(data))
+
+
+def num_rows(x: Any, validation_split: float | None, validation_data: Any) -> int:
+    """The number of rows of the arrays `x` that `fit` trains on."""
+    rows = len(next(leaf for leaf in tree.flatten(x) if leaf is not None))
+    if validation_split and validation_data is None:
+        return math.floor(rows * (1.0 - validation_split))
+    return rows

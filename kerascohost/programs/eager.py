@@ -7,7 +7,6 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost import errors
 from kerascohost.programs import Work, backend_module
 from kerascohost.programs.replicas import applied_in_pieces
 
@@ -17,7 +16,8 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model` and a `piece`, the rows per replica, or 0.
+        members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
+            `traced()`, the context in which its steps are traced.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
@@ -38,13 +38,16 @@ class Program:
                 work = works.get(member.name)
                 if work is None or work.start + i >= work.stop:
                     continue
-                with errors.about(member.name):
+                with member.traced():
                     logs = self._step(member, _take(work.chunk.data, work.start + i))
                 kept = results[member.name] if self.kind == "predict" else []
                 results[member.name] = [*kept, logs]
         if self.kind == "predict":
             return {name: _stacked(outputs) for name, outputs in results.items()}
         return {name: logs[-1] for name, logs in results.items()}
+
+    def let_go(self) -> None:
+        """Nothing: data is not kept."""
 
     def _step(self, member: Any, batch: Any) -> Any:
         step = backend_module().eager_step

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 from jax import lax
 
-from kerascohost import errors
 from kerascohost.programs import (
     STACKED_WEIGHTS_LIMIT,
     Chunk,
@@ -28,6 +27,7 @@ __all__ = [
     "COMPILED_FUNCTION",
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
+    "SHUFFLES_BY_GLOBAL_STATE",
     "Program",
     "Rows",
     "StackProgram",
@@ -40,12 +40,15 @@ __all__ = [
     "random_state",
     "reset_device_peak",
     "row_order",
+    "run_functions_eagerly",
+    "runs_functions_eagerly",
     "set_random_state",
     "stacks_badly",
 ]
 
 COMPILED_FUNCTION = None  # they are given what they read
 COMPILES_PER_SHAPE = True
+SHUFFLES_BY_GLOBAL_STATE = True  # NumPy's
 FINALIZES_AFTER_FAILURE = True
 
 _CONVOLUTIONS = (
@@ -80,7 +83,8 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model` and a `piece`, the rows per replica, or 0.
+        members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
+            `traced()`, the context in which its steps are traced.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
@@ -88,6 +92,7 @@ class Program:
         self.is_protected = True  # as state is written back only after a call
         self.members = list(members)
         self._data: dict[str, Any] = {}
+        self._has_let_go = False
         self._alike: bool | None = None
         self._lockstep = jax.jit(self._one_loop)
         self._apart = jax.jit(self._a_loop_each)
@@ -108,6 +113,11 @@ class Program:
         owned = [_state_variables(member.model, self.kind) for member in self.members]
         states = [tuple([v.value for v in group] for group in groups) for groups in owned]
         self._data |= {name: _on_device(work.chunk) for name, work in works.items()}
+        if (
+            self._has_let_go
+        ):  # a call for some members runs no steps of the others: any data will do
+            self._data = jax.tree.map(_array, self._data)
+            self._has_let_go = False
         data = [self._data[member.name] for member in self.members]
         if self.kind == "predict":
             return self._predicted(states, data, works)
@@ -119,6 +129,11 @@ class Program:
         # Not left to `np.array`: it asks an array of JAX for its buffer and, if an interrupt comes
         # just then, takes that for a "no" and forgets it (NumPy 2.4).
         return jax.device_get({self.members[i].name: logs[i] for i in busy})
+
+    def let_go(self) -> None:
+        """Lets go of the data of a run that has ended, but for its shapes."""
+        self._data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self._data)
+        self._has_let_go = True
 
     def _predicted(self, states: list[State], data: list[Any], works: Mapping[str, Work]) -> dict:
         """Predictions of few batches of a chunk do not cost those of all of them."""
@@ -149,7 +164,7 @@ class Program:
         step = _step(member, self.kind)
 
         def run(state: State, data: Any, position: Any) -> tuple:
-            with errors.about(member.name):
+            with member.traced():
                 return step(state, _take(data, position))
 
         return run
@@ -188,21 +203,22 @@ class Program:
 
         def advance(position: Any, carry: tuple) -> tuple:
             state, logs = carry
-            with errors.about(member.name):
+            with member.traced():
                 step_logs, new_state = step(state, _take(data, position))
             new_logs = jax.tree.map(_as_before, step_logs, logs) if own_logs else ()
             return jax.tree.map(_as_before, new_state, state), new_logs
 
-        with errors.about(member.name):
+        with member.traced():
             logs = _empty_logs(step, state, _take(data, 0)) if own_logs else ()
         return advance, (state, logs)
 
     def _results(self, carries: list) -> tuple[list, list[State]]:
-        logs = [
-            logs if has_own_step(member.model, self.kind) else _metrics(member.model, state)
-            for member, (state, logs) in zip(self.members, carries, strict=True)
-        ]
-        return logs, [state for state, _ in carries]
+        return list(map(self._logs, self.members, carries)), [state for state, _ in carries]
+
+    def _logs(self, member: Any, carry: tuple) -> Any:
+        state, logs = carry
+        with member.traced():
+            return logs if has_own_step(member.model, self.kind) else _metrics(member.model, state)
 
     def _predictions(
         self, states: list[State], data: list[Any], firsts: Any, size: int
@@ -213,7 +229,7 @@ class Program:
                 lax.dynamic_slice_in_dim, start_index=firsts[i], slice_size=size
             )
             step = functools.partial(member.model.predict_step, state)
-            with errors.about(member.name):
+            with member.traced():
                 batches = jax.tree.map(cut, data[i])
                 outputs.append(lax.map(lambda batch, step=step: step(batch)[0], batches))
         return outputs
@@ -283,6 +299,11 @@ def _empty_logs(step: Callable, state: State, batch: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), logs)
 
 
+def _array(given: Any) -> Any:
+    is_shape = isinstance(given, jax.ShapeDtypeStruct)
+    return jnp.zeros(given.shape, given.dtype) if is_shape else given
+
+
 def _on_device(chunk: Chunk) -> Any:
     if chunk.on_device is None:
         chunk.on_device = jax.device_put(chunk.data)
@@ -309,6 +330,16 @@ def execution(model: keras.Model) -> str:
         return "eager"
     convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
     return "step" if convolves and jax.default_backend() == "cpu" else "loop"
+
+
+def runs_functions_eagerly() -> bool:
+    """Whether a jitted function is run as plain Python."""
+    return bool(jax.config.values["jax_disable_jit"])
+
+
+def run_functions_eagerly(value: bool) -> None:
+    """Lets every jitted function be run as plain Python, or no longer."""
+    jax.config.update("jax_disable_jit", value)
 
 
 def cannot_stack(model: keras.Model) -> str | None:

@@ -1,7 +1,7 @@
 """One model applied several times in a step: the same weights, separate inputs."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -9,6 +9,8 @@ from keras import tree
 
 # Masks travel as an attribute of the tensors, which no public function reads or sets.
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+
+from kerascohost.patching import patched
 
 
 @contextlib.contextmanager
@@ -20,29 +22,26 @@ def applied_in_pieces(model: keras.Model, piece: int) -> Iterator[None]:
     batch, as BatchNormalization does, see a difference.
 
     Args:
-        model: The model. Its `call` is replaced on the instance and put back at the end.
+        model: The model. Its `call` is replaced for the calling thread.
         piece: Rows per replica. A last, smaller piece takes what is left.
     """
-    call, own = model.call, vars(model).get("call")
 
-    def call_in_pieces(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        rows = tree.flatten(inputs)[0].shape[0]
-        outputs, losses = [], []
-        for start in range(0, rows, piece):
-            stop = min(start + piece, rows)
-            outputs.append(call(_rows_of(inputs, start, stop), *args, **kwargs))
-            losses += [loss * ((stop - start) / rows) for loss in _take_call_losses(model)]
-        if losses:
-            model.add_loss(losses)
-        return tree.map_structure(lambda *parts: _joined(parts), *outputs)
+    def in_pieces(call: Callable) -> Callable:
+        def call_in_pieces(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            rows = tree.flatten(inputs)[0].shape[0]
+            outputs, losses = [], []
+            for start in range(0, rows, piece):
+                stop = min(start + piece, rows)
+                outputs.append(call(_rows_of(inputs, start, stop), *args, **kwargs))
+                losses += [loss * ((stop - start) / rows) for loss in _take_call_losses(model)]
+            if losses:
+                model.add_loss(losses)
+            return tree.map_structure(lambda *parts: _joined(parts), *outputs)
 
-    model.call = call_in_pieces
-    try:
+        return call_in_pieces
+
+    with patched(model, "call", in_pieces):
         yield
-    finally:
-        del model.call
-        if own is not None:
-            model.call = own
 
 
 def _rows_of(inputs: Any, start: int, stop: int) -> Any:

@@ -71,6 +71,7 @@ class Program:
     def __init__(self, kind: str, members: Sequence[Any], stack: Stack, rows: Rows):
         self.kind = kind
         self._models = [member.model for member in members]
+        self._as_at_call = members[0].as_at_call
         self._stack = stack
         self._rows = rows
         self._groups = self._state_groups()
@@ -124,7 +125,8 @@ class Program:
         if key in self._traced:
             return
         try:
-            self._run.trace(*given, everyone=everyone)
+            with self._as_at_call():
+                self._run.trace(*given, everyone=everyone)
         except Exception as error:
             raise NotStackableError(stacking.reason(error)) from error
         self._traced.add(key)

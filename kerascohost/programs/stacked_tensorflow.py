@@ -11,6 +11,7 @@ from keras import tree
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
+from kerascohost.patching import patched
 from kerascohost.programs import (
     STACKED_WEIGHTS_LIMIT,
     Work,
@@ -88,6 +89,7 @@ class Program:
     def __init__(self, kind: str, members: Sequence[Any], stack: Stack, rows: Rows):
         self.kind = kind
         self._models = [member.model for member in members]
+        self._as_at_call = members[0].as_at_call
         self._stack = stack
         self._rows = rows
         self._functions: dict[tuple, Any] = {}
@@ -141,7 +143,7 @@ class Program:
             run = functools.partial(self._run, structure, everyone)
             traced = tf.function(run, autograph=False)
             try:
-                with vectorized.rules(len(self._stack.names)):
+                with self._as_at_call(), vectorized.rules(len(self._stack.names)):
                     self._functions[key] = traced.get_concrete_function(
                         specs, tf.TensorSpec((size,), tf.int32), tf.TensorSpec((), tf.int32)
                     )
@@ -296,31 +298,36 @@ def _samples(x: Any) -> tf.Tensor:
     return tf.shape(next(leaf for leaf in tree.flatten(x) if leaf is not None))[0]
 
 
+# What `TFOptimizer` overrides, but for `_clip_by_norm`, which does not touch variables.
+_OVERRIDDEN = [
+    name
+    for name, method in vars(TFOptimizer).items()
+    if callable(method) and hasattr(BaseOptimizer, name) and not name.startswith("__")
+    if name not in ("_clip_by_norm", "_var_key")
+]
+
+
 @contextlib.contextmanager
 def _stateless(model: keras.Model) -> Iterator[None]:
     """Within the block optimizers work on tensors on TensorFlow, as they do elsewhere.
 
     Keras's `TFOptimizer` overrides what every optimizer has with operations on `tf.Variable`s, and
     knows variables by a key that it asks of them; see its `stateless_apply`. It is the class that
-    is changed, as optimizers call these methods by `super()`, too.
+    is changed, for this thread, as optimizers call these methods by `super()`, too.
     """
-    own = {
-        name: method
-        for name, method in vars(TFOptimizer).items()
-        if callable(method) and hasattr(BaseOptimizer, name) and not name.startswith("__")
-    }
-    del own["_clip_by_norm"]  # does not touch variables
-    keys = {id(v): own["_var_key"](model.optimizer, v) for v in model.trainable_variables}
-    try:
-        for name in own:
-            setattr(TFOptimizer, name, getattr(BaseOptimizer, name))
-        for name in ("assign", "assign_add", "assign_sub"):
-            setattr(TFOptimizer, name, _assigning_parts(name))
-        TFOptimizer._var_key = lambda self, variable: keys[id(variable)]
+    optimizer = model.optimizer
+    keys = {id(v): TFOptimizer._var_key(optimizer, v) for v in model.trainable_variables}
+    methods = {name: getattr(BaseOptimizer, name) for name in _OVERRIDDEN}
+    methods |= {name: _assigning_parts(name) for name in ("assign", "assign_add", "assign_sub")}
+    methods["_var_key"] = lambda self, variable: keys[id(variable)]
+    with contextlib.ExitStack() as entered:
+        for name, method in methods.items():
+            entered.enter_context(patched(TFOptimizer, name, _instead(method)))
         yield
-    finally:
-        for name, method in own.items():
-            setattr(TFOptimizer, name, method)
+
+
+def _instead(method: Callable) -> Callable:
+    return lambda usual: method
 
 
 def _assigning_parts(name: str) -> Callable:

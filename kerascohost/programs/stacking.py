@@ -131,6 +131,7 @@ class Anatomy:
 
     Args:
         model: A compiled and built model.
+        restored: What its steps are traced with instead of what is there now.
 
     Attributes:
         tokens: `(path, what is there)` for everything but floats and the values of variables.
@@ -141,8 +142,8 @@ class Anatomy:
         NotStackableError: If the model holds something that cannot be compared.
     """
 
-    def __init__(self, model: keras.Model):
-        self.tokens: list[tuple[str, Hashable]] = []
+    def __init__(self, model: keras.Model, restored: Sequence[Hashable] = ()):
+        self.tokens: list[tuple[str, Hashable]] = [("what its fit read", tuple(restored))]
         self.slots: list[Slot] = []
         self.variables = programs.variables(model)
         self._seen: dict[int, int] = {}
@@ -365,13 +366,17 @@ class Stack:
 
 
 def alike(
-    models: Mapping[str, keras.Model], solid: Callable[[str], bool] = lambda path: False
+    models: Mapping[str, keras.Model],
+    solid: Callable[[str], bool] = lambda path: False,
+    snapshots: Mapping[str, Any] | None = None,
 ) -> tuple[list[Stack], dict[str, str]]:
     """Sorts models into stacks.
 
     Args:
         models: Compiled and built models by name.
         solid: Tells, for the path of a float, whether it cannot be lifted.
+        snapshots: What deferred fits read at their calls, by name: models are compared as they are
+            traced.
 
     Returns:
         The stacks of two and more models, and why each of the other models is in none.
@@ -379,8 +384,13 @@ def alike(
     anatomies: dict[str, Anatomy] = {}
     reasons: dict[str, str] = {}
     for name, model in models.items():
+        snapshot = (snapshots or {}).get(name)
         try:
-            anatomies[name] = Anatomy(model)
+            if snapshot is None:
+                anatomies[name] = Anatomy(model)
+                continue
+            with snapshot.as_at_call():
+                anatomies[name] = Anatomy(model, snapshot.restored())
         except NotStackableError as error:
             reasons[name] = str(error)
     groups: dict[Hashable, list[str]] = {}
@@ -523,6 +533,9 @@ for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
 @contextlib.contextmanager
 def lifted(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[None]:
     """Within the block the prototype has lifted values where the members' floats differ.
+
+    They stand in the prototype's own attributes, where every thread finds them: a model that is
+    being trained is not for other threads to use.
 
     Args:
         stack: The stack.

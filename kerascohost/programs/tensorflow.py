@@ -15,7 +15,6 @@ from tensorflow.python.eager import (
     record,  # knows whether there is a tape
 )
 
-from kerascohost import errors
 from kerascohost.programs import (
     FUSED_STATE_LIMIT,
     Chunk,
@@ -34,6 +33,7 @@ __all__ = [
     "COMPILED_FUNCTION",
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
+    "SHUFFLES_BY_GLOBAL_STATE",
     "Program",
     "Rows",
     "StackProgram",
@@ -46,6 +46,8 @@ __all__ = [
     "random_state",
     "reset_device_peak",
     "row_order",
+    "run_functions_eagerly",
+    "runs_functions_eagerly",
     "set_random_state",
     "stacks_badly",
     "variables_read_by",
@@ -53,6 +55,7 @@ __all__ = [
 
 COMPILED_FUNCTION = type(tf.function(lambda: None))
 COMPILES_PER_SHAPE = False  # dimensions may be unknown
+SHUFFLES_BY_GLOBAL_STATE = False  # by a seed: each epoch alike
 FINALIZES_AFTER_FAILURE = False
 
 _UNSET_SEED = 87654321  # what `get_seed` answers where no global seed was set
@@ -68,7 +71,8 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model` and a `piece`, the rows per replica, or 0.
+        members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
+            `traced()`, the context in which its steps are traced.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
@@ -99,6 +103,9 @@ class Program:
         # then, takes that for a "no" and forgets it (NumPy 2.4).
         return own if self.kind == "predict" else tree.map_structure(lambda t: t.numpy(), own)
 
+    def let_go(self) -> None:
+        """Nothing: data is not kept."""
+
     def _batches(self, works: Mapping[str, Work]) -> list[list[tf.Tensor]]:
         """Every member's tensors, empty ones for those without work; traces if need be."""
         given = [_on_device(works[m.name].chunk) if m.name in works else None for m in self.members]
@@ -128,7 +135,7 @@ class Program:
     def _run(self, batches: list[list[tf.Tensor]], bounds: tf.Tensor) -> list:
         logs = []
         for i, member in enumerate(self.members):
-            with errors.about(member.name):
+            with member.traced():
                 take = functools.partial(_take, self._structures[i], batches[i])
                 logs.append(_loop(member, self.kind, take, bounds[i, 0], bounds[i, 1]))
         return logs
@@ -280,7 +287,17 @@ def build(model: keras.Model, batch: Any) -> bool:
 
 def execution(model: keras.Model) -> str:
     """`"eager"` for a model compiled with `run_eagerly=True`, else `"loop"`."""
-    return "eager" if model.run_eagerly else "loop"
+    return "eager" if model.run_eagerly or runs_functions_eagerly() else "loop"
+
+
+def runs_functions_eagerly() -> bool:
+    """Whether a `tf.function` is run as plain Python."""
+    return bool(tf.config.functions_run_eagerly())
+
+
+def run_functions_eagerly(value: bool) -> None:
+    """Lets every `tf.function` be run as plain Python, or no longer."""
+    tf.config.run_functions_eagerly(value)
 
 
 def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:

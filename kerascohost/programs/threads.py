@@ -31,3 +31,45 @@ def as_in_thread(theirs: State) -> Iterator[None]:
     finally:
         for own, other in zip(mine, theirs, strict=True):
             other.update({key: value for key, value in own.items() if other.get(key) is None})
+
+
+# What of it programs set, or draw from; the rest is Keras's own work in progress.
+_SETTINGS = (
+    "custom_objects_scope_dict",
+    "dtype_policy",
+    "flash_attention",
+    "global_random_seed",
+    "global_seed_generator",
+    "interactive_logging",
+    "object_name_uids",
+    "traceback_filtering",
+)
+
+
+def settings(state: State) -> State:
+    """Returns a copy of what programs set in the state of a thread."""
+    return [{key: part[key] for key in _SETTINGS if key in part} for part in state]
+
+
+@contextlib.contextmanager
+def configured(theirs: State) -> Iterator[None]:
+    """Lets Keras find the settings of `theirs` in this thread within the block.
+
+    What the block leaves there is in `theirs` afterwards.
+    """
+    own = settings(thread_state())
+    _set(thread_state(), theirs)
+    try:
+        yield
+    finally:
+        _set(theirs, thread_state())
+        _set(thread_state(), own)
+
+
+def _set(parts: State, others: State) -> None:
+    for part, other in zip(parts, others, strict=True):
+        for key in _SETTINGS:
+            if key in other:
+                part[key] = other[key]
+            else:
+                part.pop(key, None)

@@ -17,6 +17,7 @@ from kerascohost.programs.eager import Program as Program
 
 COMPILED_FUNCTION = None
 COMPILES_PER_SHAPE = False
+SHUFFLES_BY_GLOBAL_STATE = False  # its generator's state is not followed
 FINALIZES_AFTER_FAILURE = False
 StackProgram = None
 
@@ -42,6 +43,15 @@ def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
     convert = keras.ops.convert_to_tensor
     batch = tree.map_structure(lambda a: None if a is None else convert(a), batch)
     return getattr(model, f"{kind}_function")([batch])
+
+
+def runs_functions_eagerly() -> bool:
+    """Whether what is compiled is run as plain Python: nothing here is compiled by us."""
+    return False
+
+
+def run_functions_eagerly(value: bool) -> None:
+    """Nothing, see `runs_functions_eagerly`."""
 
 
 def random_state() -> np.ndarray:

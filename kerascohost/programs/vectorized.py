@@ -5,51 +5,62 @@ convolutions by weights of their own become products of patches and weights, ran
 seeds of their own are drawn by one operation per member.
 
 `pfor` is private; there is no public way to give it a rule. Its own rules stay in place for what is
-not handled here, and the table is as it was outside `rules()`.
+not handled here, and the table is as it was outside `rules()`, and in other threads.
 """
 
 import contextlib
+import contextvars
 import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.ops.parallel_for import pfor
 
+from kerascohost.patching import patched
 from kerascohost.programs.stacking import Lifted, NotStackableError
 
 _RULES: dict[str, Callable] = {}
 
-# Where the number of members is not known while tracing.
-_MOST_MEMBERS = 0
+# Where the number of members is not known while tracing. (Each thread has a value of its own.)
+_MOST_MEMBERS: contextvars.ContextVar[int] = contextvars.ContextVar("most members")
 
 
 @contextlib.contextmanager
 def rules(most_members: int) -> Iterator[None]:
     """Within the block, `tf.vectorized_map` knows the rules of this module, and does not log.
 
+    Only in the calling thread: others may trace something of their own meanwhile.
+
     Args:
         most_members: The largest number of members that may be asked for.
     """
-    global _MOST_MEMBERS
-    table, logger = pfor._pfor_converter_registry, tf.get_logger()
-    own, level, before = dict(table), logger.level, _MOST_MEMBERS
-    table.update({name: _with(rule, own.get(name)) for name, rule in _RULES.items()})
-    logger.setLevel(logging.CRITICAL)  # a failure is told once, as the reason not to stack
-    _MOST_MEMBERS = most_members
-    dropout = tf.nn.experimental.stateless_dropout
-    tf.nn.experimental.stateless_dropout = functools.partial(_dropout, dropout)
+    before = _MOST_MEMBERS.set(most_members)
     try:
-        yield
+        with (
+            patched(pfor, "_pfor_converter_registry", _with_rules),
+            patched(tf.nn.experimental, "stateless_dropout", _with_lifted_rate),
+            # A failure is told once, as the reason not to stack.
+            patched(tf.get_logger(), "isEnabledFor", lambda usual: _is_critical),
+        ):
+            yield
     finally:
-        tf.nn.experimental.stateless_dropout = dropout
-        _MOST_MEMBERS = before
-        logger.setLevel(level)
-        table.clear()
-        table.update(own)
+        _MOST_MEMBERS.reset(before)
+
+
+def _with_rules(own: Mapping[str, Callable]) -> dict[str, Callable]:
+    return {**own, **{name: _with(rule, own.get(name)) for name, rule in _RULES.items()}}
+
+
+def _with_lifted_rate(dropout: Callable) -> Callable:
+    return functools.partial(_dropout, dropout)
+
+
+def _is_critical(level: int) -> bool:
+    return level >= logging.CRITICAL
 
 
 def _dropout(function: Callable, x: tf.Tensor, rate: Any, **options: Any) -> tf.Tensor:
@@ -99,7 +110,7 @@ def _one_each(given: Any) -> Any:
     """One operation per member: the numbers from one seed cannot be drawn with another's."""
     number = given.pfor.loop_len_vector[0]
     known = tf.get_static_value(number)
-    drawn = [_member_s(given, i, number, known) for i in range(known or _MOST_MEMBERS)]
+    drawn = [_member_s(given, i, number, known) for i in range(known or _MOST_MEMBERS.get())]
     stacked = [tf.stack(outputs) for outputs in zip(*drawn, strict=True)]
     return [pfor.wrap(rows if known else rows[:number]) for rows in stacked]
 

@@ -1,0 +1,86 @@
+"""Copies of the arguments of `fit`, made at the call, so that later changes do not reach them."""
+
+import copy
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerascohost.places import Bytes, Place
+
+# Arrays are copied while all copies together have at most so many bytes; beyond that an array is
+# only compared with what it was, by a checksum, and a change is refused.
+_COPIED_BYTES = 2**30
+
+# The copies that are in use, by where the array is in memory and how its items are laid out. Fits
+# of one array share a copy.
+_copies: weakref.WeakValueDictionary[tuple, np.ndarray] = weakref.WeakValueDictionary()
+
+
+def copied(path: str, value: Any, compare: Callable[[Place], None]) -> Any:
+    """Returns an argument of `fit` as it is now, whatever the program does to it later.
+
+    Containers are rebuilt, arrays and DataFrames copied. Callbacks, tensors, datasets and
+    generators stay the objects that they are.
+
+    Args:
+        path: Where it is, as a user would write it.
+        value: The argument, or a part of it.
+        compare: Takes what is not copied, but to be compared before the training.
+    """
+    if isinstance(value, np.ndarray):
+        return _copied_array(path, value, compare)
+    if isinstance(value, keras.callbacks.CallbackList):
+        return value
+    if isinstance(value, dict):
+        new = copy.copy(value)
+        for key, item in value.items():
+            new[key] = copied(f"{path}[{key!r}]", item, compare)
+        return new
+    if isinstance(value, (list, tuple)):
+        items = [copied(f"{path}[{i}]", item, compare) for i, item in enumerate(value)]
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return items if isinstance(value, list) else tuple(items)
+    package = type(value).__module__.partition(".")[0]
+    if package == "pandas" and hasattr(value, "copy"):
+        return value.copy(deep=not _copies_on_write())
+    if package == "scipy" and hasattr(value, "copy"):
+        return value.copy()
+    return value
+
+
+def _copies_on_write() -> bool:
+    pandas = sys.modules["pandas"]
+    if int(pandas.__version__.partition(".")[0]) >= 3:
+        return True
+    return pandas.options.mode.copy_on_write is True
+
+
+def _copied_array(path: str, array: np.ndarray, compare: Callable[[Place], None]) -> np.ndarray:
+    if isinstance(array, np.memmap) and not array.flags.writeable:
+        return array
+    where = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
+    known = _copies.get(where)
+    if known is not None and type(known) is type(array) and _has_same_bytes(array, known):
+        return known
+    if array.nbytes + sum(other.nbytes for other in list(_copies.values())) > _COPIED_BYTES:
+        compare(Bytes(f"`{path}`", array))
+        return array
+    new = array.copy(order="K")
+    _copies[where] = new
+    return new
+
+
+def _has_same_bytes(array: np.ndarray, other: np.ndarray) -> bool:
+    if array.dtype.hasobject:
+        return False
+    word = np.uint64 if array.nbytes % 8 == 0 else np.uint8
+    return np.array_equal(_words(array, word), _words(other, word))
+
+
+def _words(array: np.ndarray, word: type) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(word)

@@ -1,0 +1,96 @@
+"""Random numbers around deferred fits: the program and its fits draw them in the order written."""
+
+import itertools
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+from keras import tree
+
+from kerascohost import errors, programs
+from kerascohost.programs import data as keras_data
+
+
+def advance(model: keras.Model, arguments: Mapping[str, Any]) -> bytes:
+    """Moves the global random state to where a training of all its epochs would leave it.
+
+    Only shuffled arrays are followed, and only where `fit` shuffles by the global state (on JAX by
+    NumPy's).
+
+    Args:
+        model: The model.
+        arguments: All arguments of its `fit`.
+
+    Returns:
+        The state, see `programs.random_state`.
+    """
+    backend = programs.backend_module()
+    x, y, weights = (arguments[key] for key in ("x", "y", "sample_weight"))
+    shuffle = arguments["shuffle"]
+    follows = backend.SHUFFLES_BY_GLOBAL_STATE and shuffle and _are_valid(arguments)
+    if follows and keras_data.are_arrays((x, y, weights)):
+        rows = keras_data.num_rows(x, arguments["validation_split"], arguments["validation_data"])
+        size = arguments["batch_size"] or 32
+        order = backend.row_order(rows, size, shuffle)
+        if programs.reads_to_build(model):
+            order.look_ahead()
+        epochs = arguments["epochs"] - arguments["initial_epoch"]
+        for _ in range(_passes(epochs, -(-rows // size), arguments["steps_per_epoch"])):
+            order()
+        order.settle()
+    return programs.random_state()
+
+
+def _are_valid(arguments: Mapping[str, Any]) -> bool:
+    """Whether a training could begin with these; if not, it will say so itself."""
+    counts = [arguments[key] for key in ("epochs", "initial_epoch")]
+    optional = [arguments[key] for key in ("batch_size", "steps_per_epoch")]
+    return (
+        arguments["x"] is not None
+        and all(map(errors.is_count, counts))
+        and all(value is None or errors.is_count(value, least=1) for value in optional)
+    )
+
+
+def _passes(epochs: int, steps: int, steps_per_epoch: int | None) -> int:
+    """How many times the rows are shuffled: with `steps_per_epoch` an epoch goes on in a pass."""
+    if not steps_per_epoch:
+        return max(0, epochs)
+    passes, position = 0, steps
+    for _ in range(epochs):
+        if position >= steps:
+            passes, position = passes + 1, 0
+        position += steps_per_epoch
+    return passes
+
+
+def may_end_early(model: keras.Model, arguments: Mapping[str, Any]) -> bool:
+    """Whether a callback, or the model itself, mentions what ends a training before its epochs."""
+    callbacks = arguments["callbacks"]
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    return any(
+        {"stop_training", "_initial_epoch"} & set(_names(code))
+        for thing in [*tree.flatten(callbacks or []), model]
+        for code in _own_code(thing)
+    )
+
+
+def _own_code(thing: Any) -> Iterator[types.CodeType]:
+    """The code of an object's methods, and of functions that it holds; not of Keras's bases."""
+    bases = (keras.callbacks.Callback, *keras.Model.__mro__, keras.Sequential)
+    kinds = [kind for kind in type(thing).__mro__ if kind not in bases]
+    held = list(vars(thing).values()) if isinstance(thing, keras.callbacks.Callback) else []
+    for value in itertools.chain(held, *(vars(kind).values() for kind in kinds)):
+        function = getattr(value, "__func__", value)
+        if isinstance(function, types.FunctionType):
+            yield function.__code__
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names that a code object, or one inside it, mentions."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)

@@ -1,0 +1,111 @@
+"""What a process has once and programs change: kept for each deferred fit and for each script."""
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import keras
+
+from kerascohost import programs
+from kerascohost.programs import threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the process is set to: Keras's configuration, working directory, warnings' filters."""
+
+    floatx: str
+    epsilon: float
+    image_data_format: str
+    runs_functions_eagerly: bool
+    folder: str | None
+    filters: tuple[Any, ...]
+
+    @classmethod
+    def now(cls) -> "Settings":
+        """Returns the present ones."""
+        return cls(
+            keras.config.floatx(),
+            keras.config.epsilon(),
+            keras.config.image_data_format(),
+            programs.backend_module().runs_functions_eagerly(),
+            _folder(),
+            tuple(warnings.filters),
+        )
+
+    def apply(self, present: "Settings") -> None:
+        """Sets what differs from `present`."""
+        if self == present:
+            return
+        keras.config.set_floatx(self.floatx)
+        keras.config.set_epsilon(self.epsilon)
+        keras.config.set_image_data_format(self.image_data_format)
+        if self.runs_functions_eagerly != present.runs_functions_eagerly:
+            programs.backend_module().run_functions_eagerly(self.runs_functions_eagerly)
+        if self.folder is not None and self.folder != present.folder:
+            os.chdir(self.folder)
+        if self.filters != present.filters:
+            warnings.resetwarnings()  # which also lets what was shown once be judged anew
+            warnings.filters.extend(self.filters)  # type: ignore[attr-defined]  # a list
+
+
+class Configuration:
+    """The settings of the process, and Keras's of this thread, as they are when this is made."""
+
+    def __init__(self) -> None:
+        self._settings = Settings.now()
+        self._of_keras = threads.settings(threads.thread_state())
+
+    @property
+    def traced(self) -> Hashable:
+        """What of it decides what a step computes."""
+        own = self._settings
+        policy = self._of_keras[0].get("dtype_policy")
+        return own.floatx, own.epsilon, own.image_data_format, getattr(policy, "name", None)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Lets the block find this configuration; what the block leaves is this one from then."""
+        outside = Settings.now()
+        self._settings.apply(outside)
+        try:
+            with threads.configured(self._of_keras):
+                yield
+        finally:
+            self._settings = Settings.now()
+            outside.apply(self._settings)
+
+
+class ProcessState:
+    """The configuration and the random states of the process, as they are when this is made.
+
+    Attributes:
+        random: The random states, see `programs.random_state`.
+        configuration: The configuration.
+    """
+
+    def __init__(self) -> None:
+        self.random = programs.random_state()
+        self.configuration = Configuration()
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Lets the block find this state; what the block leaves is this state's from then on."""
+        outside = programs.random_state()
+        programs.set_random_state(self.random)
+        try:
+            with self.configuration.entered():
+                yield
+        finally:
+            self.random = programs.random_state()
+            programs.set_random_state(outside)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109  # a tenth of the time of `Path.cwd`, at every turn
+    except FileNotFoundError:  # it has been removed: then there is none to come back to
+        return None

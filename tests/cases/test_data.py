@@ -1,0 +1,468 @@
+"""Members see the batches that their own `fit` would, in its order, read no earlier."""
+
+import gc
+import random
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from numpy.testing import assert_allclose
+
+import kerascohost as kc
+from kerascohost.errors import CohortError
+from tests.parity import compare
+from tests.parity.compare import Member
+
+BACKEND = keras.backend.backend()
+X = np.random.default_rng(0).normal(size=(48, 4)).astype("float32")
+Y = (X @ np.array([[1.0], [-2.0], [0.5], [0.3]])).astype("float32")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Your input ran out of data"),
+    pytest.mark.filterwarnings("ignore:The data ended before the epoch did"),
+    pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored"),
+]
+
+
+def net(steps_per_execution=1, units=3, optimizer="sgd"):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(units, "tanh"), layers.Dense(1)])
+    model.compile(optimizer, "mse", metrics=["mae"], steps_per_execution=steps_per_execution)
+    return model
+
+
+def pairs(**changes):
+    """Two members, so that their reads come in turn."""
+    fit = {"epochs": 3, "validation_freq": 1, **changes}
+    return {"a": Member(net, **fit), "b": Member(lambda: net(units=2), **fit)}
+
+
+def in_all_layouts(members, **tolerance):
+    compare.assert_parity(members, layout="joined", **tolerance)
+    compare.assert_parity(members, layout="stacked", tolerance=1e-4)
+
+
+# tf.data
+
+
+def dataset(*steps, rows=48, seed=5):
+    tf = pytest.importorskip("tensorflow", reason="a tf.data.Dataset needs TensorFlow")
+    made = tf.data.Dataset.from_tensor_slices((X[:rows], Y[:rows])).shuffle(rows, seed=seed)
+    for step in steps:
+        made = step(made)
+    return made.batch(8)
+
+
+def noisy():
+    tf = pytest.importorskip("tensorflow", reason="a tf.data.Dataset needs TensorFlow")
+    return dataset().map(lambda x, y: (x + tf.random.normal(tf.shape(x), seed=3), y))
+
+
+def of_unknown_length():
+    return dataset(lambda made: made.filter(lambda x, _: x[0] > -1))
+
+
+def dropping():
+    model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.5, seed=1), layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    return model
+
+
+DATASETS = {
+    "plain": lambda: {"x": dataset},
+    "repeat": lambda: {"x": lambda: dataset(lambda d: d.repeat()), "steps_per_epoch": 4},
+    "one order": lambda: {"x": lambda: dataset().shuffle(6, 1, reshuffle_each_iteration=False)},
+    "fewer steps": lambda: {"x": dataset, "steps_per_epoch": 4},
+    "more steps": lambda: {"x": dataset, "steps_per_epoch": 8},
+    "validation": lambda: {
+        "x": dataset,
+        "validation_data": lambda: dataset(seed=8),
+        "validation_steps": 4,
+    },
+    "noise": lambda: {"x": noisy, "epochs": 2},
+    "unknown length": lambda: {"x": of_unknown_length},
+    "executions": lambda: {"x": dataset, "build": lambda: net(4)},
+    "unknown length, drawing": lambda: {"x": of_unknown_length, "build": dropping},
+}
+
+
+def test_reshuffling_datasets_are_iterated_as_fit_iterates_them():
+    members = {}
+    for name, make in DATASETS.items():
+        fit = {"epochs": 4, **make()}
+        members[name] = Member(fit.pop("build", net), **fit)
+    in_all_layouts(members)
+
+
+def test_one_dataset_that_reshuffles_for_several_members_is_refused():
+    shared = dataset()
+    models = {"a": net(), "b": net()}
+    with pytest.raises(CohortError, match=r"'a' and 'b'.* give each its own"):
+        kc.Cohort(models).fit(shared, epochs=2, verbose=0)
+    with pytest.raises(CohortError, match="'a' and 'b'"):
+        data = {"a": shared.take(2), "b": shared.skip(2)}
+        kc.Cohort(models).fit(x=data, verbose=0)
+    with pytest.raises(CohortError, match="'a' and 'b'"):
+        kc.Cohort(models).fit(X, Y, validation_data=shared, verbose=0)
+    assert all(int(model.optimizer.iterations.value) == 0 for model in models.values())
+
+
+def test_one_dataset_in_one_order_may_be_shared():
+    tf = pytest.importorskip("tensorflow", reason="a tf.data.Dataset needs TensorFlow")
+    fixed = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(9, 4, reshuffle_each_iteration=False)
+    apart = {n: Member(m.build, x=fixed.batch(8), epochs=2) for n, m in pairs().items()}
+    compare.assert_parity(apart)
+
+
+def test_evaluate_and_predict_iterate_datasets_as_the_models_do():
+    for executions, steps in ((4, 4), (1, None)):
+        alone, model = net(executions), net(executions)
+        model.set_weights(alone.get_weights())
+        one, other = dataset(), dataset()
+        cohort = kc.Cohort({"m": model})
+        for _ in range(2):
+            own = alone.evaluate(one, steps=steps, verbose=0)
+            assert_allclose(cohort.evaluate(other, steps=steps, verbose=0)["m"], own, atol=1e-6)
+            own = alone.predict(one, steps=steps, verbose=0)
+            assert_allclose(cohort.predict(other, steps=steps, verbose=0)["m"], own, atol=1e-6)
+
+
+# Steps per execution
+
+EXECUTIONS = {
+    "16 batches": {"steps_per_epoch": 4},
+    "5 steps": {"steps_per_epoch": 5, "epochs": 5},
+    "initial": {"steps_per_epoch": 7, "initial_epoch": 1},
+    "all": {"batch_size": 7},
+    "validation": {"validation_data": (X, Y), "validation_steps": 4, "validation_batch_size": 3},
+}
+
+
+def test_whole_executions_are_run():
+    arrays = {"x": X, "y": Y, "batch_size": 3, "epochs": 2, "shuffle": False}
+    members = {
+        name: Member(lambda: net(3), **{**arrays, **fit}) for name, fit in EXECUTIONS.items()
+    }
+    members["generator"] = Member(
+        lambda: net(3), x=lambda: generator(16), steps_per_epoch=4, epochs=5
+    )
+    members["PyDataset"] = Member(lambda: net(3), x=lambda: Rows(), steps_per_epoch=4, epochs=2)
+    in_all_layouts(members)
+
+
+def test_whole_executions_are_evaluated_and_predicted():
+    model = net(3)
+    cohort = kc.Cohort({"m": model})
+    arguments = {"batch_size": 4, "steps": 4, "verbose": 0}
+    assert_allclose(cohort.evaluate(X, Y, **arguments)["m"], model.evaluate(X, Y, **arguments))
+    own = model.predict(X, **arguments)
+    assert_allclose(cohort.predict(X, **arguments)["m"], own, atol=1e-6)
+    assert len(own) == 24
+
+
+# Generators and PyDatasets
+
+
+def generator(batches, log=None, seen=lambda: 0):
+    for i in range(batches):
+        if log is not None:
+            log.append(seen())
+        at = i * 4 % 48
+        yield X[at : at + 4], Y[at : at + 4]
+
+
+class Rows(keras.utils.PyDataset):
+    """Batches of 8; notes what is asked of it beside how far its model is."""
+
+    def __init__(self, log=None, seen=lambda: 0, noise=False, **kwargs):
+        super().__init__(**kwargs)
+        self.log = [] if log is None else log
+        self.seen = seen
+        self.noise = noise
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        self.log.append(("read", i, self.seen()))
+        noise = random.random() + np.random.normal() if self.noise else 0
+        return X[i * 8 : i * 8 + 8] + noise, Y[i * 8 : i * 8 + 8]
+
+    def on_epoch_begin(self):
+        self.log.append(("begin", self.seen()))
+
+    def on_epoch_end(self):
+        self.log.append(("end", self.seen()))
+
+
+class Steps(keras.callbacks.Callback):
+    """Counts steps in a way that can be read at any time, also in `fit` on JAX."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.count += 1
+
+
+def logs_of(train, make, **fit):
+    """What the data noted while it was read."""
+    steps, log = Steps(), []
+    train(x=make(log, lambda: steps.count), callbacks=[steps], verbose=0, **fit)
+    return log
+
+
+def only(kind, log):
+    return [entry for entry in log if entry[0] in kind]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_hooks_and_reads_come_when_fit_makes_them(workers):
+    def make(log, seen):
+        return Rows(log, seen, workers=workers)
+
+    for validated in (False, True):
+        logs = []
+        for train in (net().fit, kc.Cohort({"m": net()}).fit):
+            fit = {"epochs": 3, "shuffle": False}
+            validation = []
+            if validated:
+                fit["validation_data"] = Rows(validation)
+            logs.append([logs_of(train, make, **fit), validation])
+        hooks = [[only(("begin", "end"), log) for log in both] for both in logs]
+        assert hooks[0] == hooks[1]
+        if BACKEND == "jax" and workers == 1:  # on TensorFlow other threads read for `fit`
+            assert logs[0] == logs[1]
+        assert [entry[1] for entry in hooks[1][0] if entry[0] == "end"][-4:] == [0, 3, 6, 9]
+
+
+def test_on_epoch_end_sees_the_steps_of_its_epoch_without_callbacks():
+    model = net()
+    rows = Rows(seen=lambda: int(keras.ops.convert_to_numpy(model.optimizer.iterations.value)))
+    kc.Cohort({"m": model, "other": net()}).fit(
+        {"m": rows, "other": X}, {"m": None, "other": Y}, epochs=3, verbose=0
+    )
+    assert [entry[1] for entry in rows.log if entry[0] == "end"][-4:] == [0, 3, 6, 9]
+    reads = [entry[2] for entry in rows.log if entry[0] == "read"]
+    if BACKEND != "jax":  # whose `fit` hides the variables from code that makes batches
+        assert reads[-9:] == list(range(9))
+
+
+def test_generators_are_read_step_by_step():
+    logs = []
+    for train in (net().fit, kc.Cohort({"m": net()}).fit):
+        logs.append(logs_of(train, lambda *log: generator(40, *log), steps_per_epoch=5, epochs=2))
+    if BACKEND == "jax":
+        assert logs[0] == logs[1]
+    assert logs[1] == [0, 0, *range(2, 10)]
+
+
+def failing(after):
+    yield from generator(after)
+    raise OSError("no more")
+
+
+def test_what_was_read_before_a_failure_is_trained():
+    own, model = net(), net()
+    with pytest.raises(Exception, match="no more"):
+        own.fit(failing(7), steps_per_epoch=9, verbose=0)
+    with pytest.raises(OSError, match="no more") as caught:
+        kc.Cohort({"m": model}).fit(failing(7), steps_per_epoch=9, verbose=0)
+    assert "'m'" in " ".join(caught.value.__notes__)
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations.value)) == 7
+
+
+SHUFFLED = {
+    "shuffled": lambda: {"x": Rows},
+    "noise": lambda: {"x": lambda: Rows(noise=True)},
+    "workers": lambda: {"x": lambda: Rows(workers=2)},
+    "validated": lambda: {"x": Rows, "validation_data": lambda: Rows(noise=True)},
+    "steps": lambda: {"x": Rows, "steps_per_epoch": 2},
+    "drawn": lambda: {"x": lambda: drawn(), "steps_per_epoch": 3},
+    "ended": lambda: {"x": lambda: generator(12), "steps_per_epoch": 5, "epochs": 4},
+    "length unknown": lambda: {"x": lambda: generator(5), "epochs": 3},
+}
+
+
+def drawn():
+    while True:
+        at = random.randrange(40)
+        yield X[at : at + 8] + np.random.normal(), Y[at : at + 8]
+
+
+def test_members_draw_as_if_alone():
+    members = {name: Member(net, **{"epochs": 3, **make()}) for name, make in SHUFFLED.items()}
+    in_all_layouts(members)
+
+
+def test_a_second_fit_draws_on():
+    alone, in_cohort = net(), net()
+    in_cohort.set_weights(alone.get_weights())
+    keras.utils.set_random_seed(1)
+    for _ in range(2):
+        alone.fit(Rows(noise=True), epochs=2, verbose=0)
+    keras.utils.set_random_seed(1)
+    for _ in range(2):
+        kc.Cohort([in_cohort]).fit(Rows(noise=True), epochs=2, verbose=0)
+    after = random.random(), np.random.normal()
+    for one, other in zip(alone.get_weights(), in_cohort.get_weights(), strict=True):
+        assert_allclose(one, other, atol=1e-6)
+    alone = net()
+    keras.utils.set_random_seed(1)
+    for _ in range(2):
+        alone.fit(Rows(noise=True), epochs=2, verbose=0)
+    assert after == (random.random(), np.random.normal())
+
+
+def test_held_fits_read_as_fit():
+    apart = compare.train_apart({n: Member(net, epochs=3, **SHUFFLED[n]()) for n in ["shuffled"]})
+    model = net()
+    model.set_weights(compare.built(Member(net)).get_weights())
+    with kc.cohost():
+        keras.utils.set_random_seed(7)
+        model.fit(Rows(), epochs=3, verbose=0)
+    for one, other in zip(apart["shuffled"].model.get_weights(), model.get_weights(), strict=True):
+        assert_allclose(one, other, atol=1e-6)
+
+
+# What there is nothing of
+
+
+def test_an_optional_input_may_be_missing():
+    class Both(layers.Layer):
+        def call(self, x, o=None):
+            return x if o is None else x + o
+
+    def build():
+        x = keras.Input((4,), name="x")
+        o = keras.Input((4,), name="o", optional=True)
+        model = keras.Model({"x": x, "o": o}, layers.Dense(1)(Both()(x, o)))
+        model.compile("sgd", "mse")
+        return model
+
+    data = {"x": X, "o": None}
+    in_all_layouts({n: Member(build, x={"x": X, "o": o}, y=Y) for n, o in [("a", None), ("b", X)]})
+    model = build()
+    cohort = kc.Cohort({"m": model})
+    value = cohort.evaluate({"m": data}, Y, verbose=0)["m"]
+    assert_allclose(value, model.evaluate(data, Y, verbose=0), atol=1e-6)
+    value = cohort.predict({"m": data}, verbose=0)["m"]
+    assert_allclose(value, model.predict(data, verbose=0), atol=1e-6)
+
+
+def empty_dataset(filtered=False):
+    made = dataset()
+    return made.filter(lambda *_: False) if filtered else made.take(0)
+
+
+class NoRows(Rows):
+    def __len__(self):
+        return 0
+
+
+EMPTY = {
+    "arrays": lambda: (X[:0], Y[:0]),
+    "dataset": lambda: (empty_dataset(), None),
+    "filtered": lambda: (empty_dataset(filtered=True), None),
+    "generator": lambda: (generator(0), None),
+    "PyDataset": lambda: (NoRows(), None),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_empty_data_is_named_before_any_member_trains(kind):
+    x, y = EMPTY[kind]()
+    fine = net()
+    with pytest.raises(ValueError, match=r"least one|length 0") as caught:
+        kc.Cohort({"fine": fine, "bad": net()}).fit(
+            {"fine": X, "bad": x}, {"fine": Y, "bad": y}, verbose=0
+        )
+    assert "'bad'" in " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert not fine.optimizer.built or int(np.asarray(fine.optimizer.iterations.value)) == 0
+
+
+def not_dense():
+    sparse = pytest.importorskip("scipy.sparse")
+    rows = sparse.csr_matrix(X[:8])
+    kinds = [rows, np.array([np.ones(2), np.ones(3)], object)]
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        kinds += [tf.sparse.from_dense(X[:8]), tf.ragged.constant([[1.0], [1.0, 2.0]])]
+    else:
+        import jax.experimental.sparse
+
+        kinds += [jax.experimental.sparse.BCOO.fromdense(X[:8])]
+    return kinds
+
+
+class Given(keras.utils.PyDataset):
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        return self.x, Y[:8]
+
+
+def test_what_is_not_dense_is_refused_before_training():
+    for rows in not_dense():
+        kinds = [
+            (rows, Y[: rows.shape[0]]),
+            (((rows, Y[:8]) for _ in range(2)), None),
+            (Given(rows), None),
+        ]
+        for x, y in kinds:
+            fine = net()
+            with pytest.raises(CohortError, match="'bad': expected dense data"):
+                kc.Cohort({"fine": fine, "bad": net()}).fit(
+                    {"fine": X, "bad": x}, {"fine": Y, "bad": y}, verbose=0
+                )
+
+
+def test_verbose_is_checked():
+    with pytest.raises(CohortError, match=r"'a': expected `verbose`.*'loud'"):
+        kc.Cohort({"a": net()}).fit(X, Y, verbose="loud")
+
+
+def test_a_cohort_cannot_be_called_by_its_own_callback():
+    cohort = kc.Cohort({"a": net()})
+
+    class Again(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            cohort.fit(X, Y, verbose=0)
+
+    with pytest.raises(CohortError, match=r"`fit` of a while `fit` is running"):
+        cohort.fit(X, Y, verbose=0, callbacks={"a": [Again()]})
+    cohort.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        {"x": X, "y": Y[:5]},
+        {"x": lambda: generator(4), "sample_weight": np.ones(48)},
+        {"x": Rows, "y": Y},
+        {"x": X, "y": Y, "sample_weight": np.ones(48), "class_weight": {0: 1.0}},
+    ],
+)
+def test_what_fit_refuses_is_refused_by_the_same_exception(fit):
+    each = Member(net, **fit)
+    with pytest.raises(Exception) as own:
+        net().fit(**each.arguments(verbose=0))
+    with pytest.raises(type(own.value)):
+        kc.Cohort({"a": net()}).fit(**each.arguments(verbose=0))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only programs on JAX keep data")
+def test_programs_let_go_of_data():
+    import jax
+
+    cohort = kc.Cohort({"a": net(), "b": net(units=2)})
+    cohort.fit(X, Y, verbose=0, batch_size=6)
+    gc.collect()
+    assert not [array for array in jax.live_arrays() if array.shape == (8, 6, 4)]
+    cohort.fit(X, Y, verbose=0, batch_size=6, epochs={"a": 1, "b": 0})
