@@ -184,7 +184,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             fit.draw_ahead()
             self._calls.append(_Call(model, name, fit, fit.history))
             self._fits.append(fit)
-            self._watch.add(model, _callbacks(arguments))
+            self._watch.add(model, _callbacks(arguments), fit.snapshot.others)
         if is_redirected:
             self._train_first("output is redirected around a `fit`", at_call=True)
         elif any(map(_depends_on_open, keras.tree.flatten(_data(arguments)))):
@@ -536,7 +536,7 @@ def _begun(original: Callable) -> Callable:
     @functools.wraps(original)
     def begun(self: keras.Model, method_name: str | None = None) -> Any:
         if method_name == "fit" and _holders.stack:
-            observed.looked_at([self], "fit of {} begins")
+            observed.looked_at([self], "fit of {} begins", writes=True)
             if not _holders.is_own:
                 _holders.stack[-1].tell(
                     f"cohost: the fit of {self.name!r} is trained now and apart, as something that "

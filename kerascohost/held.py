@@ -266,8 +266,9 @@ class Together:
         member = self._members.get(fit.name)
         if member is None or member.model is not fit.model:
             member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
-        if member.snapshot is None or fit.model.run_eagerly:  # else its steps stay as first traced
-            member.snapshot = fit.snapshot
+        known, stamp = member.snapshot, programs.compile_stamp(fit.model)
+        if known is None or known.stamp != stamp or fit.model.run_eagerly:
+            member.snapshot = fit.snapshot  # else its steps stay as first traced
         self._members[fit.name] = member
         with fit.inside():
             member.prepare_fit(fit.arguments)

@@ -428,6 +428,8 @@ class Snapshot:
     Attributes:
         arguments: The arguments, copied where the program could change them.
         reads: By identity, what the training may read of other models.
+        others: Those models, and layers of theirs.
+        stamp: How the model was compiled.
         writes: By identity, objects outside of the model that the training may change.
     """
 
@@ -447,7 +449,7 @@ class Snapshot:
         self._hooks.look_up_names()
         self._walk_model(model)
         self._restored: list[Place] = []
-        self._stamp = programs.compile_stamp(model)
+        self.stamp = programs.compile_stamp(model)
         self.writes = self._find_shared() | _files(arguments["callbacks"])
         self.reads: set[Hashable] = set()
         self._find_models()
@@ -492,6 +494,8 @@ class Snapshot:
     def _find_models(self) -> None:
         hooks_write = not _TRAINING_METHODS.isdisjoint(self._hooks.mentioned)
         own = {id(layer) for layer in programs.flat_layers(self._model)}
+        met = [layer for walk in (self._steps, self._hooks) for layer in walk.models]
+        self.others = [layer for layer in met if id(layer) not in own]
         for walk in (self._steps, self._hooks):
             for layer in walk.models:
                 if id(layer) in own:
@@ -513,7 +517,7 @@ class Snapshot:
             CohortError: If something differs that cannot be restored.
         """
         self._restored = []
-        if self._places and self._stamp != programs.compile_stamp(self._model):
+        if self._places and self.stamp != programs.compile_stamp(self._model):
             self._refuse(member, "the model was compiled again", "Compile it before its `fit`")
         for place in self._places:
             if not place.differs():

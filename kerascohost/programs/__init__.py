@@ -225,7 +225,7 @@ def decayed(model: keras.Model) -> tuple[bool, ...]:
     return tuple(map(optimizer._use_weight_decay, model.trainable_variables))
 
 
-def flat_layers(model: keras.Model) -> list[keras.Layer]:
+def flat_layers(model: keras.Layer) -> list[keras.Layer]:
     """All layers of a model, those inside of layers too.
 
     `_flatten_layers`: only it finds them.

@@ -34,19 +34,17 @@ from kerascohost.programs import threads
 # name.
 Look = Callable[[Any, str], None]
 
-# Methods that read, or change, what a model's layers hold.
-_METHODS = (
+# Methods that read what a model's layers hold, and those that may change it.
+_READERS = (
     "evaluate",
     "export",
-    "load_weights",
     "predict",
     "predict_on_batch",
-    "quantize",
     "save",
     "save_weights",
     "test_on_batch",
-    "train_on_batch",
 )
+_WRITERS = ("load_weights", "quantize", "train_on_batch")
 # What Keras itself sets on a layer when it is only used.
 _SET_BY_KERAS = frozenset(
     {"built", "history", "predict_function", "test_function", "train_function"}
@@ -111,10 +109,25 @@ class Watch:
         self._things: dict[int, _Watched] = {}
         self._hooks: list[Hooks] = []
 
-    def add(self, model: keras.Model, callbacks: Iterable[Any] = ()) -> None:
-        """Watches a model, its parts, and the callbacks that its fit was given."""
+    def add(
+        self,
+        model: keras.Model,
+        callbacks: Iterable[Any] = (),
+        others: Iterable[keras.Layer] = (),
+    ) -> None:
+        """Watches what a fit depends on.
+
+        Args:
+            model: The model, of which all parts are watched.
+            callbacks: The callbacks.
+            others: Layers and models that the training reads, and does not change.
+        """
         callbacks = list(callbacks)
-        found = {id(w.thing): w for w in self._parts(model, bool(callbacks))}
+        parts = [
+            part for other in others for part in (*other.variables, *programs.flat_layers(other))
+        ]
+        found = {id(part): _Watched(part, self, changes=False) for part in parts}
+        found |= {id(w.thing): w for w in self._parts(model, bool(callbacks))}
         found |= {id(callback): _Watched(callback, self) for callback in callbacks}
         found[id(model)] = _Watched(model, self, is_unbuilt=not model.built, is_model=True)
         for key, watched in found.items():
@@ -202,14 +215,15 @@ def paused() -> Iterator[None]:
         _thread.things = outside | _thread.things
 
 
-def looked_at(models: Iterable[keras.Model], doing: str) -> None:
-    """Tells that something is done with models which looks at their values."""
+def looked_at(models: Iterable[keras.Model], doing: str, writes: bool = False) -> None:
+    """Tells that something is done with models which reads, or changes, their values."""
     if not _thread.things:
         return
     for model in models:
         things = _thread.things
         with paused():
-            shared = _sharing(things, [model, *programs.parts(model)])
+            parts = programs.variables(model) if writes else programs.parts(model)
+            shared = _sharing(things, [model, *parts], writes)
         if shared is not None:
             shared.watch.look(model, doing)
 
@@ -241,10 +255,12 @@ def _in_thread(state: threads.State, work: Callable[[], None]) -> None:
         work()
 
 
-def _sharing(things: dict[int, _Watched], parts: Iterable[Any]) -> _Watched | None:
-    """The first of the parts that a training may change."""
+def _sharing(
+    things: dict[int, _Watched], parts: Iterable[Any], any_use: bool = False
+) -> _Watched | None:
+    """The first of the parts that a training may change, or, with `any_use`, read."""
     found = (things.get(id(part)) for part in parts)
-    return next((watched for watched in found if watched is not None and watched.changes), None)
+    return next((one for one in found if one is not None and (any_use or one.changes)), None)
 
 
 def _paths(callback: Any) -> Iterator[str]:
@@ -433,8 +449,8 @@ def _all_hooks() -> Iterator[_Hook]:
     kinds = (keras.Layer, keras.losses.Loss, keras.metrics.Metric, optimizer, *_SETTINGS)
     for kind in kinds:
         yield hook(kind, "__setattr__", _set)
-    for name in _METHODS:
-        if hasattr(keras.Model, name):
+    for name in (*_READERS, *_WRITERS):
+        if hasattr(keras.Model, name):  # the oldest supported Keras has no `quantize`
             yield hook(keras.Model, name, functools.partial(_method, name))
     for kind, names in (
         (keras.Model, ("compile",)),
@@ -534,9 +550,12 @@ def _set(usual: Any) -> Any:
 
 
 def _method(name: str, usual: Any) -> Any:
+    writes = name in _WRITERS
+    doing = f"{name} of {{}} {'changes' if writes else 'needs'} its weights"
+
     @functools.wraps(usual)
     def method(this: keras.Model, *args: Any, **kwargs: Any) -> Any:
-        looked_at([this], f"{name} of {{}} needs its weights")
+        looked_at([this], doing, writes)
         return usual(this, *args, **kwargs)
 
     return method

@@ -257,6 +257,23 @@ with HOLD():
     else: seen += [value(m(x[:3]))]
 models.append(m)
 """,
+    "compiled anew for each value": """
+m = compiled()
+with HOLD():
+    for q in (1., 5., 9.):
+        m.compile(keras.optimizers.SGD(.01), lambda t, p: q * keras.ops.mean((t - p) ** 2)); m.fit(x, y, **FIT); seen.append(m.evaluate(x, y, verbose=0))
+models.append(m)
+""",
+    "a teacher that is changed after the call": """
+def distilled(teacher):
+    s = net(); s.compile("sgd", lambda t, p: keras.ops.mean((p - teacher(x[:16])) ** 2)); return s
+a, b, s, u, w = compiled(), compiled(), None, None, compiled()
+with HOLD():
+    s = distilled(a); s.fit(x, y, **FIT); a.train_on_batch(x, y)
+    u = distilled(b); u.fit(x, y, **FIT); b.layers[0].kernel.assign(b.layers[0].kernel * 0)
+    w.fit(x, y, **FIT); v = distilled(w); v.fit(x, y, **FIT); seen.append(value(v(x[:2]))); w.fit(x, y, **FIT)
+models += [a, b, s, u, v, w]
+""",
     "a model of its own fit": """
 class Own(keras.Sequential):
     def fit(self, *args, **kwargs): return super().fit(*args, **kwargs)
