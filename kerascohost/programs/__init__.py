@@ -47,6 +47,7 @@ import numpy as np
 from keras import tree
 from keras.src.backend import compute_output_spec
 from keras.src.models.functional import Functional
+from keras.src.utils.python_utils import pythonify_logs  # what callbacks' logs go through first
 
 # Members with more state than this in all (in bytes) run one after another instead of fused: their
 # steps are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
@@ -267,6 +268,11 @@ def overridden(model: keras.Model, *names: str) -> list[str]:
         for name in names
         if getattr(type(model), name) is not getattr(keras.Model, name) or name in vars(model)
     ]
+
+
+def check_logs(logs: Any) -> None:
+    """Raises what `fit` raises of a step's logs that it does not take."""
+    pythonify_logs(logs)
 
 
 def first_epoch(model: keras.Model, initial_epoch: int) -> int:
