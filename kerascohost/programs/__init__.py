@@ -119,6 +119,44 @@ def variables(model: keras.Model) -> list[keras.Variable]:
     return list({id(variable): variable for variable in found}.values())
 
 
+# Layers of Keras's own whose variables `adapt` alone changes.
+_ADAPTED = (
+    keras.layers.Discretization,
+    keras.layers.Normalization,
+    keras.layers.StringLookup,
+    keras.layers.IntegerLookup,
+    keras.layers.TextVectorization,
+)
+
+
+def changed_variables(model: keras.Model) -> dict[int, tuple[str, keras.Variable]]:
+    """The variables that a training of `model` may change, and what holds each, by identity.
+
+    Left out are those of layers that only `adapt` changes, and the weights of frozen layers, also
+    the statistics of a frozen BatchNormalization. Whatever else is not trained (seeds, states,
+    counters of a layer's own) may be assigned by a step.
+
+    `_trainable_variables`: the variables that a layer of its own would train if it were not frozen;
+    `_non_trainable_variables`: the statistics.
+    """
+    found = {id(v): ("of the model", v) for v in variables(model)}
+    for layer in flat_layers(model):
+        steady: list[keras.Variable] = []
+        if type(layer) in _ADAPTED:
+            steady = layer.variables
+        elif not layer.trainable:
+            steady = list(layer._trainable_variables)
+            if type(layer) is keras.layers.BatchNormalization:
+                steady += layer._non_trainable_variables
+        for variable in [*layer._trainable_variables, *layer._non_trainable_variables]:
+            found[id(variable)] = (f"of the layer {layer.name!r}", variable)
+        for variable in steady:
+            found.pop(id(variable), None)
+    for metric in with_parts(model.metrics):
+        found |= {id(v): (f"of the metric {metric.name!r}", v) for v in metric.variables}
+    return found
+
+
 def compares_targets(model: keras.Model) -> bool:
     """Whether the model has losses, all of them Keras's own, which compare with targets."""
     losses = [loss for loss in tree.flatten(model.loss) if loss is not None]

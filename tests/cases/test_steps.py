@@ -103,3 +103,64 @@ def test_predict_keeps_the_state_that_it_changes():
     for mine, its in zip(together.weights, apart.weights, strict=True):
         np.testing.assert_allclose(np.array(mine), np.array(its))
     assert float(together.layers[0].calls) > 0
+
+
+def on_a_shared(part, seed):
+    head = layers.Dense(1, kernel_initializer=keras.initializers.GlorotUniform(seed))
+    model = keras.Sequential([keras.Input((5,)), part, head])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    return model
+
+
+def adapted():
+    normalization = layers.Normalization()
+    normalization.adapt(X)
+    return normalization
+
+
+def frozen():
+    init = keras.initializers.GlorotUniform(3)
+    backbone = keras.Sequential(
+        [keras.Input((5,)), layers.Dense(4, kernel_initializer=init), layers.BatchNormalization()]
+    )
+    backbone.trainable = False
+    return backbone
+
+
+@pytest.mark.parametrize("layout", ["joined", "stacked"])
+@pytest.mark.parametrize("make", [adapted, frozen])
+def test_parts_that_no_training_changes_may_be_shared(make, layout):
+    part = make()
+    apart = [on_a_shared(part, seed) for seed in range(2)]
+    together = [on_a_shared(part, seed) for seed in range(2)]
+    options = {"epochs": 2, "shuffle": False, "verbose": 0}
+    for model in apart:
+        model.fit(X, Y, **options)
+    kc.Cohort(dict(zip("ab", together, strict=True)), layout=layout).fit(X, Y, **options)
+    for one, other in zip(apart, together, strict=True):
+        for mine, its in zip(one.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        (lambda: layers.Dense(4, name="encoder"), "of the layer 'encoder'"),
+        (lambda: layers.BatchNormalization(name="bn"), "of the layer 'bn'"),
+    ],
+)
+def test_parts_that_a_training_changes_are_named(part, named):
+    shared = part()
+    models = {name: on_a_shared(shared, seed) for seed, name in enumerate("ab")}
+    with pytest.raises(kc.CohortError, match=rf"'a' and 'b' .* {named}\. Give each a layer of its"):
+        kc.Cohort(models).fit(X, Y, verbose=0)
+
+
+def test_metrics_of_several_members_are_named():
+    metrics = [keras.metrics.MeanAbsoluteError(name="mae_"), "mse"]
+    models = {name: on_a_shared(layers.Dense(2), seed) for seed, name in enumerate("ab")}
+    for model in models.values():
+        model.compile("sgd", "mse", metrics=metrics)
+    message = r"'a' and 'b' with the same metric \(mae_\)\. Compile each model with metrics of its"
+    with pytest.raises(kc.CohortError, match=message):
+        kc.Cohort(models).fit(X, Y, verbose=0)
