@@ -133,7 +133,11 @@ def _is_installed(module: str) -> bool:
     if module in sys.builtin_module_names:
         return True
     file = getattr(sys.modules.get(module), "__file__", None)
-    return file is not None and file.startswith(_INSTALLED)
+    if file is None:
+        return False
+    # A user's own site-packages, or those of a distribution, are not among Python's paths.
+    is_in_packages = not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+    return is_in_packages or file.startswith(_INSTALLED)
 
 
 def _is_of_package(thing: Any) -> bool:
