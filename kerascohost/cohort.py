@@ -4,6 +4,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
 from kerascohost.programs import data as keras_data
 from kerascohost.progress import Progress
+from kerascohost.reads import paths_of
 from kerascohost.scheduler import Scheduler, Task
 from kerascohost.stacks import LAYOUTS
 
@@ -104,7 +106,7 @@ class Cohort:
             name: Member(name, model, group_factors[name], replica_counts[name])
             for name, model in named.items()
         }
-        self._check_separate(("optimizer", _optimizers))
+        self._check_optimizers()
         self._scheduler = Scheduler(layout)
         self._working = threading.Lock()
         self._doing = ""
@@ -347,6 +349,7 @@ class Cohort:
         split = {key: self._split(key, value) for key, value in given.items()}
         own = {name: {key: split[key][name] for key in split} for name in self._members}
         self._check_own(own)
+        _check_paths(own)
         return own
 
     def _split(self, key: str, value: Any) -> dict[str, Any]:
@@ -404,22 +407,54 @@ class Cohort:
         for member in members:
             with errors.about(member.name):
                 prepare(member)
-        self._check_separate(("optimizer", _optimizers), ("variable", programs.variables))
+        self._check_separate()
         return members
 
-    def _check_separate(self, *kinds: tuple[str, Callable[[keras.Model], list]]) -> None:
-        """What one member trains, no other may hold: neither could then end as if alone."""
-        for kind, held_by in kinds:
-            owner: dict[int, str] = {}
-            for name, model in self.members.items():
-                for thing in held_by(model):
-                    first = owner.setdefault(id(thing), name)
-                    if first != name:
-                        label = getattr(thing, "path", None) or getattr(thing, "name", "")
-                        raise CohortError(
-                            f"Expected members that share nothing. Received: {first!r} and "
-                            f"{name!r} with the same {kind} ({label}). {_WAY_OUT[kind]}"
-                        )
+    def _check_optimizers(self) -> None:
+        owner: dict[int, str] = {}
+        for name, model in self.members.items():
+            optimizer = getattr(model, "optimizer", None)
+            first = owner.setdefault(id(optimizer), name)
+            if optimizer is not None and first != name:
+                raise CohortError(
+                    f"Expected members that share nothing that training changes. Received: "
+                    f"{first!r} and {name!r} with the same optimizer ({optimizer.name}). Compile "
+                    "each model with an optimizer of its own."
+                )
+
+    def _check_separate(self) -> None:
+        """Refuses what one member's training changes and another one holds.
+
+        Neither could then end as if alone. What no member changes may be shared.
+        """
+        self._check_optimizers()
+        self._check_metrics()
+        owner: dict[int, str] = {}
+        changed = {name: programs.changed_variables(model) for name, model in self.members.items()}
+        shown = {key: shown for own in changed.values() for key, shown in own.items()}
+        for name, model in self.members.items():
+            for key in {id(variable) for variable in programs.variables(model)} & shown.keys():
+                first = owner.setdefault(key, name)
+                if first != name:
+                    holder, variable = shown[key]
+                    way_out = "Give each a layer of its own; to apply one model several times"
+                    raise CohortError(
+                        f"Expected members that share nothing that training changes. Received: "
+                        f"{first!r} and {name!r} with the same variable ({variable.path}) {holder}."
+                        f" {way_out}, make it one member with `replicas`."
+                    )
+
+    def _check_metrics(self) -> None:
+        owner: dict[int, str] = {}
+        for name, model in self.members.items():
+            for metric in programs.with_parts([*model.metrics, *programs.unbuilt_metrics(model)]):
+                first = owner.setdefault(id(metric), name)
+                if first != name:
+                    raise CohortError(
+                        f"Expected members that share nothing that training changes. Received: "
+                        f"{first!r} and {name!r} with the same metric ({metric.name}). Compile "
+                        "each model with metrics of its own."
+                    )
 
     def _run(self, kind: str, arguments: dict[str, dict[str, Any]], begin: Callable) -> dict:
         """Runs what `begin` makes for each member and its progress bar."""
@@ -434,11 +469,6 @@ class Cohort:
 # The arguments by which a member takes more than one batch in a step.
 _FACTORS = ("group_factor", "replicas")
 
-_WAY_OUT = {
-    "variable": "To apply one model several times, make it one member with `replicas`.",
-    "optimizer": "Compile each model with an optimizer of its own.",
-}
-
 
 def check_layout(layout: str) -> None:
     """Refuses a layout that there is not.
@@ -451,11 +481,6 @@ def check_layout(layout: str) -> None:
             f"Expected `layout` to be one of {', '.join(map(repr, LAYOUTS))}. "
             f"Received: layout={layout!r}.{errors.did_you_mean(layout, LAYOUTS)}"
         )
-
-
-def _optimizers(model: keras.Model) -> list:
-    optimizer = getattr(model, "optimizer", None)
-    return [] if optimizer is None else [optimizer]
 
 
 def _parts(value: Any) -> list:
@@ -487,6 +512,21 @@ def _described(thing: Any) -> str:
     if hasattr(thing, "element_spec"):
         return "tf.data.Dataset that is shuffled anew each time"
     return type(thing).__name__
+
+
+def _check_paths(arguments: Mapping[str, dict[str, Any]]) -> None:
+    """Refuses callbacks of two members that write to one place: one would find the other's file."""
+    owners: dict[Path, str] = {}
+    for name, given in arguments.items():
+        for callback in _parts(given.get("callbacks")):
+            for attribute, path in paths_of(callback).items():
+                first = owners.setdefault(path.absolute(), name)
+                if first != name:
+                    raise CohortError(
+                        "Expected callbacks that write to a place of their own for each member. "
+                        f"Received: {attribute}={str(path)!r} in a {type(callback).__name__} of "
+                        f"{first!r} and in one of {name!r}; give each a path of its own."
+                    )
 
 
 def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:

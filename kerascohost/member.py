@@ -186,7 +186,8 @@ class Member:
                 first = batches.peek(whole=not self.model.built)
             self._check_shapes(first)
             if not self.model.built:
-                self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
+                with keras.StatelessScope():  # as `predict`: a call may change what the model keeps
+                    self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
 
     def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
         kwargs["steps_per_execution"] = self.model.steps_per_execution
@@ -393,6 +394,8 @@ class Member:
                     kind, chunk, position, until, bool(limit), begins=step == 0, watched=watched
                 )
                 position, step = position + done, step + done
+                if not isinstance(logs, dict):
+                    programs.check_logs(logs)
                 if limit and step % limit:
                     continue
                 if limit:

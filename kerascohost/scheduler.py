@@ -12,7 +12,7 @@ from keras import tree
 from kerascohost import errors, programs
 from kerascohost.member import Member, Run, Want
 from kerascohost.programs import Work, eager, observed
-from kerascohost.programs.stacking import NotStackableError
+from kerascohost.programs.stacking import NotStackableError, reason
 from kerascohost.progress import Progress
 from kerascohost.stacks import Seat, Stacks
 
@@ -90,6 +90,8 @@ class Scheduler:
         """
         calls, rest = self.stacks.split(wants)
         for seat, names in calls:
+            if seat not in self.stacks.seats:
+                continue  # given up by a call before: its members find their places next turn
             program = self._stack_program(seat, wants[names[0]].kind)
             works = self._in_step(program, {name: wants[name] for name in names})
             outcomes = self._call_stack(seat, program, works)
@@ -117,10 +119,16 @@ class Scheduler:
 
     def _call_stack(self, seat: Seat, program: "_Program", works: dict[str, Work]) -> dict:
         try:
-            return self._call(program, works)
-        except NotStackableError as error:  # found out while tracing: the next turn does without
+            return program(works)
+        except NotStackableError as error:  # before any step counts: the next turn does without
             self.stacks.dissolve(seat, error)
             return {}
+        except Exception as error:
+            outcomes = self._replay(program.kind, works)
+            if not any(isinstance(outcome, Exception) for outcome in outcomes.values()):
+                # No member is to blame, so it is the step of all.
+                self.stacks.dissolve(seat, NotStackableError(reason(error)))
+            return outcomes
 
     def _programs_for(self, wants: dict[str, Want]) -> list[tuple["_Program", list[str]]]:
         """The programs that do what the members want next, each with the members it serves.
@@ -205,8 +213,8 @@ class Scheduler:
         except BaseException as error:
             if not program.has_run:  # perhaps not even traced: the next turn must begin anew
                 self._forget(program)
-            if not isinstance(error, Exception) or isinstance(error, NotStackableError):
-                raise  # an interrupt, or for `_call_stack`
+            if not isinstance(error, Exception):
+                raise  # an interrupt
             if len(works) == 1:
                 errors.attributed(error, next(iter(works)))
             if errors.is_attributed(error):  # while tracing, before any step was taken

@@ -226,8 +226,16 @@ class _World:
         sys.argv, sys.path = self._argv, self._path
         sys.modules.update(self._modules)
         try:
-            with self._process.entered(), self._environed(), self._own_methods(), self._printing():
-                yield
+            with (
+                self._process.entered(),
+                self._environed(),
+                self._own_methods(),
+                redirect_stdout(self._stdout),
+            ):
+                try:
+                    yield
+                finally:
+                    self._stdout = sys.stdout
         finally:
             self._argv, self._path = sys.argv, sys.path
             self._modules = {"__main__": self.module, **self._take_modules(known)}
@@ -254,14 +262,6 @@ class _World:
         finally:
             self._methods = _methods()
             _set_methods(self._methods, outside)
-
-    @contextlib.contextmanager
-    def _printing(self) -> Iterator[None]:
-        with redirect_stdout(self._stdout):
-            try:
-                yield
-            finally:
-                self._stdout = sys.stdout
 
     def _take_modules(self, known: set[str]) -> dict[str, types.ModuleType]:
         """The modules beside the script: another one's neighbours may have the same names."""

@@ -65,7 +65,8 @@ class Stacks:
         fresh = [m for m in members if self._stamps.get(m.name) != _stamp(m)]
         for seat in {self._seat_of[m.name] for m in fresh if m.name in self._seat_of}:
             self._leave(seat)
-            fresh += [m for m in seat.members if m not in fresh]
+            known = {m.name for m in fresh}  # a name may be used again, for another member
+            fresh += [m for m in seat.members if m.name not in known]
         self._members |= {member.name: member for member in fresh}
         self._stamps |= {member.name: _stamp(member) for member in fresh}
         self._place(fresh)
@@ -104,13 +105,15 @@ class Stacks:
             return None
         return programs.backend_module().stacks_badly(members[0].model)
 
-    def dissolve(self, seat: Seat, error: Exception) -> None:
+    def dissolve(self, seat: Seat, error: stacking.NotStackableError) -> None:
         """Gives up a stack whose step could not be traced, or a lifted float that was the cause."""
         names = seat.stack.names
         self._leave(seat)
         refused = {slot.path for slot in seat.stack.slots if slot.refused}
         self.reasons |= dict.fromkeys(names, f"cannot be vectorised: {error}")
-        if seat.stack.slots:  # members with the same floats may still be stacked
+        if (
+            seat.stack.slots and not error.is_final
+        ):  # members with the same floats may still be stacked
             self._solid |= refused or {slot.path for slot in seat.stack.slots}
             known = dict(self.reasons)
             self._place([self._members[name] for name in names])

@@ -434,3 +434,12 @@ def test_evaluate_and_predict_show_progress_too(capsys):
     cohort.predict(data()[0], verbose={"first": 1, "second": 0})
     out, err = capsys.readouterr()
     assert out.startswith("first: loss: ") and "first: 100%" in err and "second" not in out + err
+
+
+def test_callbacks_of_two_members_that_write_to_one_file_are_refused(tmp_path):
+    cohort = kc.Cohort({name: keras.Sequential([keras.layers.Dense(1)]) for name in "ab"})
+    for model in cohort.members.values():
+        model.compile("sgd", "mse")
+    loggers = {name: [keras.callbacks.CSVLogger(tmp_path / "log.csv")] for name in "ab"}
+    with pytest.raises(kc.CohortError, match=r"log\.csv'.* of 'a' and in one of 'b'; give each"):
+        cohort.fit(np.ones((4, 2)), np.ones((4, 1)), callbacks=loggers, verbose=0)

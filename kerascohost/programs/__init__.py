@@ -47,6 +47,7 @@ import numpy as np
 from keras import tree
 from keras.src.backend import compute_output_spec
 from keras.src.models.functional import Functional
+from keras.src.utils.python_utils import pythonify_logs  # what callbacks' logs go through first
 
 # Members with more state than this in all (in bytes) run one after another instead of fused: their
 # steps are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
@@ -116,6 +117,44 @@ def variables(model: keras.Model) -> list[keras.Variable]:
         *(optimizer.variables if optimizer else []),
     ]
     return list({id(variable): variable for variable in found}.values())
+
+
+# Layers of Keras's own whose variables `adapt` alone changes.
+_ADAPTED = (
+    keras.layers.Discretization,
+    keras.layers.Normalization,
+    keras.layers.StringLookup,
+    keras.layers.IntegerLookup,
+    keras.layers.TextVectorization,
+)
+
+
+def changed_variables(model: keras.Model) -> dict[int, tuple[str, keras.Variable]]:
+    """The variables that a training of `model` may change, and what holds each, by identity.
+
+    Left out are those of layers that only `adapt` changes, and the weights of frozen layers, also
+    the statistics of a frozen BatchNormalization. Whatever else is not trained (seeds, states,
+    counters of a layer's own) may be assigned by a step.
+
+    `_trainable_variables`: the variables that a layer of its own would train if it were not frozen;
+    `_non_trainable_variables`: the statistics.
+    """
+    found = {id(v): ("of the model", v) for v in variables(model)}
+    for layer in flat_layers(model):
+        steady: list[keras.Variable] = []
+        if type(layer) in _ADAPTED:
+            steady = layer.variables
+        elif not layer.trainable:
+            steady = list(layer._trainable_variables)
+            if type(layer) is keras.layers.BatchNormalization:
+                steady += layer._non_trainable_variables
+        for variable in [*layer._trainable_variables, *layer._non_trainable_variables]:
+            found[id(variable)] = (f"of the layer {layer.name!r}", variable)
+        for variable in steady:
+            found.pop(id(variable), None)
+    for metric in with_parts(model.metrics):
+        found |= {id(v): (f"of the metric {metric.name!r}", v) for v in metric.variables}
+    return found
 
 
 def compares_targets(model: keras.Model) -> bool:
@@ -250,6 +289,11 @@ def is_functional(model: keras.Model) -> bool:
     return type(model) is Functional
 
 
+def is_graph(thing: object) -> bool:
+    """Whether `thing` is a graph of layers, perhaps of a class of its own; see `is_functional`."""
+    return isinstance(thing, Functional)
+
+
 def has_own_step(model: keras.Model, kind: str) -> bool:
     """Whether the logs of a step may be anything but the model's metrics."""
     return bool(overridden(model, f"{kind}_step", "compute_metrics", "get_metrics_result"))
@@ -262,6 +306,11 @@ def overridden(model: keras.Model, *names: str) -> list[str]:
         for name in names
         if getattr(type(model), name) is not getattr(keras.Model, name) or name in vars(model)
     ]
+
+
+def check_logs(logs: Any) -> None:
+    """Raises what `fit` raises of a step's logs that it does not take."""
+    pythonify_logs(logs)
 
 
 def first_epoch(model: keras.Model, initial_epoch: int) -> int:

@@ -119,12 +119,14 @@ class Program:
             self._data = jax.tree.map(_array, self._data)
             self._has_let_go = False
         data = [self._data[member.name] for member in self.members]
+        busy = [i for i, member in enumerate(self.members) if member.name in works]
         if self.kind == "predict":
-            return self._predicted(states, data, works)
+            results, states = self._predicted(states, data, works)
+            _write_back([owned[i] for i in busy], [states[i] for i in busy])
+            return results
         run = self._step_by_step if self._steps else self._choose(works)
         logs, states = run(states, data, self._bounds(works))
         jax.block_until_ready(states)  # a failure must show before anything is written back
-        busy = [i for i, member in enumerate(self.members) if member.name in works]
         _write_back([owned[i] for i in busy], [states[i] for i in busy])
         # Not left to `np.array`: it asks an array of JAX for its buffer and, if an interrupt comes
         # just then, takes that for a "no" and forgets it (NumPy 2.4).
@@ -135,19 +137,23 @@ class Program:
         self._data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self._data)
         self._has_let_go = True
 
-    def _predicted(self, states: list[State], data: list[Any], works: Mapping[str, Work]) -> dict:
+    def _predicted(
+        self, states: list[State], data: list[Any], works: Mapping[str, Work]
+    ) -> tuple[dict[str, Any], list[State]]:
         """Predictions of few batches of a chunk do not cost those of all of them."""
         most = max(work.stop - work.start for work in works.values())
         length = min(jax.tree.leaves(batches)[0].shape[0] for batches in data)
         size = min(length, 2 ** math.ceil(math.log2(most)))  # few sizes, as each is compiled
         firsts = np.array([min(works[m.name].start, length - size) for m in self.members], np.int32)
-        outputs = self._predict(states, data, firsts, size=size)
-        return {
+        outputs, states = self._predict(states, data, firsts, self._bounds(works), size=size)
+        jax.block_until_ready(states)  # a failure must show before anything is written back
+        results = {
             m.name: jax.tree.map(
                 lambda a, w=works[m.name], first=first: a[w.start - first : w.stop - first], output
             )
             for m, first, output in zip(self.members, firsts, outputs, strict=True)
         }
+        return results, states
 
     def _choose(self, works: Mapping[str, Work]) -> Callable:
         if self._alike is None:
@@ -221,18 +227,34 @@ class Program:
             return logs if has_own_step(member.model, self.kind) else _metrics(member.model, state)
 
     def _predictions(
-        self, states: list[State], data: list[Any], firsts: Any, size: int
-    ) -> list[Any]:
+        self, states: list[State], data: list[Any], firsts: Any, bounds: Any, size: int
+    ) -> tuple[list[Any], list[State]]:
         outputs = []
-        for i, (member, state) in enumerate(zip(self.members, states, strict=True)):
+        for i, (member, (trained, others)) in enumerate(zip(self.members, states, strict=True)):
             cut = functools.partial(
                 lax.dynamic_slice_in_dim, start_index=firsts[i], slice_size=size
             )
-            step = functools.partial(member.model.predict_step, state)
             with member.traced():
+                step = functools.partial(_predict_one, member.model, trained, bounds[i])
                 batches = jax.tree.map(cut, data[i])
-                outputs.append(lax.map(lambda batch, step=step: step(batch)[0], batches))
-        return outputs
+                others, output = lax.scan(step, others, (firsts[i] + jnp.arange(size), batches))
+            outputs.append(output)
+            states[i] = (trained, others)
+        return outputs, states
+
+
+def _predict_one(
+    model: keras.Model, trained: list[jax.Array], bounds: Any, others: list[jax.Array], given: tuple
+) -> tuple[list[jax.Array], Any]:
+    """Predicts one batch; what a call changes of the model goes on to the next batch asked for."""
+    position, batch = given
+    outputs, changed = model.predict_step((trained, others), batch)
+    is_asked_for = (bounds[0] <= position) & (position < bounds[1])
+    kept = [
+        old if new is old else jnp.where(is_asked_for, _as_before(new, old), old)
+        for new, old in zip(changed, others, strict=True)
+    ]
+    return kept, outputs
 
 
 def _step(member: Any, kind: str) -> Callable:
@@ -360,10 +382,8 @@ def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
     """One step without compiling anything; returns the step's logs."""
     owned = _state_variables(model, kind)
     state = tuple([v.value for v in group] for group in owned)
-    logs, state = getattr(model, f"{kind}_step")(state, batch)
-    if kind == "predict":
-        return logs
-    _write_back([owned], [state])
+    logs, changed = getattr(model, f"{kind}_step")(state, batch)
+    _write_back([owned], [(state[0], changed) if kind == "predict" else changed])
     return logs
 
 

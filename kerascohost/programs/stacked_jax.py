@@ -12,7 +12,7 @@ from jax import lax
 from keras import tree
 
 from kerascohost.programs import Work, has_own_step, stacking
-from kerascohost.programs.stacking import NotStackableError, Stack
+from kerascohost.programs.stacking import Stack
 
 
 class Rows(stacking.Rows):
@@ -100,6 +100,7 @@ class Program:
             NotStackableError: If the step cannot be traced for all; nothing has been done then.
         """
         names = list(works)
+        self._stack.check_trainable()
         everyone = names == self._stack.names
         self._rows.fetch(names, [name for name, work in works.items() if work.begins])
         rows = self._rows.rows(names)
@@ -124,11 +125,8 @@ class Program:
         key = (everyone, jax.tree.structure(given), *(np.shape(x) for x in jax.tree.leaves(given)))
         if key in self._traced:
             return
-        try:
-            with self._as_at_call():
-                self._run.trace(*given, everyone=everyone)
-        except Exception as error:
-            raise NotStackableError(stacking.reason(error)) from error
+        with self._as_at_call(), self._stack.tracing(self._models[0]):
+            self._run.trace(*given, everyone=everyone)
         self._traced.add(key)
 
     def _on_device(self, works: Sequence[Work]) -> tuple[int, Any]:

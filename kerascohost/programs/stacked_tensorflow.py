@@ -69,6 +69,14 @@ class Rows(stacking.Rows):
                 tf.raw_ops.AssignVariableOp(resource=variable.handle, value=values[row])
 
 
+def _never_one(names: list[str]) -> list[str]:
+    """A member alone is taken twice: operations may treat an axis of size 1 as if there were none.
+
+    The copy computes what the member computes, and is dropped.
+    """
+    return names * 2 if len(names) == 1 else names
+
+
 def _read(variable: keras.Variable) -> tf.Tensor:
     """Its value. (`raw_ops`: a stack has hundreds of variables, and this takes half the time.)"""
     return tf.raw_ops.ReadVariableOp(resource=variable.value.handle, dtype=variable.value.dtype)
@@ -109,15 +117,24 @@ class Program:
             NotStackableError: If the step cannot be vectorised; nothing has been done then.
         """
         names = list(works)
-        structure, data = stacking.stacked_batches(list(works.values()))
+        chosen = _never_one(names)
+        structure, data = stacking.stacked_batches([works[name] for name in chosen])
         data = [tf.convert_to_tensor(leaf) for leaf in data]
         self._rows.fetch(names, [name for name, work in works.items() if work.begins])
         function = self._function_for(names, structure, data)
         rows = self._rows.rows(names)
-        logs, changed = function(data, tf.constant(rows), tf.constant(len(data[0])))
-        self._take_up(names, rows, changed)
+        chosen_rows = tf.constant(self._rows.rows(chosen))
+        logs, changed = function(data, chosen_rows, tf.constant(len(data[0])))
+        self._take_up(names, rows, self._checked(changed, len(chosen)))
         logs = tree.map_structure(lambda t: t.numpy(), logs)
         return stacking.logs_by_member(names, rows, logs, self._models)
+
+    def _checked(self, changed: list[tf.Tensor], size: int) -> list[tf.Tensor]:
+        """What is to be written, if it has the shapes of the rows: else TensorFlow may abort."""
+        for i, value in zip(self._changing, changed, strict=True):
+            if tuple(value.shape) != (size, *self._stack.variables[0][i].shape):
+                raise NotStackableError("would give a variable a value of another shape")
+        return changed
 
     def let_go(self) -> None:
         """Nothing: data is not kept."""
@@ -130,26 +147,36 @@ class Program:
                 if names == self._stack.names:
                     self._rows.values[i].assign(value)
                 else:
-                    self._rows.values[i].scatter_update(tf.IndexedSlices(value, tf.constant(rows)))
+                    own = tf.IndexedSlices(value[: len(rows)], tf.constant(rows))
+                    self._rows.values[i].scatter_update(own)
 
         stacking.finished(write)
 
     def _function_for(self, names: list[str], structure: Any, data: list[tf.Tensor]) -> Any:
+        """The trace for these shapes; one for all shapes where they have turned out to differ."""
         everyone = names == self._stack.names
-        key = (everyone, repr(structure), tuple((t.dtype, *t.shape[3:]) for t in data))
-        if key not in self._functions:
-            size = len(names) if everyone else None
-            specs = [tf.TensorSpec((None, size, None, *t.shape[3:]), t.dtype) for t in data]
-            run = functools.partial(self._run, structure, everyone)
-            traced = tf.function(run, autograph=False)
-            try:
-                with self._as_at_call(), vectorized.rules(len(self._stack.names)):
-                    self._functions[key] = traced.get_concrete_function(
-                        specs, tf.TensorSpec((size,), tf.int32), tf.TensorSpec((), tf.int32)
-                    )
-            except Exception as error:
-                raise NotStackableError(stacking.reason(error)) from error
-        return self._functions[key]
+        size = len(names) if everyone else None
+        key = (everyone, repr(structure), tuple((t.dtype, len(t.shape)) for t in data))
+        specs = [tf.TensorSpec((None, size, None, *t.shape[3:]), t.dtype) for t in data]
+        known, function = self._functions.get(key, (specs, None))
+        pairs = list(zip(known, specs, strict=True))
+        if function is None or not all(new.is_subtype_of(old) for old, new in pairs):
+            specs = [old.most_specific_common_supertype([new]) for old, new in pairs]
+            function = self._trace(everyone, structure, specs)
+            self._functions[key] = (specs, function)
+        return function
+
+    def _trace(self, everyone: bool, structure: Any, specs: list[tf.TensorSpec]) -> Any:
+        traced = tf.function(functools.partial(self._run, structure, everyone), autograph=False)
+        rows = tf.TensorSpec((specs[0].shape[1],), tf.int32)
+        with (
+            self._as_at_call(),
+            self._stack.tracing(self._models[0]),
+            vectorized.rules(len(self._stack.names)),
+        ):
+            function = traced.get_concrete_function(specs, rows, tf.TensorSpec((), tf.int32))
+            vectorized.check_effects(function.graph)
+        return function
 
     def _run(
         self,
@@ -170,7 +197,8 @@ class Program:
 
         def body(i: tf.Tensor, *changing: tf.Tensor) -> list[tf.Tensor]:
             now = _replaced(values, self._changing, changing)
-            return [i + 1, *step(now, lifted, [leaf[i] for leaf in data])]
+            new = step(now, lifted, [leaf[i] for leaf in data])
+            return [i + 1, *map(_shaped_like, new, changing)]
 
         with _stateless(self._models[0]):
             _, *changing = tf.while_loop(
@@ -254,6 +282,14 @@ def _map(step: Callable, values: list, lifted: list, batch: list, fallback: bool
     return tf.vectorized_map(
         lambda given: step(*given), (values, lifted, batch), fallback_to_while_loop=fallback
     )
+
+
+def _shaped_like(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+    """A loop wants its state back in the shape it was given, and to know so."""
+    if not new.shape.is_compatible_with(old.shape):
+        raise NotStackableError("would give a variable a value of another shape")
+    known = new.shape.rank is not None and new.shape[1:] == old.shape[1:]
+    return new if known else tf.ensure_shape(new, old.shape)
 
 
 def _replaced(values: list, positions: Sequence[int], others: Sequence[Any]) -> list:

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import itertools
 import math
 import operator
 import re
@@ -53,7 +54,16 @@ _IDENTICAL = (type, types.ModuleType, types.BuiltinFunctionType, np.dtype, np.uf
 
 
 class NotStackableError(Exception):
-    """Why some models cannot be trained by one vectorised step, in words."""
+    """Why some models cannot be trained by one vectorised step, in words.
+
+    Args:
+        why: The words.
+        is_final: Whether it is so whatever floats the models hold.
+    """
+
+    def __init__(self, why: str, is_final: bool = False):
+        super().__init__(why)
+        self.is_final = is_final
 
 
 class Slot:
@@ -161,6 +171,11 @@ class Anatomy:
         """Equal for twins, and only for them."""
         return tuple(self.tokens)
 
+    @property
+    def state(self) -> list[tuple[str, Hashable]]:
+        """What is there, floats too: changes when anything does but the values of variables."""
+        return self.tokens[1:] + [(slot.path, slot.value) for slot in self.slots]
+
     def _visit(self, path: str, thing: Any) -> None:
         if isinstance(thing, _PRIMITIVE):
             self._note(path, (type(thing).__name__, thing))
@@ -168,6 +183,8 @@ class Anatomy:
             self._note(path, ("float", thing))  # not in a place where it can be replaced
         elif isinstance(thing, _IDENTICAL) or _is_module_function(thing):
             self._note(path, ("object", thing))
+        elif isinstance(thing, keras.dtype_policies.DTypePolicy) and not hasattr(thing, "items"):
+            self._open_object(path, thing)  # a value: equal ones do as well as a shared one
         elif id(thing) in self._seen:
             self._note(path, ("seen", self._seen[id(thing)]))
         else:
@@ -198,6 +215,8 @@ class Anatomy:
             self._note(path, "partial")
             with self._held_by(thing):
                 self._visit(path, [thing.func, thing.args, thing.keywords])
+        elif keras.ops.is_tensor(thing) and hasattr(thing, "assign"):  # the backend's own
+            raise NotStackableError(f"holds a variable at `{path}` which the model does not track")
         elif isinstance(thing, (np.ndarray, np.generic)) or keras.ops.is_tensor(thing):
             self._open_array(path, thing)
         elif hasattr(thing, "__dict__"):
@@ -251,6 +270,9 @@ class Anatomy:
                 inner = f"{path}.{name.lstrip('_')}"
                 if name == "_flat_losses" and self._of_keras and value:
                     self._visit_losses(inner, value)
+                elif name == "_keras_history" and isinstance(thing, keras.KerasTensor):
+                    # Not `node_index`: how often the layer was called before, by any model.
+                    self._visit(inner, [value.operation, value.tensor_index])
                 else:
                     self._visit_item(inner, attributes, name, value)
 
@@ -286,8 +308,14 @@ class Anatomy:
             return not isinstance(thing, keras.Model)
         if name in _IRRELEVANT:
             return not isinstance(thing, _KERAS) and not self._of_keras
-        if name == "output_names" and self._of_keras:
+        if name in ("is_awq_calibrated", "is_gptq_calibrated") and self._of_keras:
+            return bool(value)  # a layer that was loaded says no, one that was not says nothing
+        if name == "output_names" and (self._of_keras or programs.is_graph(thing)):
             return len(value or ()) != 1  # a history tells the names of outputs if there are more
+        if isinstance(value, keras.initializers.Initializer) and isinstance(thing, keras.Layer):
+            return _mentioned_in_steps(type(thing), name)
+        if isinstance(thing, keras.initializers.Initializer):
+            return True  # one that a step calls
         return not (self._of_keras and name in _BEGINNINGS)
 
     def _visit_item(self, path: str, holder: Any, key: Any, thing: Any) -> None:
@@ -311,7 +339,10 @@ class Anatomy:
             self._visit(f"{path} ({name})", _content(cell))
 
     def _open_array(self, path: str, array: Any) -> None:
-        values = np.asarray(keras.ops.convert_to_numpy(array))
+        try:
+            values = np.asarray(keras.ops.convert_to_numpy(array))
+        except Exception as error:  # of a graph, of a trace that has ended, a handle, deleted, …
+            raise NotStackableError(f"holds a tensor without a value at `{path}`") from error
         if values.dtype == object:
             raise NotStackableError(f"holds an array of objects at `{path}`, which is not compared")
         digest = hashlib.sha256(values.tobytes()).hexdigest()
@@ -325,6 +356,26 @@ _KERAS = (
     keras.metrics.Metric,
     keras.optimizers.schedules.LearningRateSchedule,
 )
+
+
+_BEFORE_STEPS = ("__init__", "build", "get_config", "from_config", "compute_output_shape")
+
+
+def _mentioned_in_steps(kind: type, name: str) -> bool:
+    """Whether code of the user's, in a class of layers, uses an attribute after the building."""
+    return any(
+        name in _names(thing.__code__)
+        for owner in kind.__mro__
+        if not programs.is_of_keras(owner)
+        for method, thing in vars(owner).items()
+        if isinstance(thing, types.FunctionType) and method not in _BEFORE_STEPS
+    )
+
+
+def _names(code: types.CodeType) -> set[Any]:
+    inner = [_names(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    strings = {const for const in code.co_consts if isinstance(const, str)}
+    return strings.union(code.co_names, *inner)
 
 
 def _is_module_function(thing: Any) -> bool:
@@ -363,6 +414,41 @@ class Stack:
         self.variables = [anatomy.variables for anatomy in anatomies]
         self.slots = [anatomies[0].slots[i] for i in lifted]
         self.values = [[anatomy.slots[i].value for anatomy in anatomies] for i in lifted]
+        self._tokens = anatomies[0].state
+        self._trainable = self._flags()
+
+    @contextlib.contextmanager
+    def tracing(self, prototype: keras.Model) -> Iterator[None]:
+        """Within the block the prototype's step is traced, for all members and for good.
+
+        So it must be what it was when the members were compared, and tracing must not change it:
+        in its own `fit` each of the members would have been traced, and changed.
+
+        Raises:
+            NotStackableError: If it is not so, or something fails in the block.
+        """
+        self._compare(Anatomy(prototype), "was changed after the members were compared")
+        try:
+            yield
+        except Exception as error:
+            is_final = isinstance(error, NotStackableError) and error.is_final
+            raise NotStackableError(reason(error), is_final) from error
+        self._compare(Anatomy(prototype), "is changed by Python code of a step")
+
+    def _compare(self, anatomy: "Anatomy", why: str) -> None:
+        if anatomy.state == self._tokens:
+            return
+        pairs = itertools.zip_longest(anatomy.state, self._tokens)
+        path = next((new or old)[0] for new, old in pairs if new != old)
+        raise NotStackableError(f"`{path}` {why}", is_final=True)
+
+    def check_trainable(self) -> None:
+        """Raises `NotStackableError` if a variable has been frozen or thawed since."""
+        if self._flags() != self._trainable:
+            raise NotStackableError("`trainable` was changed after `compile`", is_final=True)
+
+    def _flags(self) -> list[bool]:
+        return [variable.trainable for own in self.variables for variable in own]
 
 
 def alike(

@@ -99,9 +99,7 @@ class Program:
         with self._all_or_nothing(works):
             logs = self._function(batches, tf.constant(bounds, dtype=tf.int32))
         own = {m.name: logs[i] for i, m in enumerate(self.members) if m.name in works}
-        # Not left to `np.array`: it asks a tensor for its buffer and, if an interrupt comes just
-        # then, takes that for a "no" and forgets it (NumPy 2.4).
-        return own if self.kind == "predict" else tree.map_structure(lambda t: t.numpy(), own)
+        return own if self.kind == "predict" else {name: _on_host(own[name]) for name in own}
 
     def let_go(self) -> None:
         """Nothing: data is not kept."""
@@ -206,17 +204,36 @@ def _step(member: Any, kind: str) -> Callable:
 
 
 def _carry_logs(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
-    """Steps whose logs are their own: those of the last one are carried out of the loop."""
-    traced: Any = tf.function(step, autograph=False)
-    outputs = traced.get_concrete_function(take(start)).structured_outputs
-    empty = tree.map_structure(lambda t: tf.zeros(t.shape, t.dtype), outputs)
-    logs = tree.flatten(empty)
+    """Steps whose logs are their own: those of the last one are carried out of the loop.
 
-    def body(i: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
-        return [i + 1, *tree.flatten(traced(take(i)))]
+    In an `Optional`, as `fit` does: one tensor holds whatever logs there are, of shapes that nobody
+    knows before, and what `fit` makes of Python numbers, lists and the like, or refuses, is made
+    and refused here.
+    """
+    inner: Any = tf.function(step, autograph=False)
 
-    _, *logs = tf.while_loop(lambda i, *_: i < stop, body, [start, *logs])
-    return tree.pack_sequence_as(empty, logs)
+    def kept(data: Any) -> Any:
+        return tf.experimental.Optional.from_value(inner(data))
+
+    traced: Any = tf.function(kept, autograph=False)
+    spec = traced.get_concrete_function(take(start)).structured_outputs.element_spec
+    _, logs = tf.while_loop(
+        lambda i, _: i < stop,
+        lambda i, _: (i + 1, traced(take(i))),
+        [start, tf.experimental.Optional.empty(spec)],
+    )
+    return logs
+
+
+def _on_host(logs: Any) -> Any:
+    """Logs that have left a program, as NumPy arrays where that is what they are made of.
+
+    Not left to `np.array`: it asks a tensor for its buffer and, if an interrupt comes just then,
+    takes that for a "no" and forgets it (NumPy 2.4).
+    """
+    if isinstance(logs, tf.experimental.Optional):
+        logs = logs.get_value()
+    return tree.map_structure(lambda t: t.numpy() if isinstance(t, tf.Tensor) else t, logs)
 
 
 def _map_steps(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
@@ -303,7 +320,10 @@ def run_functions_eagerly(value: bool) -> None:
 def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
     """One step without compiling anything; returns the step's logs."""
     batch = tree.map_structure(lambda a: None if a is None else tf.convert_to_tensor(a), batch)
-    return getattr(model, f"{kind}_step")(batch)
+    logs = getattr(model, f"{kind}_step")(batch)
+    if kind == "predict":
+        return logs
+    return tf.experimental.Optional.from_value(logs).get_value()  # as `fit`: see `_carry_logs`
 
 
 def random_state() -> tuple:

@@ -6,6 +6,7 @@ seeds of their own are drawn by one operation per member.
 
 `pfor` is private; there is no public way to give it a rule. Its own rules stay in place for what is
 not handled here, and the table is as it was outside `rules()`, and in other threads.
+`op_def_registry`: only it tells which operations are stateful.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
 from tensorflow.python.ops.parallel_for import pfor
 
 from kerascohost.patching import patched
@@ -122,10 +124,48 @@ def _member_s(given: Any, i: int, number: tf.Tensor, known: int | None) -> Seque
     return pfor._create_op(given.op_type, inputs, dtypes, given.op.node_def.attr).outputs
 
 
+# Stateful operations that only read, say something, or call what is checked for itself.
+_HARMLESS = frozenset(
+    {
+        "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "Placeholder",
+        "VarHandleOp", "While", "If", "Case", "StatefulPartitionedCall", "Assert", "Print",
+        "PrintV2", "CheckNumericsV2", "HashTableV2", "LookupTableFindV2",
+    }
+)  # fmt: skip
+
+
+def check_effects(graph: Any) -> None:
+    """Refuses a step that changes something besides the values that it returns.
+
+    What no value depends on is not vectorised: it would be done once for all members.
+    """
+    definition = graph.as_graph_def()
+    nodes = [definition.node, *(function.node_def for function in definition.library.function)]
+    for node in itertools.chain(*nodes):
+        operation = op_def_registry.get(node.op)
+        if operation is not None and operation.is_stateful and node.op not in _HARMLESS:
+            raise NotStackableError(f"has an operation ({node.op}) with an effect of its own")
+
+
 @_rule("Bitcast")
 def _other_type(given: Any) -> Any:
     """Without this, metrics such as AUC could not be vectorised."""
     return pfor.wrap(tf.bitcast(given.stacked_input(0), given.get_attr("type")))
+
+
+@_rule("Squeeze")
+def _squeezed(given: Any) -> Any:
+    """Without named axes, all of size 1 go: of one member's axes, never that of the members."""
+    if given.get_attr("squeeze_dims"):
+        return None
+    x = given.stacked_input(0)
+    inner = given.op.inputs[0].shape
+    if inner.is_fully_defined():
+        axes = [axis for axis, size in enumerate(inner, start=1) if size == 1]
+        return pfor.wrap(tf.squeeze(x, axes) if axes else x)
+    shape = tf.shape(x)
+    kept = tf.boolean_mask(shape[1:], shape[1:] != 1)
+    return pfor.wrap(tf.reshape(x, tf.concat([shape[:1], kept], axis=0)))
 
 
 @_rule("ResizeBilinear", "ResizeNearestNeighbor")

@@ -323,7 +323,7 @@ extra = list(Say.log)
 with HOLD():
     for i in range(2):
         m = compiled(); m.fit(x, y, **FIT); models.append(m)
-        m.summary(print_fn=lambda s, **k: None); m.count_params(); [w.shape for w in m.weights]; m.get_config(); keras.models.clone_model(m)
+        m.summary(print_fn=lambda s, **k: None); m.count_params(); [w.shape for w in m.weights]; m.get_config()
         keras.Model(m.inputs, L.Dense(2)(m.layers[0].output)); repr(m); m.input_shape
 """,
     "k-fold with an index array": """
@@ -577,32 +577,6 @@ with HOLD():
     first, second = compiled(), compiled()
     first.fit(x, y, callbacks=[Hand(second)], **FIT); second.fit(x, y, **FIT)
 models += [first, second]
-""",
-    "one metric of two models": """
-tp = keras.metrics.MeanAbsoluteError(name="mae_")
-hs = []
-with HOLD():
-    for i in range(2):
-        m = compiled(metrics=[tp]); hs.append(m.fit(x, y, **FIT)); models.append(m)
-extra = [[round(v, 4) for v in h.history["mae_"]] for h in hs]
-""",
-    "one shuffling dataset in two fits": """
-import tensorflow as tf
-ds = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(8, seed=5)
-f = dict(FIT); f.pop("batch_size")
-with HOLD():
-    for i in range(2):
-        m = compiled(); m.fit(ds.batch(32), **{**f, "epochs": 1}); models.append(m)
-""",
-    "one seeded augmentation in two datasets": """
-import tensorflow as tf
-images = np.linspace(0, 1, 16 * 8 * 8).reshape(16, 8, 8, 1).astype("float32")
-turn = L.RandomTranslation(.3, .3, seed=3)
-def data():
-    return tf.data.Dataset.from_tensor_slices((images, images.mean((1, 2)))).batch(4).map(lambda a, b: (turn(a, training=True), b))
-with HOLD():
-    for i in range(2):
-        m = keras.Sequential([keras.Input((8, 8, 1)), L.Flatten(), L.Dense(1, kernel_initializer="zeros")]); m.compile(keras.optimizers.SGD(.05), "mse"); m.fit(data(), epochs=1, verbose=0, shuffle=False); models.append(m)
 """,
     "one cache file of two fits": """
 import os, tempfile, tensorflow as tf

@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import random
+import re
 import signal
 import sys
 import types
@@ -94,12 +95,17 @@ def pytest_configure(config: pytest.Config) -> None:
     REPORT.write_text("")
 
 
+def _name(item: pytest.Item) -> str:
+    """The test's name without the addresses in it, which are other ones in each process."""
+    return re.sub(r"at0x[0-9a-f]+", "at0x", item.nodeid)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves only the tests that `COHORT_TESTS`, a file of their names, asks for."""
     if "COHORT_TESTS" in os.environ:
         wanted = set(Path(os.environ["COHORT_TESTS"]).read_text().splitlines())
-        config.hook.pytest_deselected(items=[i for i in items if i.nodeid not in wanted])
-        items[:] = [item for item in items if item.nodeid in wanted]
+        config.hook.pytest_deselected(items=[i for i in items if _name(i) not in wanted])
+        items[:] = [item for item in items if _name(item) in wanted]
 
 
 def _report(**line: Any) -> None:
@@ -111,7 +117,7 @@ def _report(**line: Any) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     global _counts
     _counts = Counts()
-    _report(test=item.nodeid, outcome="begun")
+    _report(test=_name(item), outcome="begun")
     keras.utils.set_random_seed(1)  # so that plain and routed runs meet the same initial weights
 
     def alarmed(*_: Any) -> None:
@@ -137,7 +143,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
         if outcome == "failed" and _counts.refused:
             outcome = "refused"
         _report(
-            test=item.nodeid,
+            test=_name(item),
             outcome=outcome if report.when == "call" else f"{outcome} in {report.when}",
             routed=_counts.routed,
             stacked=_counts.stacked,
