@@ -31,25 +31,28 @@ def pair():
 
 
 def untouched():
-    """All that Keras's classes have, as Keras put it there."""
+    """The methods and properties of Keras's classes, as Keras put them there."""
     kinds = (
         keras.Model, keras.Sequential, keras.Variable, keras.optimizers.Optimizer,
         keras.losses.Loss, keras.metrics.Metric, keras.callbacks.Callback,
         keras.regularizers.Regularizer, keras.optimizers.schedules.LearningRateSchedule,
     )  # fmt: skip
-    return {base: dict(vars(base)) for kind in kinds for base in kind.__mro__}
+    return {
+        (base, name): value
+        for kind in kinds
+        for base in kind.__mro__
+        for name, value in vars(base).items()
+        if hasattr(type(value), "__get__")
+    }
 
 
 KERAS_OWN = untouched()
 
 # What anybody finds at the attributes of Keras's classes that are functions or properties.
 PLAIN = {
-    base: {
-        name: getattr(base, name)
-        for name in own
-        if isinstance(getattr(base, name, None), (FunctionType, property))
-    }
-    for base, own in KERAS_OWN.items()
+    (base, name): getattr(base, name)
+    for base, name in KERAS_OWN
+    if isinstance(getattr(base, name, None), (FunctionType, property))
 }
 
 
@@ -366,10 +369,7 @@ def test_other_threads_look_at_what_is_held_as_if_there_were_no_block(tmp_path):
 
     def elsewhere():
         seen.extend(
-            (base.__name__, name)
-            for base, own in PLAIN.items()
-            for name, value in own.items()
-            if getattr(base, name) is not value
+            name for (base, name), value in PLAIN.items() if getattr(base, name) is not value
         )
         seen.append(np.array_equal(a.layers[0].kernel.numpy(), before))
         seen.append((callback.patience, unbuilt.built, hasattr(a, "history"), a.stop_training))
