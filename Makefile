@@ -59,7 +59,6 @@ test-keras: $(STAMP)
 
 # What takes too long for every change.
 nightly: test-keras test-oldest test-wheel test-binder
-	FUZZ=$${FUZZ:-500} $(MAKE) fuzz
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
