@@ -363,9 +363,7 @@ def _raise_first(failed: list[HeldFit]) -> None:
 
 
 def _callbacks(arguments: Mapping[str, Any]) -> list[Any]:
-    given = arguments["callbacks"] or []
-    given = getattr(given, "callbacks", given)  # of a `CallbackList`
-    callbacks = given if isinstance(given, (list, tuple)) else [given]
+    callbacks = programs.callbacks_in(arguments["callbacks"])
     return [each for each in callbacks if isinstance(each, keras.callbacks.Callback)]
 
 

@@ -410,50 +410,50 @@ class Cohort:
         self._check_separate()
         return members
 
-    def _check_optimizers(self) -> None:
-        owner: dict[int, str] = {}
-        for name, model in self.members.items():
-            optimizer = getattr(model, "optimizer", None)
-            first = owner.setdefault(id(optimizer), name)
-            if optimizer is not None and first != name:
-                raise CohortError(
-                    f"Expected members that share nothing that training changes. Received: "
-                    f"{first!r} and {name!r} with the same optimizer ({optimizer.name}). Compile "
-                    "each model with an optimizer of its own."
-                )
-
     def _check_separate(self) -> None:
         """Refuses what one member's training changes and another one holds.
 
         Neither could then end as if alone. What no member changes may be shared.
         """
         self._check_optimizers()
-        self._check_metrics()
-        owner: dict[int, str] = {}
-        changed = {name: programs.changed_variables(model) for name, model in self.members.items()}
-        shown = {key: shown for own in changed.values() for key, shown in own.items()}
-        for name, model in self.members.items():
-            for key in {id(variable) for variable in programs.variables(model)} & shown.keys():
-                first = owner.setdefault(key, name)
-                if first != name:
-                    holder, variable = shown[key]
-                    way_out = "Give each a layer of its own; to apply one model several times"
-                    raise CohortError(
-                        f"Expected members that share nothing that training changes. Received: "
-                        f"{first!r} and {name!r} with the same variable ({variable.path}) {holder}."
-                        f" {way_out}, make it one member with `replicas`."
-                    )
+        self._refuse_shared(
+            lambda model: programs.with_parts([*model.metrics, *programs.unbuilt_metrics(model)]),
+            lambda metric: f"metric ({metric.name}). Compile each model with metrics of its own.",
+        )
+        changed: dict[int, tuple[str, keras.Variable]] = {}
+        for model in self.members.values():
+            changed |= programs.changed_variables(model)
+        self._refuse_shared(
+            lambda model: [v for v in programs.variables(model) if id(v) in changed],
+            lambda variable: (
+                f"variable ({variable.path}) {changed[id(variable)][0]}. Give each a layer of its "
+                "own; to apply one model several times, make it one member with `replicas`."
+            ),
+        )
 
-    def _check_metrics(self) -> None:
+    def _check_optimizers(self) -> None:
+        self._refuse_shared(
+            lambda model: [one for one in [getattr(model, "optimizer", None)] if one is not None],
+            lambda one: f"optimizer ({one.name}). Compile each model with an optimizer of its own.",
+        )
+
+    def _refuse_shared(
+        self, held_by: Callable[[keras.Model], list[Any]], told: Callable[[Any], str]
+    ) -> None:
+        """Refuses what is held by two members.
+
+        Args:
+            held_by: What a model holds.
+            told: What it is, and the way out.
+        """
         owner: dict[int, str] = {}
         for name, model in self.members.items():
-            for metric in programs.with_parts([*model.metrics, *programs.unbuilt_metrics(model)]):
-                first = owner.setdefault(id(metric), name)
+            for thing in held_by(model):
+                first = owner.setdefault(id(thing), name)
                 if first != name:
                     raise CohortError(
-                        f"Expected members that share nothing that training changes. Received: "
-                        f"{first!r} and {name!r} with the same metric ({metric.name}). Compile "
-                        "each model with metrics of its own."
+                        "Expected members that share nothing that training changes. Received: "
+                        f"{first!r} and {name!r} with the same {told(thing)}"
                     )
 
     def _run(self, kind: str, arguments: dict[str, dict[str, Any]], begin: Callable) -> dict:
@@ -486,7 +486,7 @@ def check_layout(layout: str) -> None:
 def _parts(value: Any) -> list:
     """The objects that an argument consists of."""
     if isinstance(value, keras.callbacks.CallbackList):
-        return list(value.callbacks)
+        return programs.callbacks_in(value)
     return [value] if hasattr(value, "__next__") else tree.flatten(value)
 
 

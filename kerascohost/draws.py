@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-from keras import tree
 
 from kerascohost import errors, programs
 from kerascohost.programs import data as keras_data
+from kerascohost.reads import names_of
 
 
 def advance(model: keras.Model, arguments: Mapping[str, Any]) -> bytes:
@@ -67,12 +67,9 @@ def _passes(epochs: int, steps: int, steps_per_epoch: int | None) -> int:
 
 def may_end_early(model: keras.Model, arguments: Mapping[str, Any]) -> bool:
     """Whether a callback, or the model itself, mentions what ends a training before its epochs."""
-    callbacks = arguments["callbacks"]
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks
     return any(
-        {"stop_training", "_initial_epoch"} & set(_names(code))
-        for thing in [*tree.flatten(callbacks or []), model]
+        not {"stop_training", "_initial_epoch"}.isdisjoint(names_of(code).attributes)
+        for thing in [*programs.callbacks_in(arguments["callbacks"]), model]
         for code in _own_code(thing)
     )
 
@@ -86,11 +83,3 @@ def _own_code(thing: Any) -> Iterator[types.CodeType]:
         function = getattr(value, "__func__", value)
         if isinstance(function, types.FunctionType):
             yield function.__code__
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The names that a code object, or one inside it, mentions."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)

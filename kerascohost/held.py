@@ -108,7 +108,7 @@ class HeldFit:
         self.called_in = self.expected = self.process.random
         self._source: HeldFit | None = None
         self._may_end_early = draws.may_end_early(model, arguments)
-        self.entered = entered or self.process.entered
+        self.entered = entered or self.process.drawing  # the snapshot has the configuration
         stateful = [thing for value in arguments.values() for thing in keep_state(value)]
         things = [model, *programs.parts(model), *stateful]
         self._changes = {id(thing) for thing in things} | self.snapshot.writes
@@ -161,9 +161,9 @@ class HeldFit:
     @property
     def random_after(self) -> bytes:
         """The random state that the program finds after this fit, which has ended."""
-        own = self.process.random
-        inherits = own == self.called_in and self._source is not None
-        return self._source.random_after if inherits and self._source is not None else own
+        if self._source is not None and self.process.random == self.called_in:
+            return self._source.random_after
+        return self.process.random
 
     def warn_of_draws(self, later: bytes) -> None:
         """Warns if the program drew numbers after this fit which it would not have drawn alone.

@@ -276,7 +276,9 @@ class Member:
     def _training(self, callbacks: list) -> Run:
         model, fit = self.model, self._fit
         epochs = _capped(fit["epochs"])
-        dispatch = self._callback_list([*_as_list(fit["callbacks"]), *callbacks], fit, epochs)
+        dispatch = self._callback_list(
+            [*programs.callbacks_in(fit["callbacks"]), *callbacks], fit, epochs
+        )
         limit = _step_limit(model, dispatch, "train")
         model.stop_training = False
         dispatch.on_train_begin()
@@ -431,7 +433,7 @@ class Member:
 
     def _plain_dispatch(self, asked: dict, callbacks: list, batches: Batches) -> Any:
         return keras.callbacks.CallbackList(
-            [*_as_list(asked["callbacks"]), *callbacks],
+            [*programs.callbacks_in(asked["callbacks"]), *callbacks],
             model=self.model,
             verbose=asked["verbose"],
             epochs=1,
@@ -484,7 +486,7 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
         raise errors.CohortError(
             f"Expected `verbose` to be 0, 1, 2 or 'auto'. Received: verbose={verbose!r}."
         )
-    for callback in _as_list(given["callbacks"]):
+    for callback in programs.callbacks_in(given["callbacks"]):
         if isinstance(callback, type):
             name = callback.__name__
             raise errors.CohortError(
@@ -551,12 +553,6 @@ def _finalize(model: keras.Model) -> None:
     """Lets the optimizer hand over its last weights, such as their moving average."""
     if isinstance(model.optimizer, keras.optimizers.Optimizer):
         model.optimizer.finalize_variable_values(model.trainable_variables)
-
-
-def _as_list(callbacks: Any) -> list:
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        return callbacks.callbacks
-    return tree.flatten(callbacks) if callbacks else []
 
 
 def _capped(epochs: int) -> int:

@@ -616,7 +616,7 @@ _PATH_WORDS = ("path", "file", "dir", "folder")
 def _files(callbacks: Any) -> set[Hashable]:
     """The files and folders that callbacks name, and the profiler, if one of them uses it."""
     found: set[Hashable] = set()
-    for callback in _flat(callbacks):
+    for callback in programs.callbacks_in(callbacks):
         found |= {str(path.absolute()) for path in paths_of(callback).values()}
         if reached.profiles(callback):
             found.add("the profiler")
@@ -633,12 +633,6 @@ def paths_of(callback: Any) -> dict[str, Path]:
         if is_path and str(value) and not name.endswith(("flags", "format", "mode")):
             found[name] = Path(value).expanduser()
     return found
-
-
-def _flat(callbacks: Any) -> list[Any]:
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        return list(callbacks.callbacks)
-    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
 
 
 def _uses_threads(arguments: Mapping[str, Any]) -> bool:

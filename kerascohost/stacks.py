@@ -111,9 +111,8 @@ class Stacks:
         self._leave(seat)
         refused = {slot.path for slot in seat.stack.slots if slot.refused}
         self.reasons |= dict.fromkeys(names, f"cannot be vectorised: {error}")
-        if (
-            seat.stack.slots and not error.is_final
-        ):  # members with the same floats may still be stacked
+        if seat.stack.slots and not error.is_final:
+            # Members with the same floats may still be stacked.
             self._solid |= refused or {slot.path for slot in seat.stack.slots}
             known = dict(self.reasons)
             self._place([self._members[name] for name in names])

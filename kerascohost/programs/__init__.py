@@ -398,6 +398,13 @@ def symbolic_build(model: keras.Model, batch: object) -> bool:
     return needed
 
 
+def callbacks_in(given: Any) -> list[Any]:
+    """The callbacks in what `fit` takes for them: a list, one, a `CallbackList`, or nothing."""
+    if isinstance(given, keras.callbacks.CallbackList):
+        return list(given.callbacks)
+    return tree.flatten(given) if given else []
+
+
 def parts(model: keras.Model) -> list:
     """The objects through which a fit of `model` and one of another model can meet.
 

@@ -94,11 +94,16 @@ class ProcessState:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Lets the block find this state; what the block leaves is this state's from then on."""
+        with self.drawing(), self.configuration.entered():
+            yield
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """As `entered`, but for the random states only."""
         outside = programs.random_state()
         programs.set_random_state(self.random)
         try:
-            with self.configuration.entered():
-                yield
+            yield
         finally:
             self.random = programs.random_state()
             programs.set_random_state(outside)
