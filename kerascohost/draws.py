@@ -1,6 +1,7 @@
 """Random numbers around deferred fits: the program and its fits draw them in the order written."""
 
 import itertools
+import math
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,7 +37,9 @@ def advance(model: keras.Model, arguments: Mapping[str, Any]) -> bytes:
         if programs.reads_to_build(model):
             order.look_ahead()
         epochs = arguments["epochs"] - arguments["initial_epoch"]
-        for _ in range(_passes(epochs, -(-rows // size), arguments["steps_per_epoch"])):
+        per_epoch = arguments["steps_per_epoch"] or 0
+        executions = math.ceil(per_epoch / model.steps_per_execution)  # `fit` runs whole ones
+        for _ in range(_passes(epochs, -(-rows // size), executions * model.steps_per_execution)):
             order()
         order.settle()
     return programs.random_state()
@@ -53,7 +56,7 @@ def _are_valid(arguments: Mapping[str, Any]) -> bool:
     )
 
 
-def _passes(epochs: int, steps: int, steps_per_epoch: int | None) -> int:
+def _passes(epochs: int, steps: int, steps_per_epoch: int) -> int:
     """How many times the rows are shuffled: with `steps_per_epoch` an epoch goes on in a pass."""
     if not steps_per_epoch:
         return max(0, epochs)

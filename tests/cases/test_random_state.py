@@ -78,6 +78,7 @@ def test_one_seed_at_the_top_and_draws_between_fits():
     [
         {"validation_split": 0.25},
         {"steps_per_epoch": 1},
+        {"steps_per_epoch": 1, "epochs": 4, "steps_per_execution": 2},
         {"shuffle": "batch"},
         {"initial_epoch": 2},
     ],
@@ -86,11 +87,13 @@ def test_one_seed_at_the_top_and_draws_between_fits():
 def test_draws_after_any_fit_of_arrays(options):
     def program(hold):
         models = [keras.Sequential([layers.Dense(1)]), net()]  # the first is built by its fit
-        models[0].compile("sgd", "mse")
-        seen = []
+        seen, own = [], dict(options)
+        per_execution = own.pop("steps_per_execution", 1)
+        for model in models:
+            model.compile(keras.optimizers.SGD(0.1), "mse", steps_per_execution=per_execution)
         with hold():
             for model in models:
-                model.fit(X, Y, **{"epochs": 3, "batch_size": 8, "verbose": 0} | options)
+                model.fit(X, Y, **{"epochs": 3, "batch_size": 8, "verbose": 0} | own)
                 seen.append(np.random.rand())
         return models, seen
 
