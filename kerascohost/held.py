@@ -124,7 +124,7 @@ class HeldFit:
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
         """Lets the block find the process, and what the fit reads of it, as the fit would alone."""
-        with self.entered(), self.snapshot.as_at_call():
+        with self.entered(), self.snapshot.as_read():
             yield
 
     def draw_ahead(self) -> None:
@@ -266,9 +266,7 @@ class Together:
         member = self._members.get(fit.name)
         if member is None or member.model is not fit.model:
             member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
-        known, stamp = member.snapshot, programs.compile_stamp(fit.model)
-        if known is None or known.stamp != stamp or fit.model.run_eagerly:
-            member.snapshot = fit.snapshot  # else its steps stay as first traced
+        member.snapshot = fit.snapshot
         self._members[fit.name] = member
         with fit.inside():
             member.prepare_fit(fit.arguments)

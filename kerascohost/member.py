@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost import errors, programs
+from kerascohost import errors, programs, reads
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
 from kerascohost.programs import Chunk
 from kerascohost.programs import data as keras_data
@@ -67,6 +67,7 @@ class Member:
 
     Attributes:
         snapshot: What its steps are traced with, if its fit is deferred.
+        finds_otherwise: Whether its steps are traced with something that has changed since.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -75,6 +76,7 @@ class Member:
         self.group_factor = group_factor
         self.replicas = replicas
         self.snapshot: Snapshot | None = None
+        self.finds_otherwise = False
         self.piece = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
@@ -118,6 +120,7 @@ class Member:
         self._unbuilt = programs.metrics_not_reset(self.model)
         first = self._build(self._train)
         self._prepare_validation(validation)
+        self._recall_traces("train", "test")
         self.samples_per_step = self._train.rows_per_step
         if self.samples_per_step is None and first is not None:
             self.samples_per_step = _rows(first)
@@ -144,17 +147,46 @@ class Member:
                 self._check_batch(self._validation.peek(), "test")
 
     @contextlib.contextmanager
-    def traced(self) -> Iterator[None]:
-        """Lets the member's steps be traced with what its fit read at its call.
+    def traced(self, kind: str) -> Iterator[None]:
+        """Lets the member's steps of this kind be traced with what they are to read.
 
+        That is what they read when they were first traced, or else what its fit read at its call.
         Exceptions say that they are this member's.
         """
-        with errors.about(self.name), self.as_at_call():
+        with errors.about(self.name), self.as_read(kind):
             yield
 
-    def as_at_call(self) -> contextlib.AbstractContextManager[None]:
-        """Makes a context in which code finds what its fit read at its call."""
-        return contextlib.nullcontext() if self.snapshot is None else self.snapshot.as_at_call()
+    def as_read(self, kind: str) -> contextlib.AbstractContextManager[None]:
+        """Makes a context in which code finds what the member's steps of this kind are to read."""
+        found = reads.remembered(self.model, kind) if self._is_traced else None
+        found = found or self.snapshot
+        return contextlib.nullcontext() if found is None else found.as_read()
+
+    @property
+    def _is_traced(self) -> bool:
+        return programs.backend_module().execution(self.model) != "eager"
+
+    def remember_trace(self, kind: str) -> None:
+        """Keeps what the steps of this kind, which have been traced and have run, read."""
+        if self._is_traced:
+            with self.as_read(kind):
+                reads.remember(self.model, kind)
+
+    def _recall_traces(self, *kinds: str) -> None:
+        """Finds out whether what earlier steps of these kinds were traced with is there still.
+
+        Raises:
+            CohortError: If not, and if it cannot be restored.
+        """
+        self.finds_otherwise = False
+        if not self._is_traced:
+            return
+        programs.check_trainable(self.model)
+        for kind in kinds:
+            known = reads.remembered(self.model, kind)
+            if known is not None:
+                known.check(self.name)
+                self.finds_otherwise |= known.differs
 
     def forget_history(self) -> None:
         """Makes the model's `history` that of a training which has not begun."""
@@ -170,6 +202,7 @@ class Member:
         with self._as_if_alone(evaluate["x"]):
             self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
             self._build(self._evaluated, "test")
+            self._recall_traces("test")
 
     def prepare_predict(self, predict: dict[str, Any]) -> None:
         """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
@@ -188,6 +221,7 @@ class Member:
             if not self.model.built:
                 with keras.StatelessScope():  # as `predict`: a call may change what the model keeps
                     self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
+            self._recall_traces("predict")
 
     def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
         kwargs["steps_per_execution"] = self.model.steps_per_execution

@@ -64,9 +64,9 @@ class Place:
         """Equal for equal old values."""
         return fingerprint(self.old)
 
-    def difference(self) -> str:
-        """Says what was there and what is there now."""
-        return f"{_brief(self.old)} at the call, {_brief(self.read())} now"
+    def difference(self, then: str = "the call") -> str:
+        """Says what was there `then`, when the place was found, and what is there now."""
+        return f"{_brief(self.old)} at {then}, {_brief(self.read())} now"
 
 
 def _brief(value: Any) -> str:
@@ -174,21 +174,21 @@ class Items(Place):
         items = self.old.items() if isinstance(self.old, dict) else enumerate(self.old)
         return tuple((fingerprint(key), fingerprint(value)) for key, value in items)
 
-    def difference(self) -> str:
+    def difference(self, then: str = "the call") -> str:
         new = self.read()
         if len(self.old) != len(new):
-            return f"{len(self.old)} at the call, {len(new)} now"
+            return f"{len(self.old)} at {then}, {len(new)} now"
         if isinstance(self.old, dict):
             both = [key for key in self.old if key in new]
             changed = [key for key in both if not is_same(self.old[key], new[key])]
             if changed:
                 key = changed[0]
                 return (
-                    f"{_brief(self.old[key])} at the call, {_brief(new[key])} now, at [{key!r:.30}]"
+                    f"{_brief(self.old[key])} at {then}, {_brief(new[key])} now, at [{key!r:.30}]"
                 )
-            return "others now than at the call"
+            return f"others now than at {then}"
         i = next(i for i, (a, b) in enumerate(zip(self.old, new, strict=True)) if not is_same(a, b))
-        return f"{_brief(self.old[i])} at the call, {_brief(new[i])} now, at [{i}]"
+        return f"{_brief(self.old[i])} at {then}, {_brief(new[i])} now, at [{i}]"
 
 
 class Fixed(Place):
@@ -203,8 +203,8 @@ class Fixed(Place):
     def differs(self) -> bool:
         return self.old != self.read()
 
-    def difference(self) -> str:
-        return "changed in place since the call"
+    def difference(self, then: str = "the call") -> str:
+        return f"changed in place since {then}"
 
 
 class Bytes(Fixed):
@@ -234,8 +234,8 @@ class RandomState(Fixed):
             return repr(self._thing.bit_generator.state)
         return repr(self._thing.get_state(legacy=False))
 
-    def difference(self) -> str:
-        return "drawn from, or seeded, since the call"
+    def difference(self, then: str = "the call") -> str:
+        return f"drawn from, or seeded, since {then}"
 
 
 class GeneratorState(Fixed):
@@ -256,12 +256,12 @@ class GeneratorState(Fixed):
         names_differ = at != now_at or before.keys() != now.keys()
         return names_differ or not all(is_same(before[name], now[name]) for name in before)
 
-    def difference(self) -> str:
+    def difference(self, then: str = "the call") -> str:
         old, new = self.old, self.read()
         if old is None or new is None or old[0] != new[0]:
-            return "advanced since the call"
+            return f"advanced since {then}"
         name = next(name for name in old[1] if not is_same(old[1][name], new[1].get(name)))
-        return f"`{name}` was {_brief(old[1][name])} at the call and is {_brief(new[1][name])} now"
+        return f"`{name}` was {_brief(old[1][name])} at {then} and is {_brief(new[1][name])} now"
 
 
 class Setting(Fixed):
@@ -279,8 +279,8 @@ class Setting(Fixed):
     def differs(self) -> bool:
         return not is_same(self.old, self.read())
 
-    def difference(self) -> str:
-        return Place.difference(self)
+    def difference(self, then: str = "the call") -> str:
+        return Place.difference(self, then)
 
 
 def checksum(array: np.ndarray) -> Hashable:

@@ -69,6 +69,8 @@ _TRAINING_METHODS = frozenset(
 )
 # What writes to a file, a table or a server has one of these.
 _WRITERS = ("add_scalar", "execute", "log", "log_metric", "log_metrics", "write", "writerow")
+# What these set is set before any step or hook reads it.
+_BEGINNINGS = frozenset({"__init__", "__post_init__", "build"})
 _CALLED_UNNAMED = frozenset({"__call__", "__getitem__", "__iter__", "__len__", "__next__"})
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 
@@ -319,7 +321,8 @@ class _Walk:
 
     def _code(self, code: types.CodeType, scope: dict[str, Any], title: str) -> None:
         names = names_of(code)
-        self.set |= names.set
+        if code.co_name not in _BEGINNINGS:
+            self.set |= names.set
         self.changes_items |= names.changes_items
         self.mentioned |= names.attributes | (names.globals & (_BY_NAME | _RUNS_LATER))
         for name in sorted((names.globals | names.written) & scope.keys()):
@@ -420,44 +423,30 @@ class _Walk:
                     self.walk(function, path)
 
 
-class Snapshot:
-    """What the training of a model reads, as it was when its `fit` was called.
+class StepReads:
+    """What the steps of a model read while they are traced, as it is when this is made.
+
+    Keras traces the steps of a compiled model once: what they find then stays in them until the
+    model is compiled again. So does what is kept of it here, by `remember`, for steps that a
+    cohort traces anew.
 
     Args:
         model: The model.
-        arguments: All arguments of its `fit`, by name.
-        is_deferred: Whether the program goes on before the training. If not, nothing is copied or
-            compared.
 
     Attributes:
-        arguments: The arguments, copied where the program could change them.
-        reads: By identity, what the training may read of other models.
-        others: Those models, and layers of theirs.
         stamp: How the model was compiled.
-        writes: By identity, objects outside of the model that the training may change.
     """
 
-    def __init__(self, model: keras.Model, arguments: dict[str, Any], is_deferred: bool = True):
-        unchanged: list[Place] = []
-        self.arguments = (
-            {name: copied(name, value, unchanged.append) for name, value in arguments.items()}
-            if is_deferred
-            else arguments
-        )
-        self._configuration = Configuration()
+    _then = "the first trace"
+
+    def __init__(self, model: keras.Model):
         self._model = model
-        self._steps, self._hooks = _Walk(may_write=False), _Walk(may_write=True)
-        hooked = _hooked(arguments)
-        for name, value in hooked.items():
-            self._hooks.walk(value, f"`{name}`")
-        self._hooks.look_up_names()
-        self._walk_model(model)
-        self._restored: list[Place] = []
+        self._configuration = Configuration()
         self.stamp = programs.compile_stamp(model)
-        self.writes = self._find_shared() | _files(arguments["callbacks"])
-        self.reads: set[Hashable] = set()
-        self._find_models()
-        self._places = [*unchanged, *self._steps.places, *self._hooks.places] if is_deferred else []
+        self._steps = _Walk(may_write=False)
+        self._walk_model(model)
+        self._places = [place for place in self._steps.places if not self._may_change(place)]
+        self._restored: list[Place] = []
 
     def _walk_model(self, model: keras.Model) -> None:
         steps = self._steps
@@ -484,6 +473,133 @@ class Snapshot:
                 self._steps.add(Setting(f"`trainable` of {layer.name!r}", layer, "trainable"))
                 self._steps.of_keras(layer, f"{layer.name!r}")
 
+    def _may_change(self, place: Place) -> bool:
+        """Whether a training may change a place in a way that its steps do not depend on."""
+        walk = self._steps
+        return (
+            isinstance(place, (_LearningRate, RandomState, GeneratorState))
+            or (isinstance(place, Items) and walk.changes_items)
+            or place.key in walk.written
+            or place.attribute in walk.set
+        )
+
+    @property
+    def differs(self) -> bool:
+        """Whether something is restored."""
+        return bool(self._restored)
+
+    def check(self, member: str) -> None:
+        """Compares what is there now with what was there then.
+
+        Args:
+            member: The member's name.
+
+        Raises:
+            CohortError: If something differs that cannot be restored.
+        """
+        self._restored = []
+        for place in self._places:
+            if not place.differs():
+                continue
+            why = self._obstacle(place)
+            if why is not None:
+                told = f"{place.path}: {place.difference(self._then)}{why and f', {why}'}"
+                self._refuse(member, told, _way_out(place))
+            place.own = place.old
+            self._restored.append(place)
+
+    def _refuse(self, member: str, what: str, way_out: str) -> None:
+        with errors.about(member):
+            raise errors.CohortError(
+                "Expected what the steps of a model read to be as it was when they were first "
+                "traced, as `fit` would not trace them again. "
+                f"Received: {what}. To train with it as it is now, `compile` the model again."
+            )
+
+    def _obstacle(self, place: Place) -> str | None:
+        """Why a place that differs cannot be restored, or `None`."""
+        if not place.is_restorable:
+            return ""
+        if not _RUNS_LATER.isdisjoint(self._steps.mentioned):
+            return "where code reads it that runs outside of the member's turn"
+        if place.key in self._steps.written:
+            return "and the training sets it too"
+        return None
+
+    def restored(self) -> tuple[Hashable, ...]:
+        """What is restored for the member's steps: equal for members that find the same values."""
+        steps = {id(place) for place in self._steps.places}
+        places = [place for place in self._restored if id(place) in steps]
+        return self._configuration.traced, *((place.path, place.token()) for place in places)
+
+    @contextlib.contextmanager
+    def as_read(self) -> Iterator[None]:
+        """Lets the block find the places that changed as they were, and as it left them itself.
+
+        Keras's configuration and other settings of the process likewise.
+        """
+        outside = [place.read() for place in self._restored]
+        for place in self._restored:
+            place.write(place.own)
+        try:
+            with self._configuration.entered():
+                yield
+        finally:
+            for place in self._restored:
+                place.own = place.read()
+            for place, value in zip(self._restored, outside, strict=True):
+                place.write(value)
+
+
+def remembered(model: keras.Model, kind: str) -> StepReads | None:
+    """What the steps of this kind were first traced with, since the model was compiled."""
+    known: StepReads | None = vars(model).get(reached.TRACED_WITH, {}).get(kind)
+    return known if known is not None and known.stamp == programs.compile_stamp(model) else None
+
+
+def remember(model: keras.Model, kind: str) -> None:
+    """Keeps what steps of this kind, which have been traced, read: it is there now."""
+    if remembered(model, kind) is None:
+        vars(model).setdefault(reached.TRACED_WITH, {})[kind] = StepReads(model)
+
+
+class Snapshot(StepReads):
+    """What the training of a model reads, as it was when its `fit` was called.
+
+    Args:
+        model: The model.
+        arguments: All arguments of its `fit`, by name.
+        is_deferred: Whether the program goes on before the training. If not, nothing is copied or
+            compared.
+
+    Attributes:
+        arguments: The arguments, copied where the program could change them.
+        reads: By identity, what the training may read of other models.
+        others: Those models, and layers of theirs.
+        stamp: How the model was compiled.
+        writes: By identity, objects outside of the model that the training may change.
+    """
+
+    _then = "the call"
+
+    def __init__(self, model: keras.Model, arguments: dict[str, Any], is_deferred: bool = True):
+        unchanged: list[Place] = []
+        self.arguments = (
+            {name: copied(name, value, unchanged.append) for name, value in arguments.items()}
+            if is_deferred
+            else arguments
+        )
+        self._hooks = _Walk(may_write=True)
+        hooked = _hooked(arguments)
+        for name, value in hooked.items():
+            self._hooks.walk(value, f"`{name}`")
+        self._hooks.look_up_names()
+        super().__init__(model)
+        self.writes = self._find_shared() | _files(arguments["callbacks"])
+        self.reads: set[Hashable] = set()
+        self._find_models()
+        self._places = [*unchanged, *self._steps.places, *self._hooks.places] if is_deferred else []
+
     def _find_shared(self) -> set[Hashable]:
         hooks = self._hooks
         shared = self._steps.shared | hooks.shared
@@ -509,29 +625,10 @@ class Snapshot:
                 target = self.writes if walk is self._hooks and hooks_write else self.reads
                 target |= {id(thing) for thing in found}
 
-    # At the training
-
     def check(self, member: str) -> None:
-        """Compares what is there now with what was there at the call.
-
-        Args:
-            member: The member's name.
-
-        Raises:
-            CohortError: If something differs that cannot be restored.
-        """
-        self._restored = []
         if self._places and self.stamp != programs.compile_stamp(self._model):
             self._refuse(member, "the model was compiled again", "Compile it before its `fit`")
-        for place in self._places:
-            if not place.differs():
-                continue
-            why = self._obstacle(place)
-            if why is not None:
-                told = f"{place.path}: {place.difference()}{why and f', {why}'}"
-                self._refuse(member, told, _way_out(place))
-            place.own = place.old
-            self._restored.append(place)
+        super().check(member)
 
     def _refuse(self, member: str, what: str, way_out: str) -> None:
         with errors.about(member):
@@ -541,43 +638,20 @@ class Snapshot:
             )
 
     def _obstacle(self, place: Place) -> str | None:
-        """Why a place that differs cannot be restored, or `None`."""
+        if all(place is not other for other in self._hooks.places):
+            return super()._obstacle(place)
+        walk = self._hooks
         if not place.is_restorable:
             return ""
-        in_hooks = any(place is other for other in self._hooks.places)
-        walk = self._hooks if in_hooks else self._steps
         if not _RUNS_LATER.isdisjoint(walk.mentioned):
             return "where code reads it that runs outside of the member's turn"
-        if in_hooks and _uses_threads(self.arguments):
+        if _uses_threads(self.arguments):
             return "where threads of the data read it"
-        if isinstance(place, Items) and in_hooks and walk.changes_items:
+        if isinstance(place, Items) and walk.changes_items:
             return "and callbacks or data may change it too"
-        if place.key in walk.written or (in_hooks and place.attribute in walk.set):
+        if place.key in walk.written or place.attribute in walk.set:
             return "and the training sets it too"
         return None
-
-    def restored(self) -> tuple[Hashable, ...]:
-        """What is restored for the member's steps: equal for members that find the same values."""
-        steps = {id(place) for place in self._steps.places}
-        places = [place for place in self._restored if id(place) in steps]
-        return self._configuration.traced, *((place.path, place.token()) for place in places)
-
-    @contextlib.contextmanager
-    def as_at_call(self) -> Iterator[None]:
-        """Lets the block find the places that changed as they were, and as it left them itself.
-
-        Keras's configuration and other settings of the process likewise.
-        """
-        outside = [place.read() for place in self._restored]
-        for place in self._restored:
-            place.write(place.own)
-        try:
-            with self._configuration.entered():
-                yield
-        finally:
-            for place, value in zip(reversed(self._restored), reversed(outside), strict=True):
-                place.own = place.read()
-                place.write(value)
 
 
 class _LearningRate(Setting):

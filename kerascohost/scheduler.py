@@ -344,6 +344,7 @@ class _Program:
         is_eager = backend.execution(members[0].model) == "eager"
         make = eager.Program if is_eager else backend.Program
         self.kind = kind
+        self._members = members
         self.signatures: dict[str, tuple] = {}
         self._run: Any = run or make(kind, members)
         self.is_protected = self._run.is_protected
@@ -353,6 +354,9 @@ class _Program:
     def __call__(self, works: dict[str, Work]) -> dict[str, Any]:
         began = time.perf_counter()
         logs = self._run(works)
+        if not self._calls:
+            for member in self._members:
+                member.remember_trace(self.kind)
         steps = max(work.stop - work.start for work in works.values())
         self._seconds_per_step = (time.perf_counter() - began) / steps
         self._calls += 1

@@ -193,7 +193,7 @@ def _stamp(member: Member) -> tuple:
     """Changes when a member may have become another one's twin, or is none any more."""
     model = member.model
     size = len(programs.variables(model))  # grows when the optimizer and the metrics are built
-    return (model, member.piece, size, *programs.compile_stamp(model))
+    return (model, member.piece, size, member.finds_otherwise, *programs.compile_stamp(model))
 
 
 def _shape(want: Want) -> tuple:
@@ -213,6 +213,8 @@ def _obstacle(member: Member) -> str | None:
         return why
     if backend.execution(member.model) == "eager":
         return "runs eagerly"
+    if member.finds_otherwise:
+        return "goes on with what it was first traced with, which has changed since"
     if member.piece:
         return "is applied several times in a step (`replicas`)"
     if programs.state_bytes(member.model) > programs.STACKED_STATE_LIMIT:

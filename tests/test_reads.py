@@ -27,7 +27,7 @@ def test_a_variable_is_found_as_it_was_inside_and_as_it_is_outside():
     fit = fit_of(net(lambda y, p: factor * keras.ops.mean((y - p) ** 2)))
     factor = 2.0
     fit.snapshot.check("m")
-    with fit.snapshot.as_at_call():
+    with fit.snapshot.as_read():
         assert factor == 1.0
     assert factor == 2.0
 
@@ -41,10 +41,10 @@ def test_what_the_training_sets_is_kept_for_its_next_turn():
     fit = fit_of(net(lambda y, p: setting.value * keras.ops.mean(p)))
     setting.value = 5
     fit.snapshot.check("m")
-    with fit.snapshot.as_at_call():
+    with fit.snapshot.as_read():
         setting.value += 1
     assert setting.value == 5
-    with fit.snapshot.as_at_call():
+    with fit.snapshot.as_read():
         assert setting.value == 2
 
 

@@ -49,6 +49,8 @@ from keras.src.backend import compute_output_spec
 from keras.src.models.functional import Functional
 from keras.src.utils.python_utils import pythonify_logs  # what callbacks' logs go through first
 
+from kerascohost.errors import CohortError
+
 # Members with more state than this in all (in bytes) run one after another instead of fused: their
 # steps are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
 # state of the members when a step fails would cost time and memory.
@@ -210,8 +212,7 @@ def metrics_not_reset(model: keras.Model) -> list[tuple[keras.Variable, np.ndarr
     if keras.backend.backend() != "tensorflow":
         return []
     values = [
-        (variable, np.array(keras.ops.convert_to_numpy(variable.value)))
-        for variable in unbuilt_metrics_variables(model)
+        (variable, np.array(variable.numpy())) for variable in unbuilt_metrics_variables(model)
     ]
     return [(variable, value) for variable, value in values if value.any()]
 
@@ -253,6 +254,27 @@ def compile_stamp(model: keras.Model) -> tuple:
     return (optimizer, model._loss_tracker, model.jit_compile, model.run_eagerly)
 
 
+def check_trainable(model: keras.Model) -> None:
+    """Refuses a model of which other variables are trainable than when its optimizer was built.
+
+    On JAX, where `fit` fails for it; on TensorFlow it goes on with those of its first trace.
+    `_trainable_variables`: nothing public tells what an optimizer was built for.
+
+    Raises:
+        CohortError: With the way out.
+    """
+    optimizer: Any = getattr(model, "optimizer", None)
+    if keras.backend.backend() != "jax" or not getattr(optimizer, "built", False):
+        return
+    known = getattr(optimizer, "_trainable_variables", None)
+    if known is not None and len(known) != len(model.trainable_variables):
+        raise CohortError(
+            f"Expected the {len(known)} trainable variables that the optimizer was built for. "
+            f"Received: {len(model.trainable_variables)}, as a `trainable` was changed since. "
+            "`compile` the model again, with a new optimizer."
+        )
+
+
 def decayed(model: keras.Model) -> tuple[bool, ...]:
     """For each trainable variable, whether the optimizer's weight decay includes it.
 
@@ -273,12 +295,12 @@ def flat_layers(model: keras.Layer) -> list[keras.Layer]:
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
-    """What the model was compiled with, as it was given.
+    """What the model was compiled with, as it was given; nothing for one that only predicts.
 
     `_compile_config`: the public `get_compile_config` answers with configs, from which functions of
     the user's cannot be made again.
     """
-    return dict(model._compile_config.config)
+    return dict(model._compile_config.config) if hasattr(model, "_compile_config") else {}
 
 
 def is_functional(model: keras.Model) -> bool:
@@ -324,23 +346,26 @@ def first_epoch(model: keras.Model, initial_epoch: int) -> int:
 def reads_to_build(model: keras.Model) -> bool:
     """Whether `fit` takes a batch, which it drops, to build the model before its first epoch.
 
-    `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find
+    `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find
     out whether it needs one. On TensorFlow `fit` builds while it traces.
     """
     if keras.backend.backend() == "tensorflow":
         return False
     compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
-    return not all(part.built for part in [*model._flatten_layers(), *compiled])
+    return not (is_built(model) and all(part.built for part in compiled))
+
+
+def is_built(model: keras.Model) -> bool:
+    """Whether the model and all layers in it are built; `_flatten_layers`: only it finds them."""
+    return all(layer.built for layer in model._flatten_layers())
 
 
 def reads_to_predict(model: keras.Model) -> bool:
     """Whether `predict` takes a batch, which it drops, to build the model before it begins.
 
-    `_flatten_layers`: what `predict` on JAX looks at.
+    On JAX it looks at that.
     """
-    if keras.backend.backend() != "jax":
-        return False
-    return not all(layer.built for layer in model._flatten_layers())
+    return keras.backend.backend() == "jax" and not is_built(model)
 
 
 def seed_counts(model: keras.Model) -> dict[int, Any]:

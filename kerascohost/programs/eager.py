@@ -17,7 +17,7 @@ class Program:
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
         members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
-            `traced()`, the context in which its steps are traced.
+            `traced(kind)`, the context in which its steps are traced.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
@@ -38,7 +38,7 @@ class Program:
                 work = works.get(member.name)
                 if work is None or work.start + i >= work.stop:
                     continue
-                with member.traced():
+                with member.traced(self.kind):
                     logs = self._step(member, _take(work.chunk.data, work.start + i))
                 kept = results[member.name] if self.kind == "predict" else []
                 results[member.name] = [*kept, logs]

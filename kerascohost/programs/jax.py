@@ -84,7 +84,7 @@ class Program:
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
         members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
-            `traced()`, the context in which its steps are traced.
+            `traced(kind)`, the context in which its steps are traced.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
@@ -170,7 +170,7 @@ class Program:
         step = _step(member, self.kind)
 
         def run(state: State, data: Any, position: Any) -> tuple:
-            with member.traced():
+            with member.traced(self.kind):
                 return step(state, _take(data, position))
 
         return run
@@ -209,12 +209,12 @@ class Program:
 
         def advance(position: Any, carry: tuple) -> tuple:
             state, logs = carry
-            with member.traced():
+            with member.traced(self.kind):
                 step_logs, new_state = step(state, _take(data, position))
             new_logs = jax.tree.map(_as_before, step_logs, logs) if own_logs else ()
             return jax.tree.map(_as_before, new_state, state), new_logs
 
-        with member.traced():
+        with member.traced(self.kind):
             logs = _empty_logs(step, state, _take(data, 0)) if own_logs else ()
         return advance, (state, logs)
 
@@ -223,7 +223,7 @@ class Program:
 
     def _logs(self, member: Any, carry: tuple) -> Any:
         state, logs = carry
-        with member.traced():
+        with member.traced(self.kind):
             return logs if has_own_step(member.model, self.kind) else _metrics(member.model, state)
 
     def _predictions(
@@ -234,7 +234,7 @@ class Program:
             cut = functools.partial(
                 lax.dynamic_slice_in_dim, start_index=firsts[i], slice_size=size
             )
-            with member.traced():
+            with member.traced(self.kind):
                 step = functools.partial(_predict_one, member.model, trained, bounds[i])
                 batches = jax.tree.map(cut, data[i])
                 others, output = lax.scan(step, others, (firsts[i] + jnp.arange(size), batches))

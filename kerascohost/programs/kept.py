@@ -21,7 +21,7 @@ class Values:
     def __init__(self, models: Iterable[keras.Model]):
         found = {id(v): v for model in models for v in variables(model)}.values()
         # Copies: compiled steps reuse the memory of the variables that they change.
-        self._values = [(v, np.array(keras.ops.convert_to_numpy(v.value))) for v in found]
+        self._values = [(v, np.array(v.numpy())) for v in found]
         self._random = random_state()
 
     def put_back(self) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 # What has attributes that Keras reads while it traces or runs hooks.
 KERAS = (
@@ -18,6 +17,10 @@ KERAS = (
     keras.utils.PyDataset,
     keras.optimizers.schedules.LearningRateSchedule,
 )
+
+# The attribute of a model that keeps what its steps were traced with, by kind. (Not a table of weak
+# references: what is kept refers to the model.)
+TRACED_WITH = "_kerascohost_traced_with"
 
 # Public attributes which training, building or saving sets, or which `trainable` is told by.
 _BOOKKEEPING = frozenset(
@@ -48,7 +51,7 @@ def is_bookkeeping(thing: Any, name: str) -> bool:
     """
     if not isinstance(thing, KERAS):
         return False
-    if name in _BOOKKEEPING or name.startswith("_self_"):
+    if name in _BOOKKEEPING or name == TRACED_WITH or name.startswith("_self_"):
         return True
     return name.startswith("_") and (
         name in ("_model", "_tracker", "_lock", "_auto_config")
@@ -64,7 +67,7 @@ def learning_rate(optimizer: Any) -> float | None:
     """
     rate = getattr(optimizer, "_learning_rate", None)
     value = getattr(rate, "_value", None) if isinstance(rate, keras.Variable) else None
-    return None if value is None else float(np.asarray(keras.ops.convert_to_numpy(value)))
+    return None if value is None else float(keras.ops.convert_to_tensor(value))
 
 
 def schedule(optimizer: Any) -> Any:

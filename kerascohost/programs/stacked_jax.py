@@ -71,7 +71,7 @@ class Program:
     def __init__(self, kind: str, members: Sequence[Any], stack: Stack, rows: Rows):
         self.kind = kind
         self._models = [member.model for member in members]
-        self._as_at_call = members[0].as_at_call
+        self._prototype = members[0]
         self._stack = stack
         self._rows = rows
         self._groups = self._state_groups()
@@ -125,7 +125,7 @@ class Program:
         key = (everyone, jax.tree.structure(given), *(np.shape(x) for x in jax.tree.leaves(given)))
         if key in self._traced:
             return
-        with self._as_at_call(), self._stack.tracing(self._models[0]):
+        with self._prototype.as_read(self.kind), self._stack.tracing(self._models[0]):
             self._run.trace(*given, everyone=everyone)
         self._traced.add(key)
 

@@ -97,7 +97,7 @@ class Program:
     def __init__(self, kind: str, members: Sequence[Any], stack: Stack, rows: Rows):
         self.kind = kind
         self._models = [member.model for member in members]
-        self._as_at_call = members[0].as_at_call
+        self._prototype = members[0]
         self._stack = stack
         self._rows = rows
         self._functions: dict[tuple, Any] = {}
@@ -170,7 +170,7 @@ class Program:
         traced = tf.function(functools.partial(self._run, structure, everyone), autograph=False)
         rows = tf.TensorSpec((specs[0].shape[1],), tf.int32)
         with (
-            self._as_at_call(),
+            self._prototype.as_read(self.kind),
             self._stack.tracing(self._models[0]),
             vectorized.rules(len(self._stack.names)),
         ):

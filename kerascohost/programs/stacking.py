@@ -25,6 +25,7 @@ from keras import tree
 
 from kerascohost import programs
 from kerascohost.programs import Work
+from kerascohost.programs.reached import TRACED_WITH
 
 # Attributes of Keras's objects that do not decide what a step computes. Private ones are Keras's
 # (and, from `_self_` on, TensorFlow's) own bookkeeping: names, what was saved or compiled before,
@@ -45,6 +46,7 @@ _IRRELEVANT = frozenset(
         "_self_setattr_tracking", "_self_update_uid",
         "_self_unconditional_checkpoint_dependencies",
         "_self_unconditional_deferred_dependencies", "_self_unconditional_dependency_names",
+        TRACED_WITH,
     }
 )  # fmt: skip
 # Attributes that only begin something: its effect is in the variables of a built model.
@@ -475,7 +477,7 @@ def alike(
             if snapshot is None:
                 anatomies[name] = Anatomy(model)
                 continue
-            with snapshot.as_at_call():
+            with snapshot.as_read():
                 anatomies[name] = Anatomy(model, snapshot.restored())
         except NotStackableError as error:
             reasons[name] = str(error)

@@ -20,6 +20,7 @@ from kerascohost.programs import (
     Chunk,
     Work,
     has_own_step,
+    is_built,
     state_bytes,
     symbolic_build,
     variables,
@@ -72,7 +73,7 @@ class Program:
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
         members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
-            `traced()`, the context in which its steps are traced.
+            `traced(kind)`, the context in which its steps are traced.
     """
 
     def __init__(self, kind: str, members: Sequence[Any]):
@@ -133,7 +134,7 @@ class Program:
     def _run(self, batches: list[list[tf.Tensor]], bounds: tf.Tensor) -> list:
         logs = []
         for i, member in enumerate(self.members):
-            with member.traced():
+            with member.traced(self.kind):
                 take = functools.partial(_take, self._structures[i], batches[i])
                 logs.append(_loop(member, self.kind, take, bounds[i, 0], bounds[i, 1]))
         return logs
@@ -284,20 +285,22 @@ def _common(spec: tf.TensorSpec, other: tf.TensorSpec) -> tf.TensorSpec:
 def build(model: keras.Model, batch: Any) -> bool:
     """Creates the variables that the model, its loss, metrics and optimizer still lack.
 
-    A model with a `train_step` of its own need not be callable as a whole; its variables are made
-    by tracing that step, as `fit` would.
+    A model with a `train_step` of its own need not be callable as a whole: what is not built of it
+    is built by tracing that step, as `fit` does. So is what symbols cannot build, or not be given:
+    then `fit` works all the same, or fails with an exception of its own.
 
     Returns:
         Whether `fit` would have taken a batch for this before its first epoch: it never does.
     """
-    own_step = has_own_step(model, "train")
     # NumPy's strings are objects, for which Keras has no dtype.
     tensors = tree.map_structure(lambda a: None if a is None else tf.convert_to_tensor(a), batch)
-    try:
-        symbolic_build(model, tensors)
-    except Exception:
-        if not own_step:
-            raise
+    is_traced = has_own_step(model, "train") and not is_built(model)
+    if not is_traced:
+        try:
+            symbolic_build(model, tensors)
+        except Exception:
+            is_traced = True
+    if is_traced:
         tf.function(model.train_step, autograph=False).get_concrete_function(tensors)
     return False
 

@@ -1,4 +1,4 @@
-"""Cases C1 and E2: logs as `fit` takes them, and state that `predict` changes."""
+"""Cases C1, C4, C6 and E2: logs as `fit` takes them, building, and state `predict` changes."""
 
 import keras
 import numpy as np
@@ -164,3 +164,56 @@ def test_metrics_of_several_members_are_named():
     message = r"'a' and 'b' with the same metric \(mae_\)\. Compile each model with metrics of its"
     with pytest.raises(kc.CohortError, match=message):
         kc.Cohort(models).fit(X, Y, verbose=0)
+
+
+class Autoencoder(keras.Model):
+    """A model that is no function: its step calls unbuilt parts of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = keras.Sequential([layers.Dense(3, kernel_initializer="ones")])
+        self.decoder = keras.Sequential([layers.Dense(5, kernel_initializer="ones")])
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((self.decoder(self.encoder(data)) - data) ** 2)
+        gradients = tape.gradient(loss, self.trainable_weights)
+        self.optimizer.apply(gradients, self.trainable_weights)
+        return {"loss": loss}
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="`fit` there needs a `call`")
+def test_a_model_whose_step_builds_it_is_built_without_a_warning():
+    weights = []
+    for together in (False, True):
+        model = Autoencoder()
+        model.compile("sgd")
+        fit = kc.Cohort({"m": model}).fit if together else model.fit
+        fit(X, epochs=2, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for mine, its in zip(weights[1], weights[0], strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-6)
+
+
+TARGETS = {
+    "another name": {"kind": np.zeros((40, 2)), "size": np.zeros((40, 1))},
+    "one missing": {"kinds": np.zeros((40, 2))},
+}
+
+
+@pytest.mark.parametrize("metrics", [None, {"kinds": "mae", "size": "mae"}, ["mae"]])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_targets_of_other_names_raise_what_fit_raises(targets, metrics):
+    errors = []
+    for together in (False, True):
+        inputs = keras.Input((5,))
+        outputs = {n: layers.Dense(u, name=n)(inputs) for n, u in {"kinds": 2, "size": 1}.items()}
+        model = keras.Model(inputs, outputs)
+        model.compile("sgd", {"kinds": "mse", "size": "mse"}, metrics)
+        fit = kc.Cohort({"m": model}).fit if together else model.fit
+        with pytest.raises((KeyError, TypeError, ValueError)) as caught:
+            fit(X, TARGETS[targets], verbose=0)
+        errors.append((caught.type, str(caught.value)))
+    assert errors[1] == errors[0]

@@ -1,0 +1,169 @@
+"""Case F7: steps stay as they were first traced until the model is compiled again."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kerascohost as kc
+
+X = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
+Y = X.sum(axis=1, keepdims=True)
+GIVEN = {"epochs": 2, "batch_size": 16, "shuffle": False, "verbose": 0}
+
+
+class Weighted(keras.Model):
+    """A model whose loss is multiplied with a Python number, an attribute of the model."""
+
+    def __init__(self, beta):
+        super().__init__()
+        self.beta = beta
+        self.hidden = layers.Dense(4, activation="tanh", kernel_initializer="ones")
+        self.out = layers.Dense(1, kernel_initializer="ones")
+
+    def call(self, x):
+        return self.out(self.hidden(x)) * self.beta
+
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) * self.beta
+
+
+def weighted(beta=1.0):
+    model = Weighted(beta)
+    model.compile("sgd", "mse")
+    return model
+
+
+def net(**compiled):
+    ones = {"kernel_initializer": "ones"}
+    model = keras.Sequential(
+        [keras.Input((5,)), layers.Dense(3, "tanh", **ones), layers.Dense(1, **ones)]
+    )
+    model.compile(keras.optimizers.Adam(0.1), "mse", **compiled)
+    return model
+
+
+def in_block(model, **given):
+    with kc.cohost():
+        history = model.fit(X, Y, **GIVEN, **given)
+    return history.history["loss"]
+
+
+def in_cohort(model, **given):
+    return kc.Cohort({"m": model}).fit(X, Y, **GIVEN, **given)["m"].history["loss"]
+
+
+def alone(model, **given):
+    return model.fit(X, Y, **GIVEN, **given).history["loss"]
+
+
+@pytest.mark.parametrize("fit", [in_block, in_cohort])
+def test_an_attribute_changed_without_compile_changes_nothing_as_in_fit(fit):
+    losses = []
+    for one in (alone, fit):
+        model = weighted()
+        first = one(model)
+        model.beta = 3.0
+        losses.append((first, one(model), model.get_weights()))
+    np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-6)
+    np.testing.assert_allclose(losses[1][1], losses[0][1], rtol=1e-6)
+    for mine, its in zip(losses[1][2], losses[0][2], strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-6)
+    assert model.beta == 3.0
+
+
+@pytest.mark.parametrize("fit", [in_block, in_cohort])
+def test_an_attribute_changed_before_compile_counts(fit):
+    losses = []
+    for one in (alone, fit):
+        model = weighted()
+        one(model)
+        model.beta = 3.0
+        model.compile("sgd", "mse")
+        losses.append(one(model))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["joined", "stacked"])
+def test_a_cohort_goes_on_with_what_it_traced_first_also_with_other_shapes(layout):
+    """Another number of rows is another shape for a cohort, but not for `fit`."""
+    ends = []
+    for together in (False, True):
+        a, b = weighted(), weighted()
+        cohort = kc.Cohort({"a": a, "b": b}, layout=layout)
+        for rows in (64, 32):
+            x, y = X[:rows], Y[:rows]
+            if together:
+                cohort.fit(x, y, **GIVEN)
+            else:
+                a.fit(x, y, **GIVEN)
+                b.fit(x, y, **GIVEN)
+            a.beta = 3.0
+        ends.append([*a.get_weights(), *b.get_weights()])
+    for mine, its in zip(*ends, strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["joined", "stacked"])
+@pytest.mark.parametrize("same_cohort", [True, False])
+def test_layers_frozen_without_compile_are_refused(layout, same_cohort):
+    models = {"a": net(), "b": net()}
+    cohort = kc.Cohort(models, layout=layout)
+    cohort.fit(X, Y, **GIVEN)
+    before = models["a"].get_weights()
+    models["a"].layers[0].trainable = False
+    if not same_cohort:
+        cohort = kc.Cohort(models, layout=layout)
+    with pytest.raises(kc.CohortError, match=r"'a'.*`compile` the model again"):
+        cohort.fit(X, Y, **GIVEN)
+    for mine, its in zip(models["a"].get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, its)
+    for model in models.values():
+        model.compile(keras.optimizers.Adam(0.1), "mse")
+    cohort.fit(X, Y, **GIVEN)
+    np.testing.assert_array_equal(models["a"].get_weights()[0], before[0])
+
+
+def test_layers_frozen_between_two_blocks_are_refused():
+    model = net()
+    in_block(model)
+    model.layers[0].trainable = False
+    with pytest.raises(kc.CohortError, match=r"`compile` the model again"):
+        in_block(model)
+
+
+def test_a_setting_of_a_layer_changed_without_compile_is_refused():
+    model = keras.Sequential([keras.Input((5,)), layers.Dropout(0.5, seed=1), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    in_cohort(model)
+    model.layers[0].rate = 0.1
+    with pytest.raises(kc.CohortError, match=r"`rate`.*0\.5 at the first trace, 0\.1 now"):
+        in_cohort(model)
+
+
+def test_the_learning_rate_may_change():
+    losses = []
+    for one in (alone, in_cohort):
+        model = net()
+        one(model)
+        model.optimizer.learning_rate = 0.01
+        losses.append(one(model))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "predict"])
+def test_evaluate_and_predict_go_on_with_their_first_trace(kind):
+    found = []
+    for together in (False, True):
+        model = weighted()
+        data = {"x": X} if kind == "predict" else {"x": X, "y": Y}
+        results = []
+        for beta in (1.0, 3.0):
+            model.beta = beta
+            if together:
+                results.append(getattr(kc.Cohort({"m": model}), kind)(**data, verbose=0)["m"])
+            else:
+                results.append(getattr(model, kind)(**data, verbose=0))
+        found.append(results)
+    for mine, its in zip(found[1], found[0], strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-6)
