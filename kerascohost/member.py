@@ -15,6 +15,7 @@ from kerascohost import errors, programs, reads
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
 from kerascohost.programs import Chunk
 from kerascohost.programs import data as keras_data
+from kerascohost.programs.threads import OwnSeeds
 from kerascohost.reads import Snapshot
 
 _BATCH_HOOKS = {
@@ -77,6 +78,7 @@ class Member:
         self.replicas = replicas
         self.snapshot: Snapshot | None = None
         self.finds_otherwise = False
+        self._seeds: OwnSeeds | None = None
         self.piece = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
@@ -156,11 +158,17 @@ class Member:
         with errors.about(self.name), self.as_read(kind):
             yield
 
-    def as_read(self, kind: str) -> contextlib.AbstractContextManager[None]:
-        """Makes a context in which code finds what the member's steps of this kind are to read."""
+    @contextlib.contextmanager
+    def as_read(self, kind: str) -> Iterator[None]:
+        """Lets the block find what the member's steps of this kind are to read, and draw from."""
         found = reads.remembered(self.model, kind) if self._is_traced else None
         found = found or self.snapshot
-        return contextlib.nullcontext() if found is None else found.as_read()
+        with contextlib.ExitStack() as entered:
+            if found is not None:
+                entered.enter_context(found.as_read())
+            if self._seeds is not None:
+                entered.enter_context(self._seeds.given())
+            yield
 
     @property
     def _is_traced(self) -> bool:
@@ -173,20 +181,23 @@ class Member:
                 reads.remember(self.model, kind)
 
     def _recall_traces(self, *kinds: str) -> None:
-        """Finds out whether what earlier steps of these kinds were traced with is there still.
+        """Gets ready what steps of these kinds are to read, and the seeds that they draw.
 
         Raises:
-            CohortError: If not, and if it cannot be restored.
+            CohortError: If what they were first traced with has changed and cannot be restored.
         """
+        known = [reads.remembered(self.model, kind) for kind in kinds] if self._is_traced else []
+        found = [one for one in known if one is not None]
         self.finds_otherwise = False
-        if not self._is_traced:
-            return
-        programs.check_trainable(self.model)
-        for kind in kinds:
-            known = reads.remembered(self.model, kind)
-            if known is not None:
-                known.check(self.name)
-                self.finds_otherwise |= known.differs
+        for one in found:
+            one.check(self.name)
+            self.finds_otherwise |= one.differs
+        if self._is_traced:
+            programs.check_trainable(self.model)
+        read = self.snapshot or next(iter(found), None) or reads.StepReads(self.model)
+        if read.draws_seeds:
+            self._seeds = self._seeds or OwnSeeds()
+            self._seeds.begin()
 
     def forget_history(self) -> None:
         """Makes the model's `history` that of a training which has not begun."""
@@ -481,6 +492,8 @@ class Member:
         if isinstance(self._random, keras_data.OwnRandom):
             self._random.settle()
         self._random = contextlib.nullcontext()
+        if self._seeds is not None:
+            self._seeds.settle()
         self._fit = {}
         self._train = self._validation = self._evaluated = self._predicted = None
 

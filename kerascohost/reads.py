@@ -72,6 +72,12 @@ _WRITERS = ("add_scalar", "execute", "log", "log_metric", "log_metrics", "write"
 # What these set is set before any step or hook reads it.
 _BEGINNINGS = frozenset({"__init__", "__post_init__", "build"})
 _CALLED_UNNAMED = frozenset({"__call__", "__getitem__", "__iter__", "__len__", "__next__"})
+_RANDOM_OF_KERAS = keras.random.normal.__module__
+_RANDOM_FUNCTIONS = frozenset(
+    name
+    for name, thing in vars(keras.random).items()
+    if getattr(thing, "__module__", None) == _RANDOM_OF_KERAS
+)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 
 
@@ -84,6 +90,7 @@ class _Code:
         written: Names of variables of other scopes that it binds.
         set: Names of attributes that it sets.
         changes_items: Whether it may change the items of a container.
+        gives_seed: Whether it calls something with an argument named `seed`.
     """
 
     def __init__(self, code: types.CodeType):
@@ -92,6 +99,7 @@ class _Code:
         self.written: set[str] = set()
         self.set: set[str] = set()
         self.changes_items = False
+        self.gives_seed = any(isinstance(c, tuple) and "seed" in c for c in code.co_consts)
         for step in dis.get_instructions(code):
             self._note(step.opname, step.argval, code)
         for constant in code.co_consts:
@@ -119,6 +127,7 @@ class _Code:
         self.written |= inner.written - set(code.co_cellvars)
         self.set |= inner.set
         self.changes_items |= inner.changes_items
+        self.gives_seed |= inner.gives_seed
 
 
 @functools.lru_cache(maxsize=4096)
@@ -146,6 +155,20 @@ def _is_of_package(thing: Any) -> bool:
     """Whether a class, a function or a module is not the user's."""
     module = getattr(thing, "__module__", None) or getattr(thing, "__name__", "")
     return isinstance(module, str) and _is_installed(module)
+
+
+def _draws_seeds(names: _Code, scope: Mapping[str, Any]) -> bool:
+    """Whether code calls a function of `keras.random` and names no `seed` in any call."""
+    if names.gives_seed:
+        return False
+    found = [scope[name] for name in names.globals & scope.keys()]
+    if any(getattr(thing, "__module__", None) == _RANDOM_OF_KERAS for thing in found):
+        return True
+    called = not _RANDOM_FUNCTIONS.isdisjoint(names.attributes)
+    return called and (
+        any(thing is keras.random for thing in found)
+        or ("random" in names.attributes and any(thing is keras for thing in found))
+    )
 
 
 def _title(function: types.FunctionType, path: str) -> str:
@@ -192,6 +215,7 @@ class _Walk:
         set: Names of the attributes that they set.
         mentioned: All attribute names that they mention.
         changes_items: Whether they may change the items of containers.
+        draws_seeds: Whether they may draw with `keras.random` without giving it a seed.
     """
 
     def __init__(self, may_write: bool):
@@ -205,6 +229,7 @@ class _Walk:
         self.set: set[str] = set()
         self.mentioned: set[str] = set()
         self.changes_items = False
+        self.draws_seeds = False
         self._named: list[_Named] = []
         self._seen: set[Hashable] = set()
         self._kept: list[Any] = []  # an object that is gone could leave its identity to another
@@ -324,6 +349,7 @@ class _Walk:
         if code.co_name not in _BEGINNINGS:
             self.set |= names.set
         self.changes_items |= names.changes_items
+        self.draws_seeds |= _draws_seeds(names, scope)
         self.mentioned |= names.attributes | (names.globals & (_BY_NAME | _RUNS_LATER))
         for name in sorted((names.globals | names.written) & scope.keys()):
             place = Entry(f"global `{name}`, read by {title}", scope, name)
@@ -482,6 +508,11 @@ class StepReads:
             or place.key in walk.written
             or place.attribute in walk.set
         )
+
+    @property
+    def draws_seeds(self) -> bool:
+        """Whether steps take seeds from Keras's global generator, as far as can be told."""
+        return self._steps.draws_seeds
 
     @property
     def differs(self) -> bool:

@@ -1,5 +1,6 @@
-"""Cases A4 and F4: a deferred fit finds the process as its call left it, random states included."""
+"""Cases A4, C3, F4: a deferred fit finds the process as its call left it, random states too."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -170,3 +171,80 @@ def test_a_fit_finds_the_settings_of_its_call(tmp_path):
         return models, seen + sorted(str(p.relative_to(folder)) for p in folder.rglob("*.csv"))
 
     check(program)
+
+
+class Noise(keras.layers.Layer):
+    """Adds noise whose seeds come from Keras's global generator."""
+
+    def call(self, x, training=False):
+        return x + keras.random.normal(keras.ops.shape(x)) if training else x
+
+
+def noisy():
+    ones = {"kernel_initializer": "ones"}
+    model = keras.Sequential([keras.Input((4,)), Noise(), keras.layers.Dense(1, **ones)])
+    model.compile("sgd", "mse")
+    return model
+
+
+needs_global_seeds = pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="Keras refuses unseeded draws in steps on JAX"
+)
+
+
+@needs_global_seeds
+@pytest.mark.parametrize("layout", ["joined", "stacked"])
+@pytest.mark.parametrize("drawn_before", [True, False])
+def test_members_draw_from_the_global_generator_as_if_alone(layout, drawn_before):
+    given = {"batch_size": 10, "shuffle": False, "verbose": 0}
+    epochs = {"a": 2, "b": 3}
+
+    def begin():
+        keras.utils.set_random_seed(3)
+        if drawn_before:
+            keras.random.normal((2,))
+
+    alone, models = [], {name: noisy() for name in epochs}
+    for each in epochs.values():
+        model = noisy()
+        begin()
+        model.fit(X, Y, epochs=each, **given)
+        alone.append(model.get_weights()[0])
+    begin()
+    kc.Cohort(models, layout=layout).fit(X, Y, epochs=epochs, **given)
+    assert not np.allclose(*(weights[:1] for weights in alone))
+    for model, weights in zip(models.values(), alone, strict=True):
+        np.testing.assert_allclose(model.get_weights()[0], weights, rtol=1e-5)
+
+
+@needs_global_seeds
+def test_the_global_generator_goes_on_from_fit_to_fit():
+    ends = []
+    for together in (False, True):
+        model = noisy()
+        fit = kc.Cohort({"m": model}).fit if together else model.fit
+        keras.utils.set_random_seed(3)
+        for _ in range(2):
+            fit(X, Y, epochs=2, batch_size=10, shuffle=False, verbose=0)
+        drawn = keras.ops.convert_to_numpy(keras.random.normal((2,)))
+        ends.append((model.get_weights()[0], drawn))
+    for mine, its in zip(*reversed(ends), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-5)
+
+
+@needs_global_seeds
+def test_draws_from_the_global_generator_in_a_block_are_as_written():
+    def program():
+        models, drawn = [noisy(), noisy()], []
+        for model in models:
+            model.fit(X, Y, epochs=2, batch_size=10, shuffle=False, verbose=0)
+            drawn.append(keras.ops.convert_to_numpy(keras.random.normal((2,))))
+        return [model.get_weights()[0] for model in models], drawn
+
+    ends = []
+    for hold in (contextlib.nullcontext, kc.cohost):
+        keras.utils.set_random_seed(3)
+        with hold():
+            ends.append(program())
+    np.testing.assert_allclose(ends[1][0], ends[0][0], rtol=1e-5)
+    np.testing.assert_allclose(ends[1][1], ends[0][1], rtol=1e-5)
