@@ -189,8 +189,8 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             self._train_first("output is redirected around a `fit`", at_call=True)
         elif any(map(_depends_on_open, keras.tree.flatten(_data(arguments)))):
             self._train_first(f"the data of {name!r} may be closed after its `fit`", at_call=True)
-        elif fit.snapshot.draws_seeds:  # where they leave it, the program draws on
-            self._train_first(f"{name!r} draws from Keras's global seed generator", at_call=True)
+        elif fit.snapshot.draws_globally:  # where it stops, the program draws on
+            self._train_first(f"the fit of {name!r} draws global random numbers", at_call=True)
         return fit.history
 
     def train_if_met(self, model: keras.Model) -> None:

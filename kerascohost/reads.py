@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dis
 import functools
+import operator
 import os
 import random
 import sys
@@ -72,12 +73,11 @@ _WRITERS = ("add_scalar", "execute", "log", "log_metric", "log_metrics", "write"
 # What these set is set before any step or hook reads it.
 _BEGINNINGS = frozenset({"__init__", "__post_init__", "build"})
 _CALLED_UNNAMED = frozenset({"__call__", "__getitem__", "__iter__", "__len__", "__next__"})
+# What functions draw from that are given no generator: by the object that has them as its methods,
+# and by the module that defines them.
+_GLOBAL_GENERATORS = tuple(map(operator.attrgetter("__self__"), (random.random, np.random.rand)))
 _RANDOM_OF_KERAS = keras.random.normal.__module__
-_RANDOM_FUNCTIONS = frozenset(
-    name
-    for name, thing in vars(keras.random).items()
-    if getattr(thing, "__module__", None) == _RANDOM_OF_KERAS
-)
+_RANDOM_OF_TENSORFLOW = "tensorflow.python.ops.random_ops"
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 
 
@@ -91,6 +91,8 @@ class _Code:
         set: Names of attributes that it sets.
         changes_items: Whether it may change the items of a container.
         gives_seed: Whether it calls something with an argument named `seed`.
+        lookups: The dotted names that it looks up, and the beginnings of these.
+        imported: By the name that it binds in itself, what it imports.
     """
 
     def __init__(self, code: types.CodeType):
@@ -100,8 +102,12 @@ class _Code:
         self.set: set[str] = set()
         self.changes_items = False
         self.gives_seed = any(isinstance(c, tuple) and "seed" in c for c in code.co_consts)
+        self.lookups: set[tuple[str, ...]] = set()
+        self.imported: dict[str, tuple[str, ...]] = {}
+        lookup: tuple[str, ...] = ()
         for step in dis.get_instructions(code):
             self._note(step.opname, step.argval, code)
+            lookup = self._look_up(step.opname, step.argval, lookup)
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._merge(names_of(constant), code)
@@ -121,6 +127,37 @@ class _Code:
         elif operation in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
             self.changes_items = True
 
+    def _look_up(self, operation: str, name: Any, before: tuple[str, ...]) -> tuple[str, ...]:
+        """Notes dotted names, such as `np.random.rand`; returns the one that an operation is in."""
+        if operation in ("STORE_FAST", "STORE_DEREF") and before[:1] == ("import",):
+            self.imported[name] = before[1:]
+            return ()
+        if operation == "IMPORT_NAME":
+            return ("import", name)
+        if operation in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FAST", "LOAD_DEREF"):
+            before = (name,)
+        elif before and operation in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            before = (*before, name)
+        else:
+            return ()
+        if before[0] != "import":
+            self.lookups.add(before)
+        return before
+
+    def found_by(self, scope: Mapping[str, Any]) -> Iterator[Any]:
+        """Yields what the dotted names stand for that begin with a global or with an import."""
+        for name, *rest in self.lookups:
+            if name in self.imported:
+                module, *first = self.imported[name]
+                thing, rest = sys.modules.get(module), [*first, *rest]
+            elif name in self.globals:
+                thing = scope.get(name)
+            else:
+                continue
+            for attribute in rest:
+                thing = getattr(thing, attribute, None) if _is_module(thing) else None
+            yield thing
+
     def _merge(self, inner: "_Code", code: types.CodeType) -> None:
         self.globals |= inner.globals
         self.attributes |= inner.attributes
@@ -128,6 +165,12 @@ class _Code:
         self.set |= inner.set
         self.changes_items |= inner.changes_items
         self.gives_seed |= inner.gives_seed
+        self.lookups |= inner.lookups
+        self.imported |= inner.imported
+
+
+def _is_module(thing: Any) -> bool:
+    return isinstance(thing, types.ModuleType)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -157,18 +200,15 @@ def _is_of_package(thing: Any) -> bool:
     return isinstance(module, str) and _is_installed(module)
 
 
-def _draws_seeds(names: _Code, scope: Mapping[str, Any]) -> bool:
-    """Whether code calls a function of `keras.random` and names no `seed` in any call."""
-    if names.gives_seed:
-        return False
-    found = [scope[name] for name in names.globals & scope.keys()]
-    if any(getattr(thing, "__module__", None) == _RANDOM_OF_KERAS for thing in found):
-        return True
-    called = not _RANDOM_FUNCTIONS.isdisjoint(names.attributes)
-    return called and (
-        any(thing is keras.random for thing in found)
-        or ("random" in names.attributes and any(thing is keras for thing in found))
-    )
+def _draws_numbers(thing: Any) -> bool:
+    """Whether this is a function that draws from a random state of the whole process, or sets it.
+
+    That of Python, of NumPy or of TensorFlow.
+    """
+    owner = getattr(thing, "__self__", None)
+    if any(owner is generator for generator in _GLOBAL_GENERATORS):
+        return thing.__name__ not in ("getstate", "get_state")
+    return getattr(thing, "__module__", None) == _RANDOM_OF_TENSORFLOW
 
 
 def _title(function: types.FunctionType, path: str) -> str:
@@ -215,6 +255,7 @@ class _Walk:
         set: Names of the attributes that they set.
         mentioned: All attribute names that they mention.
         changes_items: Whether they may change the items of containers.
+        draws_numbers: Whether they may draw from a random state of the whole process.
         draws_seeds: Whether they may draw with `keras.random` without giving it a seed.
     """
 
@@ -229,6 +270,7 @@ class _Walk:
         self.set: set[str] = set()
         self.mentioned: set[str] = set()
         self.changes_items = False
+        self.draws_numbers = False
         self.draws_seeds = False
         self._named: list[_Named] = []
         self._seen: set[Hashable] = set()
@@ -349,7 +391,11 @@ class _Walk:
         if code.co_name not in _BEGINNINGS:
             self.set |= names.set
         self.changes_items |= names.changes_items
-        self.draws_seeds |= _draws_seeds(names, scope)
+        found = list(names.found_by(scope))
+        self.draws_numbers |= any(map(_draws_numbers, found))
+        self.draws_seeds |= not names.gives_seed and any(
+            getattr(thing, "__module__", None) == _RANDOM_OF_KERAS for thing in found
+        )
         self.mentioned |= names.attributes | (names.globals & (_BY_NAME | _RUNS_LATER))
         for name in sorted((names.globals | names.written) & scope.keys()):
             place = Entry(f"global `{name}`, read by {title}", scope, name)
@@ -655,6 +701,15 @@ class Snapshot(StepReads):
                 found += reached.handles(layer.variables)
                 target = self.writes if walk is self._hooks and hooks_write else self.reads
                 target |= {id(thing) for thing in found}
+
+    @property
+    def draws_globally(self) -> bool:
+        """Whether steps, callbacks or data draw what the program would draw else.
+
+        As far as their code tells; the order in which `fit` shuffles arrays is not among it.
+        """
+        walks = (self._steps, self._hooks)
+        return any(walk.draws_numbers or walk.draws_seeds for walk in walks)
 
     def check(self, member: str) -> None:
         if self._places and self.stamp != programs.compile_stamp(self._model):

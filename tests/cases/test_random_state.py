@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 from pathlib import Path
 
 import keras
@@ -248,3 +249,58 @@ def test_draws_from_the_global_generator_in_a_block_are_as_written():
             ends.append(program())
     np.testing.assert_allclose(ends[1][0], ends[0][0], rtol=1e-5)
     np.testing.assert_allclose(ends[1][1], ends[0][1], rtol=1e-5)
+
+
+class Bootstrap(keras.utils.PyDataset):
+    """Batches of rows drawn from NumPy's global random state."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        rows = np.random.randint(0, len(X), 8)
+        return X[rows], Y[rows]
+
+
+class RandomRate(keras.callbacks.Callback):
+    """A learning rate drawn from Python's global random state."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = random.uniform(0.01, 0.1)
+
+
+@pytest.mark.parametrize("drawing", ["data", "callback"])
+def test_what_fits_draw_from_global_states_the_program_does_not_draw_again(drawing):
+    def program(hold):
+        models, seen = [], []
+        with hold():
+            for _ in range(2):
+                models.append(net())
+                if drawing == "data":
+                    models[-1].fit(Bootstrap(), epochs=2, shuffle=False, verbose=0)
+                else:
+                    models[-1].fit(X, Y, epochs=2, callbacks=[RandomRate()], verbose=0)
+                seen.append((np.random.rand(), random.random()))
+        return models, seen
+
+    check(program)
+
+
+def test_a_fit_whose_data_have_a_generator_of_their_own_is_held(capsys):
+    class Own(keras.utils.PyDataset):
+        def __init__(self):
+            super().__init__()
+            self.random = np.random.default_rng(0)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            rows = self.random.integers(0, len(X), 8)
+            return X[rows], Y[rows]
+
+    with kc.cohost() as block:
+        for _ in range(2):
+            net().fit(Own(), epochs=2, verbose=2)
+    assert "were trained now" not in capsys.readouterr().out
+    assert len(block.history) == 2
