@@ -17,6 +17,7 @@ from kerascohost.history import CohortHistory
 from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
 from kerascohost.programs import data as keras_data
+from kerascohost.programs import reached
 from kerascohost.progress import Progress
 from kerascohost.reads import paths_of
 from kerascohost.scheduler import Scheduler, Task
@@ -502,15 +503,21 @@ def keep_state(value: Any) -> list:
         return isinstance(thing, keras.callbacks.Callback) or hasattr(thing, "__next__")
 
     parts = _parts(value)
+    sources = [
+        node for part in parts if reached.is_dataset(part) for node in reached.pipeline(part)
+    ]
     return [
         *(thing for thing in parts if does(thing)),
         *(shuffle for part in parts for shuffle in keras_data.reshuffling(part)),
+        *(seed for source in sources for seed in reached.captured(source)),
     ]
 
 
 def _described(thing: Any) -> str:
     if hasattr(thing, "element_spec"):
         return "tf.data.Dataset that is shuffled anew each time"
+    if reached.is_handle(thing):
+        return "random layer in a dataset's `map`"
     return type(thing).__name__
 
 

@@ -261,15 +261,19 @@ class Member:
     def _build(self, batches: Batches, kind: str = "train") -> Any:
         """Builds the model from its first batch; returns it, or `None` where it is not known yet.
 
-        Batches are read, and dropped, as `fit` reads and drops them before its first epoch.
+        Batches are read, and dropped, as `fit` reads and drops them before its first epoch: after
+        the building, until when a dataset that prefetches goes on.
         """
         first = batches.look_ahead() if programs.reads_to_build(self.model) else None
-        batches.reset()
-        if first is None:
+        is_read = first is not None
+        if not is_read:
+            batches.reset()
             first = batches.peek()
         if first is not None:
             self._check_batch(first, kind)
         programs.backend_module().build(self.model, first)
+        if is_read:
+            batches.reset()
         return first
 
     def _check_batch(self, batch: Any, kind: str) -> None:

@@ -485,7 +485,7 @@ class _Walk:
             file = reached.cache_file(source)
             if file:
                 self.shared.add(str(Path(file).absolute()))
-            self.shared |= reached.captured(source)
+            self.shared |= set(map(id, reached.captured(source)))
             for function in reached.mapped(source):
                 code = getattr(function, "__code__", None)
                 # What other functions read was read when the pipeline was made.

@@ -103,6 +103,11 @@ def handles(variables: list[keras.Variable]) -> list[Any]:
     return [handle for handle in found if handle is not None]
 
 
+def is_handle(thing: Any) -> bool:
+    """Whether this is TensorFlow's handle of a variable."""
+    return getattr(getattr(thing, "dtype", None), "name", None) == "resource"
+
+
 def is_dataset(thing: Any) -> bool:
     """Whether this is a `tf.data.Dataset`; TensorFlow is not imported for it."""
     tensorflow = sys.modules.get("tensorflow")
@@ -124,15 +129,15 @@ def mapped(dataset: Any) -> list[Any]:
     return [getattr(wrapped, "_func", None) for wrapped in dataset._functions()]
 
 
-def captured(dataset: Any) -> set[int]:
-    """The identities of variables that one dataset's functions draw from: states of seeds.
+def captured(dataset: Any) -> list[Any]:
+    """The handles of variables that one dataset's functions draw from: states of seeds.
 
     They are told by their integers: other variables, as those of an adapted `Normalization`, are
     read only. `_functions`: there is no public way to them.
     """
     graphs = [wrapped.function.graph for wrapped in dataset._functions()]
     variables = [variable for graph in graphs for variable in graph.variables]
-    return {id(variable.handle) for variable in variables if variable.dtype.is_integer}
+    return [variable.handle for variable in variables if variable.dtype.is_integer]
 
 
 def is_shuffle(dataset: Any) -> bool:

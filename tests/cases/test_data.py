@@ -1,5 +1,6 @@
 """Members see the batches that their own `fit` would, in its order, read no earlier."""
 
+import contextlib
 import gc
 import random
 
@@ -466,3 +467,51 @@ def test_programs_let_go_of_data():
     gc.collect()
     assert not [array for array in jax.live_arrays() if array.shape == (8, 6, 4)]
     cohort.fit(X, Y, verbose=0, batch_size=6, epochs={"a": 1, "b": 0})
+
+
+def images(layer):
+    tf = pytest.importorskip("tensorflow", reason="a tf.data.Dataset needs TensorFlow")
+    pixels = X[:, :4].reshape((-1, 2, 2, 1))
+    pairs = tf.data.Dataset.from_tensor_slices((pixels, Y)).batch(3)
+    return pairs.map(lambda x, y: (layer(x, training=True), y))
+
+
+def image_net():
+    model = keras.Sequential(
+        [
+            keras.Input((2, 2, 1)),
+            layers.Flatten(),
+            layers.Dense(1, kernel_initializer="zeros"),
+        ]
+    )
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_a_random_layer_in_the_datasets_of_two_members_is_refused():
+    flip = layers.RandomFlip("horizontal", seed=3)
+    cohort = kc.Cohort({"a": image_net(), "b": image_net()})
+    with pytest.raises(CohortError, match=r"one random layer .* for 'a' and 'b'"):
+        cohort.fit({"a": images(flip), "b": images(flip)}, verbose=0)
+
+
+def test_an_adapted_layer_in_the_datasets_of_two_members_is_shared():
+    known = layers.Normalization()
+    known.adapt(X[:, :4].reshape((-1, 2, 2, 1)))
+    words = layers.StringLookup(vocabulary=["a", "b"])
+    models = {"a": image_net(), "b": image_net()}
+    data = [images(known).map(lambda x, y: (x, words(["a", "b", "a"]))) for _ in models]
+    kc.Cohort(models).fit(dict(zip(models, data, strict=True)), verbose=0)
+
+
+def test_random_layers_in_datasets_draw_as_in_fit():
+    """On JAX the first batch builds the model; what was read until then is drawn, too."""
+    ends = []
+    for hold in (contextlib.nullcontext, kc.cohost):
+        flip, models = layers.RandomFlip("horizontal", seed=3), [image_net(), image_net()]
+        with hold():
+            for model in models:
+                model.fit(images(flip), epochs=2, verbose=0)
+        ends.append([model.get_weights()[0] for model in models])
+    assert not np.allclose(*ends[0])
+    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-6)
