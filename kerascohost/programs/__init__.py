@@ -14,6 +14,7 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
   `None`;
 - `SHUFFLES_BY_GLOBAL_STATE`: whether `fit` draws the order of rows from a global random state, so
   that what a program draws after it depends on how many epochs it trained;
+- `BUILDS_IN_FIRST_STEP`: whether a `fit` of no epochs builds nothing, as on TensorFlow;
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
 - `FINALIZES_AFTER_FAILURE`: whether `fit` hands its model over (averaged weights taken up) also
   when it fails or is interrupted, as Keras's does on JAX only;
