@@ -164,18 +164,3 @@ def test_metrics_of_several_members_are_named():
     message = r"'a' and 'b' with the same metric \(mae_\)\. Compile each model with metrics of its"
     with pytest.raises(kc.CohortError, match=message):
         kc.Cohort(models).fit(X, Y, verbose=0)
-
-
-def test_a_fit_of_no_epochs_builds_what_fit_builds():
-    """On TensorFlow nothing: an optimizer that is built later may find other weights to train."""
-
-    def left(fit):
-        keras.utils.set_random_seed(0)
-        model = keras.Sequential([layers.Dense(3), layers.Dense(1)])
-        model.compile(keras.optimizers.SGD(0.1, momentum=0.5), "mse")
-        fit(model, x=X, y=Y, epochs=1, initial_epoch=1, verbose=0)
-        return model.built, len(model.weights), len(model.optimizer.variables)
-
-    assert left(lambda model, **given: kc.Cohort({"m": model}).fit(**given)) == left(
-        keras.Model.fit
-    )
