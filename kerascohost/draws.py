@@ -16,8 +16,8 @@ from kerascohost.reads import names_of
 def advance(model: keras.Model, arguments: Mapping[str, Any]) -> bytes:
     """Moves the global random state to where a training of all its epochs would leave it.
 
-    Only shuffled arrays are followed, and only where `fit` shuffles by the global state (on JAX by
-    NumPy's).
+    Followed are shuffled arrays, where `fit` shuffles by the global state (on JAX by NumPy's), and
+    the shuffled batches of a `PyDataset` (by Python's).
 
     Args:
         model: The model.
@@ -26,23 +26,31 @@ def advance(model: keras.Model, arguments: Mapping[str, Any]) -> bytes:
     Returns:
         The state, see `programs.random_state`.
     """
-    backend = programs.backend_module()
-    x, y, weights = (arguments[key] for key in ("x", "y", "sample_weight"))
-    shuffle = arguments["shuffle"]
-    follows = backend.SHUFFLES_BY_GLOBAL_STATE and shuffle and _are_valid(arguments)
-    if follows and keras_data.are_arrays((x, y, weights)):
-        rows = keras_data.num_rows(x, arguments["validation_split"], arguments["validation_data"])
-        size = arguments["batch_size"] or 32
-        order = backend.row_order(rows, size, shuffle)
+    order, steps = _order(arguments) if _are_valid(arguments) else (None, 0)
+    if order is not None:
         if programs.reads_to_build(model):
             order.look_ahead()
         epochs = arguments["epochs"] - arguments["initial_epoch"]
         per_epoch = arguments["steps_per_epoch"] or 0
         executions = math.ceil(per_epoch / model.steps_per_execution)  # `fit` runs whole ones
-        for _ in range(_passes(epochs, -(-rows // size), executions * model.steps_per_execution)):
+        for _ in range(_passes(epochs, steps, executions * model.steps_per_execution)):
             order()
         order.settle()
     return programs.random_state()
+
+
+def _order(arguments: Mapping[str, Any]) -> tuple[Any, int]:
+    """What draws the order of each pass over the data, if that can be followed; steps in a pass."""
+    backend = programs.backend_module()
+    x, y, weights = (arguments[key] for key in ("x", "y", "sample_weight"))
+    shuffle = arguments["shuffle"]
+    if shuffle and isinstance(x, keras.utils.PyDataset):
+        return keras_data.batch_order(x), x.num_batches or 0
+    if shuffle and backend.SHUFFLES_BY_GLOBAL_STATE and keras_data.are_arrays((x, y, weights)):
+        rows = keras_data.num_rows(x, arguments["validation_split"], arguments["validation_data"])
+        size = arguments["batch_size"] or 32
+        return backend.row_order(rows, size, shuffle), -(-rows // size)
+    return None, 0
 
 
 def _are_valid(arguments: Mapping[str, Any]) -> bool:

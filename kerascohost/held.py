@@ -171,13 +171,14 @@ class HeldFit:
         Args:
             later: The random state in which the program was found next.
         """
-        ended_elsewhere = self.draws and self.has_begun and self.process.random != self.expected
-        if ended_elsewhere and programs.is_drawn_from(self.expected, later):
+        ended = self.process.random
+        ended_elsewhere = self.draws and self.has_begun and ended != self.expected
+        if ended_elsewhere and programs.is_drawn_from(self.expected, later, ended):
             warnings.warn(
-                f"The program drew NumPy's random numbers after the `fit` of {self.label!r} as if "
-                f"it had run all its epochs, but it ended after {len(self._recorded.epoch)} of "
-                f"{self.arguments['epochs']}. Set a seed after it (`np.random.seed`), or draw "
-                "before it.",
+                f"The program drew random numbers, as new layers do for their weights, after the "
+                f"`fit` of {self.label!r} as if it had run all its epochs, but it ended after "
+                f"{len(self._recorded.epoch)} of {self.arguments['epochs']}. Set a seed after it "
+                "(`keras.utils.set_random_seed`), or draw before it.",
                 stacklevel=5,
             )
 

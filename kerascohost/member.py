@@ -84,6 +84,7 @@ class Member:
         self.validated: list[int] = []
         self._group = group_factor * replicas
         self._fit: dict[str, Any] = {}
+        self._epochs = 0
         self._train: Any = None
         self._validation: Any = None
         self._evaluated: Any = None
@@ -110,7 +111,7 @@ class Member:
             data, validation = keras_data.split_validation(data, fit["validation_split"])
         self.validated = []
         self._last_logs = {}
-        self._fit = fit
+        self._fit, self._epochs = fit, _capped(fit["epochs"])
         self._train = self._batches(
             data,
             fit["batch_size"],
@@ -271,7 +272,9 @@ class Member:
             first = batches.peek()
         if first is not None:
             self._check_batch(first, kind)
-        programs.backend_module().build(self.model, first)
+        steps = kind == "test" or self._fit["initial_epoch"] < self._epochs
+        if steps or not programs.backend_module().BUILDS_IN_FIRST_STEP:
+            programs.backend_module().build(self.model, first)
         if is_read:
             batches.reset()
         return first
@@ -323,8 +326,7 @@ class Member:
         return self._drawing(self._training(callbacks))
 
     def _training(self, callbacks: list) -> Run:
-        model, fit = self.model, self._fit
-        epochs = _capped(fit["epochs"])
+        model, fit, epochs = self.model, self._fit, self._epochs
         dispatch = self._callback_list(
             [*programs.callbacks_in(fit["callbacks"]), *callbacks], fit, epochs
         )

@@ -14,6 +14,7 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
   `None`;
 - `SHUFFLES_BY_GLOBAL_STATE`: whether `fit` draws the order of rows from a global random state, so
   that what a program draws after it depends on how many epochs it trained;
+- `BUILDS_IN_FIRST_STEP`: whether a `fit` of no epochs builds nothing, as on TensorFlow;
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
 - `FINALIZES_AFTER_FAILURE`: whether `fit` hands its model over (averaged weights taken up) also
   when it fails or is interrupted, as Keras's does on JAX only;
@@ -456,19 +457,42 @@ def set_random_state(state: bytes) -> None:
     backend_module().set_random_state(of_backend)
 
 
-def is_drawn_from(earlier: bytes, later: bytes, at_most: int = 5000) -> bool:
-    """Whether NumPy's random state in `later` is where draws from that in `earlier` lead.
+def is_drawn_from(expected: bytes, found: bytes, ended: bytes, at_most: int = 5000) -> bool:
+    """Whether numbers were drawn from Python's or NumPy's random state where it should not be.
 
-    Its Mersenne Twister makes 624 words at a time; `at_most` such blocks are followed.
+    Both make 624 words at a time (Mersenne Twister); `at_most` such blocks are followed.
+
+    Args:
+        expected: The state that was found before the draws.
+        found: The state after them.
+        ended: The state that should have been found.
     """
-    (_, begun, _), (_, found, _) = pickle.loads(earlier), pickle.loads(later)
+    states = zip(*map(_twisters, (expected, found, ended)), strict=True)
+    return any(
+        not _is_same_twister(begun, right) and _leads_to(begun, there, at_most)
+        for begun, there, right in states
+    )
+
+
+def _twisters(state: bytes) -> list[tuple[np.ndarray, int]]:
+    """The words of Python's and of NumPy's generator, and how many of them are used up."""
+    (_, of_python, _), of_numpy, _ = pickle.loads(state)
+    python = np.array(of_python[:-1], "uint32"), of_python[-1]
+    return [python, (of_numpy[1], of_numpy[2])]
+
+
+def _is_same_twister(one: tuple[np.ndarray, int], other: tuple[np.ndarray, int]) -> bool:
+    return one[1] == other[1] and np.array_equal(one[0], other[0])
+
+
+def _leads_to(begun: tuple[np.ndarray, int], found: tuple[np.ndarray, int], at_most: int) -> bool:
+    if np.array_equal(begun[0], found[0]):
+        return begun[1] < found[1]
     state: Any = np.random.RandomState()
-    state.set_state(begun)
-    if np.array_equal(begun[1], found[1]):
-        return bool(begun[2] < found[2])
+    state.set_state(("MT19937", *begun))
     for _ in range(at_most):
         state.bytes(4 * 624)
-        if np.array_equal(state.get_state()[1], found[1]):
+        if np.array_equal(state.get_state()[1], found[0]):
             return True
     return False
 

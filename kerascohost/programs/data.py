@@ -68,6 +68,24 @@ def shuffled_rows(
         yield permutation(min(batch_size, num_rows - start)) + start
 
 
+def batch_order(dataset: keras.utils.PyDataset) -> RowOrder | None:
+    """The order in which `fit` visits the batches of a dataset that it shuffles.
+
+    It is drawn from Python's global random state as each pass begins. `None` if the dataset does
+    not end, and so is not shuffled.
+    """
+    count = dataset.num_batches
+    if count is None:
+        return None
+
+    def draw() -> Iterator[np.ndarray]:
+        indices = list(range(count))
+        random.shuffle(indices)
+        yield np.array(indices)
+
+    return RowOrder(draw)
+
+
 class OwnRandom:
     """Python's and NumPy's random state as one member finds it, who trains as if alone.
 
