@@ -1,0 +1,1 @@
+"""Random fits and random programs, against Keras's own `fit`."""
