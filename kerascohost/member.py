@@ -116,7 +116,10 @@ class Member:
             group=self._group,
         )
         self._unbuilt = programs.metrics_not_reset(self.model)
-        first = self._build(self._train)
+        first = None
+        has_epochs = programs.first_epoch(self.model, fit["initial_epoch"]) < fit["epochs"]
+        if has_epochs or programs.builds_before_epochs():
+            first = self._build(self._train)
         self._prepare_validation(validation)
         self.samples_per_step = self._train.rows_per_step
         if self.samples_per_step is None and first is not None:

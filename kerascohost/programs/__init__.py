@@ -321,13 +321,21 @@ def first_epoch(model: keras.Model, initial_epoch: int) -> int:
     return model._initial_epoch or initial_epoch
 
 
+def builds_before_epochs() -> bool:
+    """Whether `fit` builds a model before its first epoch; on TensorFlow it does while it traces.
+
+    There, a `fit` without an epoch left builds nothing and draws no weights.
+    """
+    return keras.backend.backend() != "tensorflow"
+
+
 def reads_to_build(model: keras.Model) -> bool:
     """Whether `fit` takes a batch, which it drops, to build the model before its first epoch.
 
     `_flatten_layers`, `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find
-    out whether it needs one. On TensorFlow `fit` builds while it traces.
+    out whether it needs one.
     """
-    if keras.backend.backend() == "tensorflow":
+    if not builds_before_epochs():
         return False
     compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
     return not all(part.built for part in [*model._flatten_layers(), *compiled])

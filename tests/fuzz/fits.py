@@ -2,8 +2,10 @@
 
 import dataclasses
 import gc
+import itertools
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -508,9 +510,11 @@ def verdict(case: Case) -> Verdict:
         _forget()
 
 
-def _forget():
-    """Lets go of what was traced and compiled, which would add up."""
+def _forget(every: int = 20, cases: Iterator[int] = itertools.count(1)):  # noqa: B008  # counts on
+    """Lets go of what was traced and compiled, which would add up, now and then: it takes long."""
     keras.utils.clear_session(free_memory=False)
+    if next(cases) % every:
+        return
     if BACKEND == "jax":
         import jax
 

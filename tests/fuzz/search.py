@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 # Shrinking runs cases, each of which takes seconds.
-SHRINKING_SECONDS = 90.0
+SHRINKING_SECONDS = 60.0
 
 
 @dataclasses.dataclass
