@@ -19,19 +19,22 @@ class Tally:
 
     Attributes:
         tried: Their number.
-        refused: How many were refused, by reason.
+        refused: How many were refused before training, by reason.
+        failed: How many failed together as apart, by what was raised.
         differing: The shrunk case and what differs, for each search that found one.
     """
 
     tried: int = 0
     refused: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    failed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     differing: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [
             f"{self.tried} draws: {len(self.differing)} differing, "
-            f"{self.refused.total()} refused before training"
+            f"{self.refused.total()} refused before training, {self.failed.total()} failed as apart"
         ]
+        lines += [f"  failed {count} times: {why}" for why, count in self.failed.most_common()]
         lines += [f"  refused {count} times: {why}" for why, count in self.refused.most_common()]
         lines += [f"differs: {what}\n  {case!r}" for case, what in self.differing]
         return "\n".join(lines)
@@ -54,7 +57,8 @@ def search(
 
     Args:
         cases: Draws cases, whose `repr` can be run again.
-        verdict: Runs a case; its result has a `kind` ("same", "refused", "differs") and a `text`.
+        verdict: Runs a case; its result has a `kind` ("same", "failed", "refused" or "differs") and
+            a `text`.
         count: How many cases.
         start: The seed.
         tally: How cases ended so far.
@@ -83,8 +87,8 @@ def search(
             known[key] = result = verdict(case)
             if smallest is None:
                 tally.tried += 1
-                if result.kind == "refused":
-                    tally.refused[result.text] += 1
+                if result.kind in ("refused", "failed"):
+                    getattr(tally, result.kind)[result.text] += 1
             if result.kind == "differs" and smallest is None:
                 print(f"differs: {result.text}\n  {key}\n  shrinking", flush=True)
                 ends = time.monotonic() + shrinking
