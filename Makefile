@@ -11,7 +11,7 @@ BACKEND := $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo gpu; \
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo lab test test-tensorflow test-jax test-torch test-oldest test-wheel test-binder \
-	test-keras nightly bench notebooks docs address lint clean
+	test-keras fuzz nightly bench notebooks docs address lint clean
 
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
@@ -57,8 +57,13 @@ test-keras: $(STAMP)
 	failed=0; for backend in tensorflow jax; do \
 		KERAS_BACKEND=$$backend $(BIN)/python -m tests.keras_tests || failed=1; done; exit $$failed
 
+# Random fits, together and apart. FUZZ: how many; SEED; KERAS_BACKEND: one backend instead of both.
+fuzz: $(STAMP)
+	failed=0; for backend in $${KERAS_BACKEND:-tensorflow jax}; do \
+		KERAS_BACKEND=$$backend $(BIN)/python -m tests.fuzz || failed=1; done; exit $$failed
+
 # What takes too long for every change.
-nightly: test-keras test-oldest test-wheel test-binder
+nightly: fuzz test-keras test-oldest test-wheel test-binder
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

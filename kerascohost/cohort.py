@@ -139,10 +139,12 @@ class Cohort:
     @property
     def plan(self) -> Plan:
         """Which member is stacked with which, and why others are joined."""
-        stacks = self._scheduler.stacks
-        members = list(self._members.values())
-        stacks.arrange(member for member in members if member.model.built)
-        return stacks.plan(members)
+        self._arrange()
+        return self._scheduler.stacks.plan(list(self._members.values()))
+
+    def _arrange(self) -> None:
+        members = self._members.values()
+        self._scheduler.stacks.arrange(member for member in members if member.model.built)
 
     def __reduce__(self) -> tuple:
         """What pickling and copying take: the models and how they are to be trained.
@@ -225,7 +227,7 @@ class Cohort:
             self._history = None
             try:
                 if self.layout != "joined":
-                    self._scheduler.stacks.arrange(self._members.values())
+                    self._arrange()
                     if any(arguments[name]["verbose"] != 0 for name in arguments):
                         print(f"{self.layout}: {self.plan.summary}")
                 self._run("train", arguments, lambda member, bar: member.training([bar]))

@@ -121,7 +121,10 @@ class Member:
             group=self._group,
         )
         self._unbuilt = programs.metrics_not_reset(self.model)
-        first = self._build(self._train)
+        first = None
+        has_epochs = programs.first_epoch(self.model, fit["initial_epoch"]) < self._epochs
+        if has_epochs or programs.builds_before_epochs():
+            first = self._build(self._train)
         self._prepare_validation(validation)
         self._recall_traces("train", "test")
         self.samples_per_step = self._train.rows_per_step
@@ -272,9 +275,7 @@ class Member:
             first = batches.peek()
         if first is not None:
             self._check_batch(first, kind)
-        steps = kind == "test" or self._fit["initial_epoch"] < self._epochs
-        if steps or not programs.backend_module().BUILDS_IN_FIRST_STEP:
-            programs.backend_module().build(self.model, first)
+        programs.backend_module().build(self.model, first)
         if is_read:
             batches.reset()
         return first

@@ -14,7 +14,6 @@ that says why. The rest of kerascohost sees these functions and, per backend, th
   `None`;
 - `SHUFFLES_BY_GLOBAL_STATE`: whether `fit` draws the order of rows from a global random state, so
   that what a program draws after it depends on how many epochs it trained;
-- `BUILDS_IN_FIRST_STEP`: whether a `fit` of no epochs builds nothing, as on TensorFlow;
 - `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
 - `FINALIZES_AFTER_FAILURE`: whether `fit` hands its model over (averaged weights taken up) also
   when it fails or is interrupted, as Keras's does on JAX only;
@@ -344,13 +343,21 @@ def first_epoch(model: keras.Model, initial_epoch: int) -> int:
     return model._initial_epoch or initial_epoch
 
 
+def builds_before_epochs() -> bool:
+    """Whether `fit` builds a model before its first epoch; on TensorFlow it does while it traces.
+
+    There, a `fit` without an epoch left builds nothing and draws no weights.
+    """
+    return keras.backend.backend() != "tensorflow"
+
+
 def reads_to_build(model: keras.Model) -> bool:
     """Whether `fit` takes a batch, which it drops, to build the model before its first epoch.
 
-    `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find
-    out whether it needs one. On TensorFlow `fit` builds while it traces.
+    `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find out whether it
+    needs one.
     """
-    if keras.backend.backend() == "tensorflow":
+    if not builds_before_epochs():
         return False
     compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
     return not (is_built(model) and all(part.built for part in compiled))

@@ -24,7 +24,6 @@ from kerascohost.programs.stacked_jax import Program as StackProgram
 from kerascohost.programs.stacked_jax import Rows
 
 __all__ = [
-    "BUILDS_IN_FIRST_STEP",
     "COMPILED_FUNCTION",
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
@@ -47,7 +46,6 @@ __all__ = [
     "stacks_badly",
 ]
 
-BUILDS_IN_FIRST_STEP = False
 COMPILED_FUNCTION = None  # they are given what they read
 COMPILES_PER_SHAPE = True
 SHUFFLES_BY_GLOBAL_STATE = True  # NumPy's

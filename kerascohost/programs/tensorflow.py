@@ -31,7 +31,6 @@ from kerascohost.programs.stacked_tensorflow import Program as StackProgram
 from kerascohost.programs.stacked_tensorflow import Rows, cannot_stack, stacks_badly
 
 __all__ = [
-    "BUILDS_IN_FIRST_STEP",
     "COMPILED_FUNCTION",
     "COMPILES_PER_SHAPE",
     "FINALIZES_AFTER_FAILURE",
@@ -55,7 +54,6 @@ __all__ = [
     "variables_read_by",
 ]
 
-BUILDS_IN_FIRST_STEP = True
 COMPILED_FUNCTION = type(tf.function(lambda: None))
 COMPILES_PER_SHAPE = False  # dimensions may be unknown
 SHUFFLES_BY_GLOBAL_STATE = False  # by a seed: each epoch alike

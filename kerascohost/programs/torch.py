@@ -15,7 +15,6 @@ from kerascohost.programs import symbolic_build
 from kerascohost.programs.data import RowOrder
 from kerascohost.programs.eager import Program as Program
 
-BUILDS_IN_FIRST_STEP = False
 COMPILED_FUNCTION = None
 COMPILES_PER_SHAPE = False
 SHUFFLES_BY_GLOBAL_STATE = False  # its generator's state is not followed

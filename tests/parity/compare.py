@@ -143,7 +143,7 @@ def assert_same(
 
 
 def _compare(name: str, apart: Trained, together: Trained, tolerance: float | None) -> float:
-    tolerance = tolerance or TOLERANCE[keras.config.floatx()]
+    tolerance = TOLERANCE[keras.config.floatx()] if tolerance is None else tolerance
     expected, actual = apart.variables(), together.variables()
     assert len(expected) == len(actual), f"{name}: {len(expected)} != {len(actual)} variables"
     differences = [

@@ -82,6 +82,21 @@ def test_a_member_with_nothing_left_to_do_is_left_alone():
         assert_allclose(one, other)
 
 
+@pytest.mark.parametrize("layout", ["joined", "stacked"])
+def test_without_an_epoch_left_nothing_is_built_but_what_fit_builds(layout):
+    def unbuilt():
+        model = keras.Sequential([layers.Dense(5, "tanh"), layers.Dense(1)])
+        model.compile("adam", "mse", metrics=["mae"])
+        return model
+
+    members = {
+        "unbuilt": member(unbuilt, initial_epoch=3),
+        "without slots": member(initial_epoch=3),
+        "busy": member(),
+    }
+    compare.assert_parity(members, layout=layout)
+
+
 def test_one_value_for_all_is_each_members_own():
     members = {"a": member(), "b": member()}
     for each in members.values():

@@ -1,0 +1,31 @@
+"""Draws many fits: `FUZZ=1000 SEED=1 KERAS_BACKEND=jax python -m tests.fuzz`."""
+
+import os
+import sys
+import time
+
+from tests.fuzz import drawn, fits, search
+
+# A search ends with the first case that differs: the next one goes on with another seed.
+PART = 25
+
+
+def main() -> int:
+    count, seed = int(os.environ.get("FUZZ", "1000")), int(os.environ.get("SEED", "1"))
+    seconds = float(os.environ.get("FUZZ_SECONDS", "inf"))
+    tally, begun, part = search.Tally(), time.monotonic(), 0
+    while tally.tried < count and time.monotonic() - begun < seconds:
+        left = min(PART, count - tally.tried)
+        search.search(drawn.cases(), fits.verdict, left, seed * 100_000 + part, tally)
+        part += 1
+        print(
+            f"{drawn.BACKEND}, SEED={seed}, {time.monotonic() - begun:.0f} s: {tally.tried} draws, "
+            f"{len(tally.differing)} differing, {tally.refused.total()} refused",
+            flush=True,
+        )
+    print(f"{drawn.BACKEND}, SEED={seed}: {tally}")
+    return bool(tally.differing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
