@@ -213,6 +213,8 @@ def _obstacle(member: Member) -> str | None:
         return why
     if backend.execution(member.model) == "eager":
         return "runs eagerly"
+    if not member.model.trainable_variables:
+        return "has no weights to train"
     if member.piece:
         return "is applied several times in a step (`replicas`)"
     if programs.state_bytes(member.model) > programs.STACKED_STATE_LIMIT:

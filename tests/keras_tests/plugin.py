@@ -298,7 +298,7 @@ def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, 
     for ours, its in pairs:
         for variable, copied in zip(ours, its, strict=True):
             copied.assign(variable)
-    clone.stop_training = model.stop_training
+    clone.stop_training = getattr(model, "stop_training", False)
     random.setstate(state[0])
     np.random.set_state(state[1])
     return clone, own, comparable
