@@ -333,7 +333,10 @@ def _copied(model: keras.Model, built_from: Any) -> keras.Model:
         return copy.deepcopy(model)
     # What Keras trains each layer in, to test it: a class that no config tells of.
     layer, optimizer = model.layer, model.optimizer
-    copied = type(model)(type(layer).from_config(layer.get_config()))
+    its_copy = type(layer).from_config(layer.get_config())
+    if layer.built:
+        its_copy.build_from_config(layer.get_build_config())
+    copied = type(model)(its_copy)
     if built_from is not None:
         copied(built_from)
     copied.compile(
