@@ -207,6 +207,8 @@ def _shape(want: Want) -> tuple:
 
 def _obstacle(member: Member) -> str | None:
     """Why this member can be in no stack, whatever the others are."""
+    if not member.model.compiled:
+        return "is not compiled"  # it can still predict
     backend = programs.backend_module()
     why = backend.cannot_stack(member.model)
     if why is not None:

@@ -301,6 +301,16 @@ def test_models_without_weights_are_joined():
     assert "has no weights to train" in cohort.plan.summary
 
 
+def test_models_that_are_not_compiled_predict():
+    models = {name: keras.Sequential([keras.Input((4,)), layers.Dense(2)]) for name in "ab"}
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
+    cohort = kc.Cohort(models, layout="stacked")
+    predicted = cohort.predict(x, verbose=0)
+    for name, model in models.items():
+        np.testing.assert_allclose(predicted[name], model.predict(x, verbose=0), atol=1e-6)
+    assert "is not compiled" in cohort.plan.summary
+
+
 def test_a_member_that_is_compiled_differently_by_its_callback_leaves():
     class Recompiles(callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
