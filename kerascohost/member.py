@@ -420,7 +420,8 @@ class Member:
             if self.model.stop_predicting:
                 break
         dispatch.on_predict_end()
-        return tree.map_structure(lambda *rows: np.concatenate(rows), *parts)
+        concatenated = programs.backend_module().concatenated
+        return tree.map_structure(lambda *rows: concatenated(rows), *parts)
 
     def _epoch(
         self, kind: str, batches: Batches, dispatch: keras.callbacks.CallbackList, limit: int | None

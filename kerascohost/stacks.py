@@ -207,6 +207,8 @@ def _shape(want: Want) -> tuple:
 
 def _obstacle(member: Member) -> str | None:
     """Why this member can be in no stack, whatever the others are."""
+    if not member.model.compiled:
+        return "is not compiled"  # it can still predict
     backend = programs.backend_module()
     why = backend.cannot_stack(member.model)
     if why is not None:
@@ -215,6 +217,8 @@ def _obstacle(member: Member) -> str | None:
         return "runs eagerly"
     if member.finds_otherwise:
         return "goes on with what it was first traced with, which has changed since"
+    if not member.model.trainable_variables:
+        return "has no weights to train"
     if member.piece:
         return "is applied several times in a step (`replicas`)"
     if programs.state_bytes(member.model) > programs.STACKED_STATE_LIMIT:

@@ -33,6 +33,7 @@ __all__ = [
     "StackProgram",
     "build",
     "cannot_stack",
+    "concatenated",
     "device_bytes",
     "eager_step",
     "execution",
@@ -50,6 +51,7 @@ COMPILED_FUNCTION = None  # they are given what they read
 COMPILES_PER_SHAPE = True
 SHUFFLES_BY_GLOBAL_STATE = True  # NumPy's
 FINALIZES_AFTER_FAILURE = True
+concatenated = np.concatenate  # of outputs: `predict` refuses other shapes, too
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,

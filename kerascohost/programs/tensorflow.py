@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
+from keras.src.backend.tensorflow.trainer import potentially_ragged_concat
 from tensorflow.python.eager import (
     context,  # holds the global seed, which nothing public reads
     record,  # knows whether there is a tape
@@ -40,6 +41,7 @@ __all__ = [
     "StackProgram",
     "build",
     "cannot_stack",
+    "concatenated",
     "device_bytes",
     "eager_step",
     "execution",
@@ -327,6 +329,16 @@ def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
     if kind == "predict":
         return logs
     return tf.experimental.Optional.from_value(logs).get_value()  # as `fit`: see `_carry_logs`
+
+
+def concatenated(parts: Sequence[np.ndarray]) -> Any:
+    """The outputs of successive batches, as `predict` returns them: ragged where shapes differ.
+
+    `potentially_ragged_concat`: it decides which axes are ragged then.
+    """
+    if len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
+    return potentially_ragged_concat([tf.convert_to_tensor(part) for part in parts])
 
 
 def random_state() -> tuple:

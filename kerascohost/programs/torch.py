@@ -19,6 +19,7 @@ COMPILED_FUNCTION = None
 COMPILES_PER_SHAPE = False
 SHUFFLES_BY_GLOBAL_STATE = False  # its generator's state is not followed
 FINALIZES_AFTER_FAILURE = False
+concatenated = np.concatenate  # of outputs: `predict` refuses other shapes, too
 StackProgram = None
 
 

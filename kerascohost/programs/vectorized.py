@@ -186,7 +186,7 @@ def _convolution(given: Any) -> Any:
         return None
     given.stack_inputs([0])
     x = given.stacked_input(0)
-    windows = _Windows(given, x.shape[2:-1], weights.shape[1:])
+    windows = _Windows(given, x.shape[2:], weights.shape[1:])
     return pfor.wrap(windows.rows_to_image(tf.matmul(windows.rows(x), windows.matrix(weights))))
 
 
@@ -194,7 +194,7 @@ def _convolution(given: Any) -> Any:
 def _gradient_by_weights(given: Any) -> Any:
     given.stack_inputs([0, 2])
     x, gradient = given.stacked_input(0), given.stacked_input(2)
-    windows = _Windows(given, x.shape[2:-1], given.outputs[0].shape)
+    windows = _Windows(given, x.shape[2:], given.outputs[0].shape)
     gradient = tf.reshape(gradient, (tf.shape(gradient)[0], -1, windows.filters))
     product = tf.matmul(windows.rows(x), gradient, transpose_a=True)
     return pfor.wrap(tf.reshape(product, (-1, *given.outputs[0].shape)))
@@ -207,7 +207,7 @@ def _gradient_by_input(given: Any) -> Any:
         return None
     given.stack_inputs([2])
     gradient = given.stacked_input(2)
-    windows = _Windows(given, given.outputs[0].shape[1:-1], weights.shape[1:])
+    windows = _Windows(given, given.outputs[0].shape[1:], weights.shape[1:])
     members, samples = tf.shape(gradient)[0], tf.shape(gradient)[1]
     rows = tf.reshape(gradient, (members, -1, windows.filters))
     rows = tf.matmul(rows, windows.matrix(weights), transpose_b=True)
@@ -219,19 +219,21 @@ class _Windows:
 
     Args:
         given: The convolution.
-        size: The spatial shape of its input.
+        image: The shape of its input, `(*size, channels)`.
         kernel: The shape of its weights, `(*window, channels, filters)`.
     """
 
-    def __init__(self, given: Any, size: Sequence[int], kernel: Sequence[int]):
+    def __init__(self, given: Any, image: Sequence[int], kernel: Sequence[int]):
         if given.get_attr("data_format") not in (b"NHWC", b"NDHWC"):
             raise NotStackableError("has a convolution with channels first")
         *self._window, self.channels, self.filters = kernel
-        self._size = list(size)
+        *self._size, channels = image
         self._strides = given.get_attr("strides")[1:-1]
         self._dilations = given.get_attr("dilations")[1:-1]
         if None in (*self._size, *kernel):
             raise NotStackableError("has a convolution over images of no fixed size")
+        if channels != self.channels:
+            raise NotStackableError("has a convolution in groups of channels")
         self._reach = [
             (window - 1) * dilation + 1
             for window, dilation in zip(self._window, self._dilations, strict=True)

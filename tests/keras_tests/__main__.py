@@ -26,7 +26,11 @@ LEAST_PLAIN = 100  # fewer, and something keeps the tests from being run at all
 
 # Those whose tests train, evaluate or predict; left out is what needs packages that the project
 # does not (Orbax, LiteRT, torch, Keras's own conftest), several devices, or pretrained weights from
-# the network.
+# the network. Of the layers' tests, whose `run_layer_test` trains a step, there are some of each
+# kind. Left out are those which train nothing (most of attention, merging, preprocessing), what
+# takes minutes for little (EinsumDense, ReversibleEmbedding and STFTSpectrogram; GRU, ConvLSTM and
+# stacked cells, which TensorFlow vectorises for a minute each), and more of one kind (transposed
+# convolutions, adaptive pooling, other cropping). No test of a loss calls `fit`.
 FILES = (
     "trainers/trainer_test.py",
     "callbacks/backup_and_restore_test.py",
@@ -48,12 +52,48 @@ FILES = (
     "models/variable_mapping_test.py",
     "backend/jax/trainer_test.py",
     "distillation/distiller_test.py",
+    "layers/activations/activation_test.py",
+    "layers/activations/leaky_relu_test.py",
+    "layers/activations/prelu_test.py",
+    "layers/activations/softmax_test.py",
+    "layers/attention/multi_head_attention_test.py",
+    "layers/convolutional/conv_test.py",
+    "layers/convolutional/depthwise_conv_test.py",
+    "layers/convolutional/separable_conv_test.py",
     "layers/core/dense_test.py",
     "layers/core/embedding_test.py",
+    "layers/core/lambda_layer_test.py",
+    "layers/core/masking_test.py",
+    "layers/core/wrapper_test.py",
     "layers/layer_test.py",
+    "layers/merging/merging_test.py",
     "layers/normalization/batch_normalization_test.py",
+    "layers/normalization/group_normalization_test.py",
+    "layers/normalization/layer_normalization_test.py",
+    "layers/normalization/rms_normalization_test.py",
     "layers/normalization/spectral_normalization_test.py",
+    "layers/normalization/unit_normalization_test.py",
+    "layers/pooling/average_pooling_test.py",
+    "layers/pooling/global_average_pooling_test.py",
+    "layers/pooling/max_pooling_test.py",
     "layers/preprocessing/feature_space_test.py",
+    "layers/preprocessing/image_preprocessing/random_flip_test.py",
+    "layers/preprocessing/image_preprocessing/random_zoom_test.py",
+    "layers/preprocessing/normalization_test.py",
+    "layers/regularization/activity_regularization_test.py",
+    "layers/regularization/alpha_dropout_test.py",
+    "layers/regularization/dropout_test.py",
+    "layers/regularization/gaussian_dropout_test.py",
+    "layers/regularization/gaussian_noise_test.py",
+    "layers/regularization/spatial_dropout_test.py",
+    "layers/reshaping/cropping2d_test.py",
+    "layers/reshaping/permute_test.py",
+    "layers/reshaping/repeat_vector_test.py",
+    "layers/reshaping/reshape_test.py",
+    "layers/reshaping/up_sampling2d_test.py",
+    "layers/rnn/bidirectional_test.py",
+    "layers/rnn/dropout_rnn_cell_test.py",
+    "layers/rnn/lstm_test.py",
     "layers/rnn/time_distributed_test.py",
     "metrics/confusion_metrics_test.py",
     "metrics/reduction_metrics_test.py",

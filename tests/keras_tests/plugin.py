@@ -11,6 +11,7 @@ import copy
 import faulthandler
 import functools
 import inspect
+import itertools
 import json
 import os
 import random
@@ -148,6 +149,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
             routed=_counts.routed,
             stacked=_counts.stacked,
             unstacked=_counts.unstacked,
+            seconds=round(call.duration, 2),
             why="" if call.excinfo is None else call.excinfo.exconly()[:500],
         )
     return report
@@ -249,17 +251,20 @@ def _of_the_model_only(name: str, kind: str, verbose: Any, position: int) -> Any
 
 def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, dict, bool]:
     """The model anew, in its present state, with arguments of its own; whether it must agree."""
-    if not model.built:
-        if not isinstance(arguments.get("x"), np.ndarray):
-            raise ValueError("not built yet")
-        model.build((None, *arguments["x"].shape[1:]))
-    state = random.getstate(), np.random.get_state()
-    clone = copy.deepcopy(model)
     own = dict(arguments)
+    for key in ("x", "validation_data"):
+        if isinstance(own.get(key), types.GeneratorType):
+            arguments[key], own[key] = _forked(own[key])
+    built_from: Any = None
+    if not model.built:
+        built_from = _inputs(arguments)
+        model(built_from)
+    state = random.getstate(), np.random.get_state()
+    clone = _copied(model, built_from)
     comparable = True
     for key in ("x", "validation_data"):
         for leaf in tree.flatten(own.get(key)):
-            if isinstance(leaf, types.GeneratorType) or hasattr(leaf, "element_spec"):
+            if hasattr(leaf, "element_spec"):
                 raise ValueError(f"data that keeps a state of its own: {type(leaf).__name__}")
         if isinstance(own.get(key), keras.utils.PyDataset):
             own[key] = copy.deepcopy(own[key])
@@ -293,10 +298,53 @@ def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, 
     for ours, its in pairs:
         for variable, copied in zip(ours, its, strict=True):
             copied.assign(variable)
-    clone.stop_training = model.stop_training
+    clone.stop_training = getattr(model, "stop_training", False)
     random.setstate(state[0])
     np.random.set_state(state[1])
     return clone, own, comparable
+
+
+def _forked(batches: Iterator) -> tuple[Iterator, Iterator]:
+    """A generator twice, each of which yields what it yields."""
+    ours, its = itertools.tee(batches)
+    return (batch for batch in ours), (batch for batch in its)
+
+
+def _inputs(arguments: dict[str, Any]) -> Any:
+    """Symbols in the shape of the data, from which a model can be built."""
+    x = arguments.get("x")
+    if isinstance(x, types.GeneratorType):
+        x, following = itertools.tee(x)
+        arguments["x"] = (batch for batch in following)
+        x = keras.utils.unpack_x_y_sample_weight(next(x))[0]
+        return tree.map_structure(lambda leaf: _symbol(leaf, leaf.shape), x)
+    if not isinstance(x, np.ndarray):
+        raise ValueError("not built yet")
+    return _symbol(x, (None, *x.shape[1:]))
+
+
+def _symbol(leaf: Any, shape: Any) -> keras.KerasTensor:
+    return keras.KerasTensor(shape, keras.backend.standardize_dtype(leaf.dtype))
+
+
+def _copied(model: keras.Model, built_from: Any) -> keras.Model:
+    """The model anew, from its config where there is one."""
+    if "run_layer_test" not in type(model).__qualname__:
+        return copy.deepcopy(model)
+    # What Keras trains each layer in, to test it: a class that no config tells of.
+    layer, optimizer = model.layer, model.optimizer
+    its_copy = type(layer).from_config(layer.get_config())
+    if layer.built:
+        its_copy.build_from_config(layer.get_build_config())
+    copied = type(model)(its_copy)
+    if built_from is not None:
+        copied(built_from)
+    copied.compile(
+        optimizer=type(optimizer).from_config(optimizer.get_config()),
+        loss=type(model.loss)(),
+        jit_compile=model.jit_compile,
+    )
+    return copied
 
 
 def _must_agree(ours: Any, its: Any) -> None:

@@ -303,6 +303,17 @@ def test_predictions_of_several_chunks_are_whole(monkeypatch):
     assert seen == [(batch, 8) for batch in range(7)] + [(7, 4)]
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere `predict` raises")
+def test_predictions_of_several_lengths_are_ragged():
+    model = keras.Sequential([keras.Input((None, 1)), keras.layers.Conv1D(2, 3)])
+    batches = [np.arange(16.0).reshape(2, 8, 1), np.arange(15.0).reshape(3, 5, 1)]
+    own = model.predict(((x,) for x in batches), verbose=0)
+    together = kc.Cohort({"m": model}).predict(((x,) for x in batches), verbose=0)["m"]
+    assert own.shape == together.shape == (5, None, 2)
+    assert_allclose(together.values, own.values, atol=1e-6)
+    assert together.row_lengths().numpy().tolist() == own.row_lengths().numpy().tolist()
+
+
 def test_predictions_with_batch_hooks_are_the_same():
     seen = []
     each = member()

@@ -268,6 +268,49 @@ def test_a_stack_that_dissolves_when_a_twin_has_just_been_reset():
     assert (cohort.plan.frame["layout"] == "joined").all()
 
 
+def images(seed, *of_layers):
+    """A member that begins with these layers, on small images of four channels."""
+
+    def build():
+        keras.utils.set_random_seed(seed)
+        net = keras.Sequential([keras.Input((5, 5, 4)), *(make() for make in of_layers)])
+        net.compile("sgd", "mse")
+        return net
+
+    x = np.random.default_rng(seed).normal(size=(12, 5, 5, 4)).astype("float32")
+    return Member(build, x=x, y=x[:, 0, 0, :1], epochs=2, batch_size=4, shuffle=False)
+
+
+def test_a_convolution_in_groups_of_channels():
+    def grouped():
+        return layers.Conv2D(2, 2, groups=2)
+
+    members = {
+        f"m{i}": images(i, grouped, layers.Flatten, functools.partial(layers.Dense, 1))
+        for i in range(2)
+    }
+    cohort = assert_stacked(members, stacked=BACKEND != "tensorflow")
+    if BACKEND == "tensorflow":
+        assert "in groups of channels" in cohort.plan.summary
+
+
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+def test_models_without_weights_are_joined():
+    members = {f"m{i}": images(i, layers.ReLU, layers.GlobalMaxPooling2D) for i in range(2)}
+    cohort = assert_stacked(members, stacked=False)
+    assert "has no weights to train" in cohort.plan.summary
+
+
+def test_models_that_are_not_compiled_predict():
+    models = {name: keras.Sequential([keras.Input((4,)), layers.Dense(2)]) for name in "ab"}
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
+    cohort = kc.Cohort(models, layout="stacked")
+    predicted = cohort.predict(x, verbose=0)
+    for name, model in models.items():
+        np.testing.assert_allclose(predicted[name], model.predict(x, verbose=0), atol=1e-6)
+    assert "is not compiled" in cohort.plan.summary
+
+
 def test_a_member_that_is_compiled_differently_by_its_callback_leaves():
     class Recompiles(callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
