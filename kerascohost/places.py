@@ -265,7 +265,10 @@ class GeneratorState(Fixed):
 
 
 class Setting(Fixed):
-    """A plain attribute of an object of Keras's own, which is not put back: Keras reads it late."""
+    """A plain attribute of an object of Keras's own.
+
+    It is put back only for a trace: Keras reads it at other times, too.
+    """
 
     def __init__(self, path: str, thing: Any, name: str):
         self.name = name
@@ -275,6 +278,9 @@ class Setting(Fixed):
     def read(self) -> Any:
         value = getattr(self._thing, self.name, None)
         return value if isinstance(value, PLAIN) else type(value).__name__
+
+    def write(self, value: Any) -> None:
+        setattr(self._thing, self.name, value)
 
     def differs(self) -> bool:
         return not is_same(self.old, self.read())

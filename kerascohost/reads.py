@@ -510,6 +510,7 @@ class StepReads:
     """
 
     _then = "the first trace"
+    _is_for_traces = True
 
     def __init__(self, model: keras.Model):
         self._model = model
@@ -542,7 +543,7 @@ class StepReads:
     def _walk_layers(self, model: keras.Layer) -> None:
         for layer in programs.flat_layers(model):
             if self._steps._first(("layer", id(layer)), layer):
-                self._steps.add(Setting(f"`trainable` of {layer.name!r}", layer, "trainable"))
+                self._steps.add(_Trainable(f"`trainable` of {layer.name!r}", layer, "trainable"))
                 self._steps.of_keras(layer, f"{layer.name!r}")
 
     def _may_change(self, place: Place) -> bool:
@@ -582,8 +583,15 @@ class StepReads:
             if why is not None:
                 told = f"{place.path}: {place.difference(self._then)}{why and f', {why}'}"
                 self._refuse(member, told, _way_out(place))
-            place.own = place.old
             self._restored.append(place)
+        if any(isinstance(place, _Trainable) for place in self._restored):
+            # To set one is to set those of all layers inside.
+            self._restored = [
+                *(place for place in self._places if isinstance(place, _Trainable)),
+                *(place for place in self._restored if not isinstance(place, _Trainable)),
+            ]
+        for place in self._restored:
+            place.own = place.old
 
     def _refuse(self, member: str, what: str, way_out: str) -> None:
         with errors.about(member):
@@ -595,7 +603,8 @@ class StepReads:
 
     def _obstacle(self, place: Place) -> str | None:
         """Why a place that differs cannot be restored, or `None`."""
-        if not place.is_restorable:
+        is_setting = isinstance(place, Setting) and isinstance(place.old, PLAIN)
+        if not place.is_restorable and not (self._is_for_traces and is_setting):
             return ""
         if not _RUNS_LATER.isdisjoint(self._steps.mentioned):
             return "where code reads it that runs outside of the member's turn"
@@ -658,6 +667,7 @@ class Snapshot(StepReads):
     """
 
     _then = "the call"
+    _is_for_traces = False
 
     def __init__(self, model: keras.Model, arguments: dict[str, Any], is_deferred: bool = True):
         unchanged: list[Place] = []
@@ -738,6 +748,10 @@ class Snapshot(StepReads):
         if place.key in walk.written or place.attribute in walk.set:
             return "and the training sets it too"
         return None
+
+
+class _Trainable(Setting):
+    """Whether a layer is trained."""
 
 
 class _LearningRate(Setting):

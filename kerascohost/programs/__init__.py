@@ -267,11 +267,12 @@ def check_trainable(model: keras.Model) -> None:
     if keras.backend.backend() != "jax" or not getattr(optimizer, "built", False):
         return
     known = getattr(optimizer, "_trainable_variables", None)
-    if known is not None and len(known) != len(model.trainable_variables):
+    trainable = model.trainable_variables
+    if known is not None and list(map(id, known)) != list(map(id, trainable)):
         raise CohortError(
             f"Expected the {len(known)} trainable variables that the optimizer was built for. "
-            f"Received: {len(model.trainable_variables)}, as a `trainable` was changed since. "
-            "`compile` the model again, with a new optimizer."
+            f"Received: {len(trainable)}, as a `trainable` was changed since. `compile` the model "
+            "again, with a new optimizer."
         )
 
 
