@@ -181,7 +181,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 check_trainable_here(model)
             fit = HeldFit(model, arguments, HeldHistory(self._train_of_history))
             fit.name = fit.label = name
-            fit.draw_ahead()
+            fit.draw_ahead(is_built=any(held.model is model for held in self._fits))
             self._calls.append(_Call(model, name, fit, fit.history))
             self._fits.append(fit)
             self._watch.add(model, _callbacks(arguments), fit.snapshot.others)

@@ -13,7 +13,7 @@ from kerascohost.programs import data as keras_data
 from kerascohost.reads import names_of
 
 
-def advance(model: keras.Model, arguments: Mapping[str, Any]) -> bytes:
+def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = False) -> bytes:
     """Moves the global random state to where a training of all its epochs would leave it.
 
     Followed are shuffled arrays, where `fit` shuffles by the global state (on JAX by NumPy's), and
@@ -22,13 +22,14 @@ def advance(model: keras.Model, arguments: Mapping[str, Any]) -> bytes:
     Args:
         model: The model.
         arguments: All arguments of its `fit`.
+        is_built: Whether it will have been built before this `fit`, by one that is deferred, too.
 
     Returns:
         The state, see `programs.random_state`.
     """
     order, steps = _order(arguments) if _are_valid(arguments) else (None, 0)
     if order is not None:
-        if programs.reads_to_build(model):
+        if programs.reads_to_build(model) and not is_built:
             order.look_ahead()
         epochs = arguments["epochs"] - arguments["initial_epoch"]
         per_epoch = arguments["steps_per_epoch"] or 0

@@ -127,12 +127,15 @@ class HeldFit:
         with self.entered(), self.snapshot.as_read():
             yield
 
-    def draw_ahead(self) -> None:
+    def draw_ahead(self, is_built: bool = False) -> None:
         """Moves the global random state to where this fit will leave it if it runs all its epochs.
 
         So the program draws, after the call, what it would draw after the training.
+
+        Args:
+            is_built: Whether an earlier fit will have built the model.
         """
-        self.expected = draws.advance(self.model, self.arguments)
+        self.expected = draws.advance(self.model, self.arguments, is_built)
 
     def follow(self, earlier: "HeldFit") -> None:
         """Draws on where `earlier` stops, unless the program drew or set a seed in between."""

@@ -64,3 +64,25 @@ def test_draws_after_a_shuffled_dataset_of_which_a_fit_stops_early_are_told():
 
     with pytest.warns(UserWarning, match="drew random numbers, as new layers do"):
         in_a_loop(kc.cohost, epochs=5, callbacks=[stopping()])
+
+
+@pytest.mark.parametrize("data", [(X, Y), (Rows(),)])
+def test_draws_after_two_fits_of_a_new_model_are_those_of_the_program(data):
+    """On JAX `fit` draws an order for the batch that builds the model: only the first one does."""
+
+    def left(hold):
+        keras.utils.set_random_seed(0)
+        models = []
+        with hold():
+            for _ in range(2):
+                models.append(keras.Sequential([layers.Dense(1)]))
+                models[-1].compile("sgd", "mse")
+                for _ in range(2):
+                    models[-1].fit(*data, verbose=0)
+        weights = [w for model in models for w in model.get_weights()]
+        return weights, random.random(), np.random.random()
+
+    expected, found = left(contextlib.nullcontext), left(kc.cohost)
+    for mine, its in zip(found[0], expected[0], strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-6)
+    assert found[1:] == expected[1:]

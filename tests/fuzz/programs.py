@@ -104,6 +104,11 @@ class _Model:
     is_portable: bool = False
     has_schedule: bool = False
 
+    @property
+    def is_built(self) -> bool:
+        """Whether it has weights, or held fits will have made them when they are read."""
+        return self.is_fitted or self.kind not in ("own", "unbuilt")
+
 
 class Writer:
     """Writes a program.
@@ -380,22 +385,24 @@ class Writer:
             f"note({m}.evaluate({data}, verbose=0))",
             f"note({m}.predict(x[:8], verbose=0))",
             f"note({m}(x[:8]))",
-            f"note({m}.get_weights())",
-            f"note({m}.layers[0].get_weights())",
-            f"note([v.numpy() for v in {m}.trainable_variables])",
-            f"note({m}.layers[-1].kernel)",
             f"note({m}.optimizer.iterations)",
             f"note({m}.optimizer.learning_rate)",
             f"note({m}.train_on_batch(x[:8], {model.target}[:8]))",
             f"note({m}.test_on_batch({data}))",
-            f"note([{m}.name, len({m}.layers), {m}.count_params(), {m}.built])",
-            f"note({m}.get_metrics_result())",
-            f"note({m}.history.history)",
+            f"note([{m}.name, len({m}.layers), {m}.built])",
         ]
+        if model.is_built:
+            looks += [
+                f"note({m}.get_weights())",
+                f"note({m}.layers[0].get_weights())",
+                f"note([v.numpy() for v in {m}.trainable_variables])",
+                f"note({m}.layers[-1].kernel)",
+                f"note({m}.count_params())",
+            ]
+        if model.is_fitted:
+            looks += [f"note({m}.get_metrics_result())", f"note({m}.history.history)"]
         if model.kind == "encoded":
             looks += [f"note({m}.layers[0].predict(x[:8], verbose=0))"] * 5
-        if not model.is_fitted:
-            looks.remove(f"note({m}.history.history)")
         if records := self._known["r"]:
             looks.append(f"note({self._pick(*records)}.log)")
         if stops := self._known["s"]:
@@ -411,14 +418,16 @@ class Writer:
         m = model.name
         freeze = f"{m}.layers[0].trainable = {self._chance(0.2)}"
         changes: list[list[Node]] = [
-            [freeze],
-            [freeze, self._compile(model)],
-            [self._compile(model)],
-            [f"{m}.set_weights([0.5 * w for w in {m}.get_weights()])"],
-            [f"{m}.layers[-1].bias.assign_add([0.1] * {4 if model.target == 'x' else 1})"],
+            [freeze, *(["compile"] if self._chance(0.8) else [])],
+            [freeze, "compile"],
+            ["compile"],
             [f"{m}.stop_training = True"],
             [f"{m}.reset_metrics()"],
         ]
+        if model.is_built:
+            size = 4 if model.target == "x" else 1
+            changes += [[f"{m}.set_weights([0.5 * w for w in {m}.get_weights()])"]]
+            changes += [[f"{m}.layers[-1].bias.assign_add([0.1] * {size})"]]
         if not model.has_schedule:
             rate = self._pick(0.2, 0.001)
             changes += [[f"{m}.optimizer.learning_rate = {rate}"]] * 2
@@ -427,7 +436,8 @@ class Writer:
             changes += [[f"{m}.factor = {self._pick(0.5, 2.0)}"]] * 3
         if model.kind == "steps":
             changes += [[f"{m}.weight = {self._pick(0.5, 3.0)}"]] * 3
-        return self._pick(*changes)
+        nodes = self._pick(*changes)
+        return [self._compile(model) if node == "compile" else node for node in nodes]
 
     def _argument_changes(self) -> list[Node]:
         changes = [
@@ -444,7 +454,7 @@ class Writer:
         return [self._pick(*changes)]
 
     def _copies(self) -> list[Node]:
-        model = self._any("is_compiled")
+        model = self._any("is_compiled", "is_built")
         if model is None:
             return self._new_model()
         new = dataclasses.replace(model, name=self._name("m"))
@@ -480,12 +490,13 @@ class Writer:
         return [save, *self._fit(model), f'{m}.load_weights("{file}.weights.h5")']
 
     def _share(self) -> list[Node]:
-        model = self._any("is_compiled")
+        model = self._any("is_built")
         if model is None:
             return self._new_model()
         new = _Model(self._name("m"), "y", "sequential")
         self._models.append(new)
-        layer = f"{model.name}.{'one' if model.kind == 'own' else 'layers[0]'}"
+        part = {"own": "one", "functional": "layers[1]"}.get(model.kind, "layers[0]")
+        layer = f"{model.name}.{part}"
         made = f"{new.name} = keras.Sequential([keras.Input((4,)), {layer}, layers.Dense(1)])"
         freeze: list[Node] = [f"{layer}.trainable = False"] if self._chance(0.4) else []
         return [*freeze, made, self._compile(new), *self._fit(new)]
@@ -725,7 +736,7 @@ def judge(program: str) -> Verdict:
         return Verdict("refused", f"{held.error}")
     if alone.error or held.error:
         if type(alone.error) is type(held.error):
-            return Verdict("raised", type(alone.error).__name__)
+            return Verdict("raised", f"{alone.error!r:.100}")
         return Verdict("differs", f"{alone.error!r} alone, {held.error!r} in the block")
     layout = "other" if "layout=" in program else "joined"
     tolerance = TOLERANCE["bfloat16" if "bfloat16" in program else layout]
@@ -819,7 +830,7 @@ def try_programs(
         if verdict.kind == "refused":
             report.refused[_reason(verdict.what)] += 1
         if verdict.kind == "raised":
-            report.raised[verdict.what] += 1
+            report.raised[verdict.what.partition("(")[0]] += 1
         if verdict.kind == "differs":
             text = text_of(shrunk(nodes, shrink))
             report.differing.append(f"--- seed {each} differs: {verdict.what}\n{text}")

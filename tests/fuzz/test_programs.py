@@ -36,7 +36,7 @@ MUTANTS = {
     "variables of closures are not compared": (LOSSES, Cell, "differs", lambda cell: False),
     "arrays are not copied": (BUFFER, reads, "copied", lambda path, value, compare: value),
     "nothing is trained first": (LOOKS, capture.cohost, "_look", lambda block, thing, doing: None),
-    "draws are not foreseen": (DRAWS, held.HeldFit, "draw_ahead", lambda fit: None),
+    "draws are not foreseen": (DRAWS, held.HeldFit, "draw_ahead", lambda fit, is_built: None),
 }
 
 
