@@ -57,7 +57,7 @@ test-keras: $(STAMP)
 	failed=0; for backend in tensorflow jax; do \
 		KERAS_BACKEND=$$backend $(BIN)/python -m tests.keras_tests || failed=1; done; exit $$failed
 
-# Random fits, together and apart. FUZZ: how many; SEED; KERAS_BACKEND: one backend instead of both.
+# Random fits and programs, together and apart. FUZZ: how many fits; SEED; KERAS_BACKEND: one of both.
 fuzz: $(STAMP)
 	failed=0; for backend in $${KERAS_BACKEND:-tensorflow jax}; do \
 		KERAS_BACKEND=$$backend $(BIN)/python -m tests.fuzz || failed=1; done; exit $$failed

@@ -1,10 +1,14 @@
-"""Draws many fits: `FUZZ=1000 SEED=1 KERAS_BACKEND=jax python -m tests.fuzz`."""
+"""Draws many fits, and programs: `FUZZ=1000 SEED=1 KERAS_BACKEND=jax python -m tests.fuzz`.
 
+Of programs a quarter as many: each fits several models.
+"""
+
+import functools
 import os
 import sys
 import time
 
-from tests.fuzz import drawn, fits, search
+from tests.fuzz import drawn, fits, programs, search
 
 # A search ends with the first case that differs: the next one goes on with another seed.
 PART = 25
@@ -24,7 +28,11 @@ def main() -> int:
             flush=True,
         )
     print(f"{drawn.BACKEND}, SEED={seed}: {tally}")
-    return bool(tally.differing)
+    report = programs.try_programs(
+        count // 4, seed * 100_000, seconds, shrink=60, say=functools.partial(print, flush=True)
+    )
+    print(f"{drawn.BACKEND}, SEED={seed}: {report}")
+    return bool(tally.differing or report.differing)
 
 
 if __name__ == "__main__":
