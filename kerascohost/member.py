@@ -180,9 +180,11 @@ class Member:
 
     def remember_trace(self, kind: str) -> None:
         """Keeps what the steps of this kind, which have been traced and have run, read."""
-        if self._is_traced:
-            with self.as_read(kind):
-                reads.remember(self.model, kind)
+        if not self._is_traced or reads.remembered(self.model, kind) is not None:
+            return
+        with self.as_read(kind):
+            known = reads.remember(self.model, kind)
+        known.check(self.name)  # this fit's later traces, of other shapes, are to find it, too
 
     def _recall_traces(self, *kinds: str) -> None:
         """Gets ready what steps of these kinds are to read, and the seeds that they draw.

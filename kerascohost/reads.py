@@ -643,10 +643,10 @@ def remembered(model: keras.Model, kind: str) -> StepReads | None:
     return known if known is not None and known.stamp == programs.compile_stamp(model) else None
 
 
-def remember(model: keras.Model, kind: str) -> None:
+def remember(model: keras.Model, kind: str) -> StepReads:
     """Keeps what steps of this kind, which have been traced, read: it is there now."""
-    if remembered(model, kind) is None:
-        vars(model).setdefault(reached.TRACED_WITH, {})[kind] = StepReads(model)
+    known = vars(model).setdefault(reached.TRACED_WITH, {})[kind] = StepReads(model)
+    return known
 
 
 class Snapshot(StepReads):

@@ -86,3 +86,22 @@ def test_draws_after_two_fits_of_a_new_model_are_those_of_the_program(data):
     for mine, its in zip(found[0], expected[0], strict=True):
         np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-6)
     assert found[1:] == expected[1:]
+
+
+@pytest.mark.parametrize("layout", ["joined", "stacked"])
+def test_late_batches_of_another_shape_are_trained_with_what_the_call_saw(layout):
+    """On JAX another shape is another trace, after the fit's first one has been kept."""
+
+    def left(hold):
+        keras.utils.set_random_seed(0)
+        models = []
+        with hold():
+            for q in (0.5, 3.0):
+                models.append(keras.Sequential([keras.Input((5,)), layers.Dense(1)]))
+                models[-1].compile("sgd", lambda t, p: q * keras.ops.mean((t - p) ** 2))  # noqa: B023
+                models[-1].fit(X, Y, batch_size=16, epochs=2, verbose=0, shuffle=False)
+        return [w for model in models for w in model.get_weights()]
+
+    expected, found = left(contextlib.nullcontext), left(lambda: kc.cohost(layout=layout))
+    for mine, its in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-6)
