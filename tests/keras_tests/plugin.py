@@ -330,7 +330,10 @@ def _symbol(leaf: Any, shape: Any) -> keras.KerasTensor:
 def _copied(model: keras.Model, built_from: Any) -> keras.Model:
     """The model anew, from its config where there is one."""
     if "run_layer_test" not in type(model).__qualname__:
-        return copy.deepcopy(model)
+        try:
+            return copy.deepcopy(model)
+        except (TypeError, ValueError):
+            return _made_anew(model, built_from)
     # What Keras trains each layer in, to test it: a class that no config tells of.
     layer, optimizer = model.layer, model.optimizer
     its_copy = type(layer).from_config(layer.get_config())
@@ -344,6 +347,19 @@ def _copied(model: keras.Model, built_from: Any) -> keras.Model:
         loss=type(model.loss)(),
         jit_compile=model.jit_compile,
     )
+    return copied
+
+
+def _made_anew(model: keras.Model, built_from: Any) -> keras.Model:
+    """The model anew, if the arguments of its constructor are in its config."""
+    taken = inspect.signature(type(model)).parameters
+    config = {name: value for name, value in model.get_config().items() if name in taken}
+    copied = type(model)(**config)
+    if built_from is None:
+        copied.build_from_config(model.get_build_config())
+    else:
+        copied(built_from)
+    copied.compile_from_config(model.get_compile_config())
     return copied
 
 
