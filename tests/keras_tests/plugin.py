@@ -261,6 +261,8 @@ def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, 
         model(built_from)
     state = random.getstate(), np.random.get_state()
     clone = _copied(model, built_from)
+    if len(clone.trainable_variables) != len(model.trainable_variables):
+        raise ValueError("a copy that is frozen otherwise")  # no config tells of `model.trainable`
     comparable = True
     for key in ("x", "validation_data"):
         for leaf in tree.flatten(own.get(key)):
