@@ -391,9 +391,13 @@ def _seeds(model: keras.Model) -> list[keras.Variable]:
 def step_without_data(model: keras.Model, counted: dict[int, Any], steps: int) -> None:
     """Does what a step of `fit` on TensorFlow does while it finds out that the data has ended.
 
-    Its one compiled function asks for a batch and, as nothing in them depends on it, counts the
+    Its one compiled function asks for a batch and, as nothing in them depends on it, decays the
+    weights, moves on what the optimizer keeps beside its slots (Nadam's product) and counts the
     iteration and the draws of the seed generators. (With XLA, eagerly, and with several steps per
-    execution, the batch comes first.) Only steps that all draw equally often can be counted on.
+    execution, the batch comes first. What an optimizer that accumulates gradients comes to do is a
+    matter of time: here, nothing.) Only steps that all draw equally often can be counted on.
+
+    `_apply_weight_decay`, `_backend_update_step`: the public `apply` does a whole step.
 
     Args:
         model: The model.
@@ -401,10 +405,13 @@ def step_without_data(model: keras.Model, counted: dict[int, Any], steps: int) -
         steps: The number of steps since.
     """
     skipped = model.run_eagerly or model.jit_compile or model.steps_per_execution > 1
-    optimizer = model.optimizer
     if keras.backend.backend() != "tensorflow" or skipped or not model.trainable_variables:
         return
-    if optimizer is not None and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    optimizer = model.optimizer
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if optimizer is not None and not scales and not optimizer.gradient_accumulation_steps:
+        optimizer._apply_weight_decay(model.trainable_variables)
+        optimizer._backend_update_step([], [], optimizer.learning_rate)
         optimizer.iterations.assign_add(1)
     for seed in _seeds(model):
         drawn = seed.numpy() - counted.get(id(seed), seed.numpy())

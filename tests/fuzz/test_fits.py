@@ -18,4 +18,4 @@ def test_random_fits_equal_separate_fits():
     search.search(drawn.cases(), fits.verdict, 24, SEED, tally, seconds=60)
     print(f"SEED={SEED}, {tally}")
     assert not tally.differing, f"SEED={SEED}, {tally}"
-    assert tally.tried > 2 * (tally.refused.total() + tally.failed.total())
+    assert tally.tried > tally.refused.total() + tally.failed.total()

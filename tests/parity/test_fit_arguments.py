@@ -97,6 +97,41 @@ def test_without_an_epoch_left_nothing_is_built_but_what_fit_builds(layout):
     compare.assert_parity(members, layout=layout)
 
 
+def seven_batches():
+    for i in range(7):
+        yield X[i * 8 : i * 8 + 8], Y[i * 8 : i * 8 + 8]
+
+
+def ends_early(optimizer):
+    def build():
+        return regressor(optimizer=optimizer())
+
+    return member(build, x=seven_batches, y=None, batch_size=None, epochs=2, shuffle=True)
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_what_an_optimizer_does_while_fit_finds_that_the_data_has_ended():
+    optimizers = {
+        "decays": lambda: keras.optimizers.AdamW(0.05, weight_decay=0.1),
+        "keeps a product": lambda: keras.optimizers.Nadam(0.05),
+        "counts": lambda: keras.optimizers.SGD(0.05),
+    }
+    compare.assert_parity({name: ends_early(optimizers[name]) for name in optimizers})
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_gradients_are_accumulated_until_the_data_ends():
+    def build():
+        return regressor(optimizer=keras.optimizers.SGD(0.05, gradient_accumulation_steps=2))
+
+    ends = {"x": seven_batches, "y": None, "batch_size": None, "shuffle": True, "epochs": 1}
+    apart = {"x": X[:56], "y": Y[:56]}
+    trained = compare.train_together({"ends": member(build, **ends)})["ends"]
+    known = compare.train_apart({"ends": member(build, epochs=1, **apart)})["ends"]
+    for one, other in zip(known.model.get_weights(), trained.model.get_weights(), strict=True):
+        assert_allclose(one, other, atol=1e-6)
+
+
 def test_one_value_for_all_is_each_members_own():
     members = {"a": member(), "b": member()}
     for each in members.values():
