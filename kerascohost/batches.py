@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import keras
@@ -123,6 +123,13 @@ class ArrayBatches:
     def steps_per_epoch(self) -> int:
         """The number of steps of an epoch."""
         return self._per_epoch or self._num_steps
+
+    @property
+    def form(self) -> Hashable:
+        """Equal for data whose batches are of the same structure, types and shapes."""
+        first = self.peek()
+        told = tree.map_structure(lambda a: None if a is None else (a.shape, str(a.dtype)), first)
+        return repr(told), self._num_rows % self._rows
 
     @property
     def _num_steps(self) -> int:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -79,6 +79,7 @@ class Member:
         self.snapshot: Snapshot | None = None
         self.finds_otherwise = False
         self._seeds: OwnSeeds | None = None
+        self._forms: dict[str, Hashable] = {}
         self.piece = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
@@ -126,7 +127,7 @@ class Member:
         if has_epochs or programs.builds_before_epochs():
             first = self._build(self._train)
         self._prepare_validation(validation)
-        self._recall_traces("train", "test")
+        self._recall_traces(train=self._train, test=self._validation)
         self.samples_per_step = self._train.rows_per_step
         if self.samples_per_step is None and first is not None:
             self.samples_per_step = _rows(first)
@@ -183,24 +184,32 @@ class Member:
         if not self._is_traced or reads.remembered(self.model, kind) is not None:
             return
         with self.as_read(kind):
-            known = reads.remember(self.model, kind)
-        known.check(self.name)  # this fit's later traces, of other shapes, are to find it, too
+            known = reads.remember(self.model, kind, self._forms.get(kind))
+        known.check(
+            self.name, self._forms.get(kind)
+        )  # this fit's later traces, of other shapes, are to find it, too
 
-    def _recall_traces(self, *kinds: str) -> None:
-        """Gets ready what steps of these kinds are to read, and the seeds that they draw.
+    def _recall_traces(self, **batches: Any) -> None:
+        """Gets ready what steps are to read, and the seeds that they draw.
+
+        Args:
+            batches: Their data, by the kind of step.
 
         Raises:
             CohortError: If what they were first traced with has changed and cannot be restored.
         """
-        known = [reads.remembered(self.model, kind) for kind in kinds] if self._is_traced else []
-        found = [one for one in known if one is not None]
+        self._forms = {kind: getattr(data, "form", None) for kind, data in batches.items()}
+        found = {}
+        if self._is_traced:
+            known = {kind: reads.remembered(self.model, kind) for kind in batches}
+            found = {kind: one for kind, one in known.items() if one is not None}
         self.finds_otherwise = False
-        for one in found:
-            one.check(self.name)
+        for kind, one in found.items():
+            one.check(self.name, self._forms[kind])
             self.finds_otherwise |= one.differs
         if self._is_traced:
             programs.check_trainable(self.model)
-        read = self.snapshot or next(iter(found), None) or reads.StepReads(self.model)
+        read = self.snapshot or next(iter(found.values()), None) or reads.StepReads(self.model)
         if read.draws_seeds:
             self._seeds = self._seeds or OwnSeeds()
             self._seeds.begin()
@@ -219,7 +228,7 @@ class Member:
         with self._as_if_alone(evaluate["x"]):
             self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
             self._build(self._evaluated, "test")
-            self._recall_traces("test")
+            self._recall_traces(test=self._evaluated)
 
     def prepare_predict(self, predict: dict[str, Any]) -> None:
         """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
@@ -238,7 +247,7 @@ class Member:
             if not self.model.built:
                 with keras.StatelessScope():  # as `predict`: a call may change what the model keeps
                     self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
-            self._recall_traces("predict")
+            self._recall_traces(predict=batches)
 
     def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
         kwargs["steps_per_execution"] = self.model.steps_per_execution

@@ -507,6 +507,7 @@ class StepReads:
 
     Attributes:
         stamp: How the model was compiled.
+        forms: The forms of the batches that were traced with what was read.
     """
 
     _then = "the first trace"
@@ -520,6 +521,7 @@ class StepReads:
         self._walk_model(model)
         self._places = [place for place in self._steps.places if not self._may_change(place)]
         self._restored: list[Place] = []
+        self.forms: set[Hashable] = set()
 
     def _walk_model(self, model: keras.Model) -> None:
         steps = self._steps
@@ -566,11 +568,13 @@ class StepReads:
         """Whether something is restored."""
         return bool(self._restored)
 
-    def check(self, member: str) -> None:
+    def check(self, member: str, form: Hashable = None) -> None:
         """Compares what is there now with what was there then.
 
         Args:
             member: The member's name.
+            form: The form of the batches that are to come. For a new one `fit` traces anew, with
+                what is there now: then nothing may differ.
 
         Raises:
             CohortError: If something differs that cannot be restored.
@@ -580,6 +584,8 @@ class StepReads:
             if not place.differs():
                 continue
             why = self._obstacle(place)
+            if why is None and self._is_for_traces and form not in self.forms:
+                why = "and the batches are of another form"
             if why is not None:
                 told = f"{place.path}: {place.difference(self._then)}{why and f', {why}'}"
                 self._refuse(member, told, _way_out(place))
@@ -592,12 +598,13 @@ class StepReads:
             ]
         for place in self._restored:
             place.own = place.old
+        self.forms.add(form)
 
     def _refuse(self, member: str, what: str, way_out: str) -> None:
         with errors.about(member):
             raise errors.CohortError(
                 "Expected what the steps of a model read to be as it was when they were first "
-                "traced, as `fit` would not trace them again. "
+                "traced, until it is compiled again. "
                 f"Received: {what}. To train with it as it is now, `compile` the model again."
             )
 
@@ -643,9 +650,16 @@ def remembered(model: keras.Model, kind: str) -> StepReads | None:
     return known if known is not None and known.stamp == programs.compile_stamp(model) else None
 
 
-def remember(model: keras.Model, kind: str) -> StepReads:
-    """Keeps what steps of this kind, which have been traced, read: it is there now."""
+def remember(model: keras.Model, kind: str, form: Hashable) -> StepReads:
+    """Keeps what steps of this kind, which have been traced, read: it is there now.
+
+    Args:
+        model: The model.
+        kind: `"train"`, `"test"` or `"predict"`.
+        form: The form of the batches that they were traced for.
+    """
     known = vars(model).setdefault(reached.TRACED_WITH, {})[kind] = StepReads(model)
+    known.forms.add(form)
     return known
 
 
@@ -721,10 +735,10 @@ class Snapshot(StepReads):
         walks = (self._steps, self._hooks)
         return any(walk.draws_numbers or walk.draws_seeds for walk in walks)
 
-    def check(self, member: str) -> None:
+    def check(self, member: str, form: Hashable = None) -> None:
         if self._places and self.stamp != programs.compile_stamp(self._model):
             self._refuse(member, "the model was compiled again", "Compile it before its `fit`")
-        super().check(member)
+        super().check(member, form)
 
     def _refuse(self, member: str, what: str, way_out: str) -> None:
         with errors.about(member):

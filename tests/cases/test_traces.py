@@ -118,6 +118,25 @@ def test_a_cohort_goes_on_with_what_it_traced_first_also_with_other_shapes(layou
         np.testing.assert_allclose(mine, its, rtol=1e-5)
 
 
+OTHER_FORMS = {"batch size": {"batch_size": 8}, "weights": {"class_weight": {0: 1.0, 1: 2.0}}}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_a_change_without_compile_is_refused_where_fit_would_trace_anew(form):
+    model, given = weighted(), GIVEN | OTHER_FORMS[form]
+    labels = (Y > 0).astype("float32")
+    with kc.cohost():
+        model.fit(X, labels, **GIVEN)
+    with kc.cohost():
+        model.fit(X, labels, **given)  # nothing has changed: another form is fine
+    model.beta = 3.0
+    before = model.get_weights()
+    with pytest.raises(kc.CohortError, match=r"`beta`.*1\.0 at the first trace, 3\.0 now.*form"):
+        kc.Cohort({"m": model}).fit(X[:60], labels[:60], **given)
+    for mine, its in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
 @pytest.mark.parametrize("layout", ["joined", "stacked"])
 @pytest.mark.parametrize("same_cohort", [True, False])
 @on_tensorflow
