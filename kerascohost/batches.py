@@ -217,6 +217,7 @@ class StreamBatches:
     def __init__(self, epochs: keras_data.Epochs, runs_python: bool):
         self._epochs = epochs
         self._runs_python = runs_python
+        self._are_fixed = epochs.are_fixed
         self._first_known = _checked(epochs.first_known())
         self._usual: tuple | None = None
         self._waiting: Iterator | None = None
@@ -290,7 +291,8 @@ class StreamBatches:
         for run in _runs(items, 1 if could_tell else most):
             data = _combine(np.stack, [*run, *self._padding(run)])
             self._usual = self._usual or _signature(data)
-            yield Chunk(data, 0, len(run), usual=_signature(data) == self._usual)
+            is_usual = _signature(data) == self._usual
+            yield Chunk(data, 0, len(run), is_usual, is_fixed=self._are_fixed)
 
     def _padding(self, run: list) -> list:
         """Batches beyond the chunk's stop: they let runs of many lengths share few shapes."""

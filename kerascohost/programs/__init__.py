@@ -74,6 +74,8 @@ class Chunk:
         stop: The batch before which to stop.
         usual: Whether `data` has the shape of the member's first chunk. The last batch of an epoch
             often has not; programs that compile per shape run it apart.
+        is_fixed: Whether the data's type says how many rows a batch has: then `fit` on TensorFlow
+            traces with that number.
         on_device: Where a program keeps its own form of `data`, so that a chunk that is worked
             through in several calls is transferred once.
     """
@@ -82,6 +84,7 @@ class Chunk:
     start: int
     stop: int
     usual: bool
+    is_fixed: bool = False
     on_device: Any = None
 
 

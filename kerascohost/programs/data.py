@@ -157,6 +157,15 @@ class Epochs(EpochIterator):
         """Whether the data is a `tf.data.Dataset`."""
         return isinstance(self.data_adapter, TFDatasetAdapter)
 
+    @property
+    def are_fixed(self) -> bool:
+        """Whether the type of a `tf.data.Dataset` says how many rows a batch has."""
+        if not self.is_dataset or self._group > 1:
+            return False
+        specs = tree.flatten(self.data_adapter.get_tf_dataset().element_spec)
+        shapes = [getattr(spec, "shape", None) for spec in specs]
+        return all(shape is not None and shape.rank and shape[0] is not None for shape in shapes)
+
     def _num_steps(self) -> int | None:
         batches = self.data_adapter.num_batches
         return None if batches is None else math.ceil(batches / self._group)

@@ -121,7 +121,8 @@ class Program:
         structure, data = stacking.stacked_batches([works[name] for name in chosen])
         data = [tf.convert_to_tensor(leaf) for leaf in data]
         self._rows.fetch(names, [name for name, work in works.items() if work.begins])
-        function = self._function_for(names, structure, data)
+        is_fixed = all(works[name].chunk.is_fixed for name in names)
+        function = self._function_for(names, structure, data, is_fixed)
         rows = self._rows.rows(names)
         chosen_rows = tf.constant(self._rows.rows(chosen))
         logs, changed = function(data, chosen_rows, tf.constant(len(data[0])))
@@ -152,12 +153,17 @@ class Program:
 
         stacking.finished(write)
 
-    def _function_for(self, names: list[str], structure: Any, data: list[tf.Tensor]) -> Any:
+    def _function_for(
+        self, names: list[str], structure: Any, data: list[tf.Tensor], is_fixed: bool
+    ) -> Any:
         """The trace for these shapes; one for all shapes where they have turned out to differ."""
         everyone = names == self._stack.names
         size = len(names) if everyone else None
         key = (everyone, repr(structure), tuple((t.dtype, len(t.shape)) for t in data))
-        specs = [tf.TensorSpec((None, size, None, *t.shape[3:]), t.dtype) for t in data]
+        specs = [
+            tf.TensorSpec((None, size, t.shape[2] if is_fixed else None, *t.shape[3:]), t.dtype)
+            for t in data
+        ]
         known, function = self._functions.get(key, (specs, None))
         pairs = list(zip(known, specs, strict=True))
         if function is None or not all(new.is_subtype_of(old) for old, new in pairs):

@@ -111,7 +111,9 @@ class Program:
         """Every member's tensors, empty ones for those without work; traces if need be."""
         given = [_on_device(works[m.name].chunk) if m.name in works else None for m in self.members]
         specs = [
-            self._specs[i] if tensors is None else [_spec(t, bool(m.piece)) for t in tensors]
+            self._specs[i]
+            if tensors is None
+            else [_spec(t, bool(m.piece) or works[m.name].chunk.is_fixed) for t in tensors]
             for i, (m, tensors) in enumerate(zip(self.members, given, strict=True))
         ]
         if self._function is None or not _accepts(self._specs, specs):
@@ -263,7 +265,7 @@ def _on_device(chunk: Chunk) -> list[tf.Tensor]:
 
 
 def _spec(tensor: tf.Tensor, fixed_batch: bool) -> tf.TensorSpec:
-    """Any number of steps, and any batch size unless it must be known to be cut in pieces."""
+    """Any number of steps, and any batch size unless it is fixed."""
     batch = tensor.shape[1] if fixed_batch else None
     return tf.TensorSpec((None, batch, *tensor.shape[2:]), tensor.dtype)
 

@@ -515,3 +515,24 @@ def test_random_layers_in_datasets_draw_as_in_fit():
         ends.append([model.get_weights()[0] for model in models])
     assert not np.allclose(*ends[0])
     np.testing.assert_allclose(ends[1], ends[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["joined", "stacked"])
+def test_batches_of_a_fixed_size_weigh_as_in_fit(layout):
+    """On TensorFlow the metrics of several losses are weighted only where the size is known."""
+    tf = pytest.importorskip("tensorflow", reason="a tf.data.Dataset needs TensorFlow")
+
+    def build():
+        inputs = keras.Input((4,))
+        outputs = {name: layers.Dense(1, name=name)(inputs) for name in ("a", "b")}
+        model = keras.Model(inputs, outputs)
+        model.compile("sgd", {"a": "mse", "b": "mae"})
+        return model
+
+    def batches(drop_remainder):
+        pairs = tf.data.Dataset.from_tensor_slices((X, {"a": Y, "b": Y}))
+        return lambda: pairs.batch(10, drop_remainder=drop_remainder)
+
+    for fixed in (True, False):
+        fits = {name: Member(build, x=batches(fixed), epochs=2) for name in ("one", "two")}
+        compare.assert_parity(fits, 1e-5, layout=layout)
