@@ -250,7 +250,8 @@ class _Bench:
             show(*clock.told(doing))
 
         self._report = report
-        self._fit(Cohort(self.models), epochs=0)  # builds whatever is not built yet
+        xs, ys = self._columns()
+        Cohort(self.models).build(xs, ys, self.batch_sizes)
         self._start = kept.Values(self.models.values())
         rows: dict[str, dict[str, Any]] = {layout: {"layout": layout} for layout in layouts}
         rounds: dict[str, _Layout] = {}
@@ -296,8 +297,13 @@ class _Bench:
         _wait_for(self.models.values())
         return time.perf_counter() - began
 
-    def _fit(self, cohort: Cohort, epochs: Any) -> None:
+    def _columns(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The inputs and the targets by member."""
         xs, ys = ({name: pair[i] for name, pair in self._data.items()} for i in (0, 1))
+        return xs, ys
+
+    def _fit(self, cohort: Cohort, epochs: Any) -> None:
+        xs, ys = self._columns()
         cohort.fit(xs, ys, batch_size=self.batch_sizes, epochs=epochs, shuffle=False, verbose=0)
 
     def restart(self) -> None:

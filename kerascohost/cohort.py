@@ -235,6 +235,25 @@ class Cohort:
                 self._history = self._recorded()
         return self.history
 
+    def build(self, x: Any, y: Any = None, batch_size: Any = None) -> None:
+        """Builds all members from their first batch, with their metrics and optimizers.
+
+        `fit` does so itself, on TensorFlow not before its first step.
+
+        Args:
+            x: As in `fit`.
+            y: As in `fit`.
+            batch_size: As in `fit`.
+
+        Raises:
+            CohortError: If a member cannot be trained on its data.
+        """
+        given = {**_FIT_DEFAULTS, "x": x, "y": y, "batch_size": batch_size, "shuffle": False}
+        arguments = self._per_member(given)
+        with self._one_at_a_time("build"):
+            for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
+                member.close()
+
     def stop(self) -> None:
         """Lets the `fit` that is running end after the steps it is in, from any thread.
 
