@@ -16,8 +16,8 @@ from kerascohost.reads import names_of
 def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = False) -> bytes:
     """Moves the global random state to where a training of all its epochs would leave it.
 
-    Followed are shuffled arrays, where `fit` shuffles by the global state (on JAX by NumPy's), and
-    the shuffled batches of a `PyDataset` (by Python's).
+    Followed are shuffled arrays, where `fit` shuffles by the global state (on JAX by NumPy's, on
+    torch by its own), and the shuffled batches of a `PyDataset` (by Python's).
 
     Args:
         model: The model.

@@ -17,7 +17,7 @@ from kerascohost.programs.eager import Program as Program
 
 COMPILED_FUNCTION = None
 COMPILES_PER_SHAPE = False
-SHUFFLES_BY_GLOBAL_STATE = False  # its generator's state is not followed
+SHUFFLES_BY_GLOBAL_STATE = True  # torch's generator
 FINALIZES_AFTER_FAILURE = False
 concatenated = np.concatenate  # of outputs: `predict` refuses other shapes, too
 StackProgram = None
