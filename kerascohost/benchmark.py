@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -14,14 +14,20 @@ from keras import tree
 from tqdm.auto import tqdm
 
 from kerascohost import errors, memory, plotting
+from kerascohost.arguments import (
+    MEASURED_LAYOUTS,
+    MeasuredLayout,
+    PerMember,
+    check_count,
+    counts_per_member,
+    measured_layouts,
+    named_models,
+)
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
-from kerascohost.fusion import factors_of, named_models
 from kerascohost.programs import kept
 from kerascohost.suggestions import MOST, suggest_group_factors
 from kerascohost.trial import trial_data
-
-LAYOUTS = ("separate", "joined", "grouped", "replicated", "stacked")
 
 # A speed-up is known well enough when its 95 % interval is no wider than this to either side, and
 # one that is smaller is not worth another layout.
@@ -41,10 +47,10 @@ def benchmark(
     models: Mapping[str, keras.Model] | Sequence[keras.Model] | Cohort,
     x: Any = None,
     y: Any = None,
-    batch_size: int | Mapping[str, int] = 32,
-    layouts: Sequence[str] = LAYOUTS,
-    group_factor: str | int | Mapping[str, int] = "auto",
-    replicas: int | Mapping[str, int] = 2,
+    batch_size: PerMember[int] = 32,
+    layouts: Sequence[MeasuredLayout] = MEASURED_LAYOUTS,
+    group_factor: Literal["auto"] | PerMember[int] = "auto",
+    replicas: Literal["auto"] | PerMember[int] = "auto",
     steps: int = 50,
     repeats: int = 5,
     budget_s: float = 30.0,
@@ -63,12 +69,13 @@ def benchmark(
         x: Arrays or datasets, for all members or as a dict by member; by default random arrays of
             the models' shapes.
         y: Targets, likewise; by default random ones that suit the models' losses.
-        batch_size: Samples per batch, for all or by member; a dataset has its own.
+        batch_size: Samples per batch, for all or by member (one that is not named: 32); a dataset
+            has its own.
         layouts: Which layouts to measure, besides `"separate"`.
-        group_factor: For the grouped layout. `"auto"` lets each member take as many batches in a
-            step as the slowest one takes time for one of its own, at most 8 (2 for all, where all
-            are alike).
-        replicas: For the replicated layout.
+        group_factor: For the grouped layout. `"auto"`: those of a `Cohort` that has any; else each
+            member takes as many batches in a step as the slowest one takes time for one of its own,
+            at most 8 (2 for all, where all are alike).
+        replicas: For the replicated layout. `"auto"`: those of a `Cohort` that has any, else 2.
         steps: Batches per member in each round, which is an epoch of so many. What an epoch costs
             whatever its length is counted too, so with few steps fusing looks better than it is in
             long epochs: take as many as your epochs have, if they are short.
@@ -94,10 +101,12 @@ def benchmark(
     ['separate', 'joined']
     """
     named = models.members if isinstance(models, Cohort) else named_models(models)
-    asked = _layouts(layouts)
-    for key, value in (("steps", steps), ("repeats", repeats)):
-        if not errors.is_count(value, least=1):
-            raise CohortError(f"Expected `{key}` to be a positive integer. Received: {value!r}")
+    asked = measured_layouts(layouts)
+    if isinstance(models, Cohort):
+        group_factor = _cohorts(models.group_factor) if group_factor == "auto" else group_factor
+        replicas = _cohorts(models.replicas) if replicas == "auto" else replicas
+    check_count("steps", steps)
+    check_count("repeats", repeats)
     if not budget_s >= 0:
         raise CohortError(
             f"Expected `budget_s` to be no less than 0 seconds. Received: {budget_s!r}"
@@ -106,8 +115,7 @@ def benchmark(
         with errors.about(name):
             if not model.compiled:
                 raise CohortError("You must call `compile()` before measuring how a model trains.")
-    given = batch_size if isinstance(batch_size, Mapping) else dict.fromkeys(named, batch_size)
-    sizes = {name: given.get(name, 32) for name in named}
+    sizes = counts_per_member("batch_size", batch_size, named, default=32)
     data, sizes = trial_data(named, x, y, sizes, steps)
     bench = _Bench(named, data, sizes, group_factor, replicas)
     with (
@@ -121,6 +129,11 @@ def benchmark(
             bar.update(fraction - bar.n)
 
         return bench.measured(asked, repeats, budget_s, progress if callable(progress) else show)
+
+
+def _cohorts(factors: dict[str, int]) -> Literal["auto"] | dict[str, int]:
+    """A cohort's factors, if it has any but 1."""
+    return factors if set(factors.values()) != {1} else "auto"
 
 
 class BenchmarkResult:
@@ -218,8 +231,8 @@ class _Bench:
         models: dict[str, keras.Model],
         data: dict[str, tuple],
         batch_sizes: dict[str, int],
-        group_factor: Any,
-        replicas: Any,
+        group_factor: Literal["auto"] | PerMember[int],
+        replicas: Literal["auto"] | PerMember[int],
     ):
         self.models = models
         self.batch_sizes = batch_sizes
@@ -230,14 +243,16 @@ class _Bench:
             "separate": dict.fromkeys(models, 1),
             "joined": dict.fromkeys(models, 1),
             "stacked": dict.fromkeys(models, 1),
-            "replicated": factors_of("replicas", replicas, models),
+            "replicated": counts_per_member(
+                "replicas", 2 if replicas == "auto" else replicas, models
+            ),
         }
         if group_factor != "auto":
-            self._factors["grouped"] = factors_of("group_factor", group_factor, models)
+            self._factors["grouped"] = counts_per_member("group_factor", group_factor, models)
 
     def measured(
         self,
-        layouts: list[str],
+        layouts: Sequence[str],
         repeats: int,
         budget_s: float,
         show: Callable[[float, str], None],
@@ -573,16 +588,6 @@ def _times(row: Mapping[str, Any]) -> str:
     if row["high"] > row["speedup"] * (1 + _VAGUE):
         return f"at least {row['low']:.1f} times"
     return f"{row['speedup']:.1f} times"
-
-
-def _layouts(layouts: Sequence[str]) -> list[str]:
-    for layout in layouts:
-        if layout not in LAYOUTS:
-            raise CohortError(
-                f"Expected `layouts` among {', '.join(map(repr, LAYOUTS))}. Received: {layout!r}."
-                f"{errors.did_you_mean(layout, LAYOUTS)}"
-            )
-    return [layout for layout in LAYOUTS if layout == "separate" or layout in layouts]
 
 
 def _wait_for(models: Iterable[keras.Model]) -> None:

@@ -18,8 +18,7 @@ import keras
 import numpy as np
 
 from kerascohost import errors, programs
-from kerascohost.cohort import check_layout
-from kerascohost.fusion import factors_of
+from kerascohost.arguments import Layout, PerMember, check_layout, counts_per_member
 from kerascohost.held import HeldFit, HeldHistory, HeldHistoryError, Together
 from kerascohost.history import CohortHistory
 from kerascohost.member import check_trainable_here
@@ -101,9 +100,9 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
     def __init__(
         self,
-        layout: str = "joined",
-        group_factor: int | Mapping[str, int] = 1,
-        replicas: int | Mapping[str, int] = 1,
+        layout: Layout = "joined",
+        group_factor: PerMember[int] = 1,
+        replicas: PerMember[int] = 1,
         *,
         verbose: int | str | None = None,
         names: Mapping[str, Any] | None = None,
@@ -284,7 +283,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         for key, value in self._factors.items():
             if isinstance(value, Mapping) and not ends:
                 value = {name: factor for name, factor in value.items() if name in models}
-            factors.append(factors_of(key, value, known))
+            factors.append(counts_per_member(key, value, known))
         return {name: tuple(each[name] for each in factors) for name in models}
 
     def _note_ends(self) -> None:

@@ -1,27 +1,27 @@
 """The cohort: members, and the arguments given to them."""
 
 import contextlib
-import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
-from keras import tree
 
-from kerascohost import errors, programs
+from kerascohost import errors, sharing
+from kerascohost.arguments import (
+    Layout,
+    PerMember,
+    check_layout,
+    counts_per_member,
+    named_models,
+    per_member,
+)
 from kerascohost.errors import CohortError
-from kerascohost.fusion import factors_of, named_models
 from kerascohost.history import CohortHistory
 from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
-from kerascohost.programs import data as keras_data
-from kerascohost.programs import reached
 from kerascohost.progress import Progress
-from kerascohost.reads import paths_of
 from kerascohost.scheduler import Scheduler, Task
-from kerascohost.stacks import LAYOUTS
 
 # `fit`'s arguments and defaults, which are Keras's.
 _FIT_DEFAULTS: dict[str, Any] = {
@@ -67,6 +67,9 @@ class Cohort:
 
     Attributes:
         members: A dict from names to the models.
+        layout: As given.
+        group_factor: A dict from names to group factors.
+        replicas: A dict from names to numbers of replicas.
         history: The `CohortHistory` of the last `fit`, also of one that failed or was interrupted.
         progress: The class of the callbacks that show how far each member is; to show it your own
             way, set it to a subclass of `kerascohost.progress.Progress`.
@@ -94,20 +97,20 @@ class Cohort:
     def __init__(
         self,
         models: Mapping[str, keras.Model] | Sequence[keras.Model],
-        layout: str = "joined",
-        group_factor: int | Mapping[str, int] = 1,
-        replicas: int | Mapping[str, int] = 1,
+        layout: Layout = "joined",
+        group_factor: PerMember[int] = 1,
+        replicas: PerMember[int] = 1,
     ):
         named = named_models(models)
         check_layout(layout)
-        group_factors = factors_of("group_factor", group_factor, named)
-        replica_counts = factors_of("replicas", replicas, named)
+        group_factors = counts_per_member("group_factor", group_factor, named)
+        replica_counts = counts_per_member("replicas", replicas, named)
         self.layout = layout
         self._members = {
             name: Member(name, model, group_factors[name], replica_counts[name])
             for name, model in named.items()
         }
-        self._check_optimizers()
+        sharing.check_optimizers(named)
         self._scheduler = Scheduler(layout)
         self._working = threading.Lock()
         self._doing = ""
@@ -117,6 +120,16 @@ class Cohort:
     def members(self) -> dict[str, keras.Model]:
         """The models by name."""
         return {name: member.model for name, member in self._members.items()}
+
+    @property
+    def group_factor(self) -> dict[str, int]:
+        """How many batches of each member are merged into one step, by name."""
+        return {name: member.group_factor for name, member in self._members.items()}
+
+    @property
+    def replicas(self) -> dict[str, int]:
+        """How many times each member is applied in one step, by name."""
+        return {name: member.replicas for name, member in self._members.items()}
 
     @property
     def history(self) -> CohortHistory:
@@ -151,15 +164,12 @@ class Cohort:
 
         The copy has no history and nothing compiled. Models are pickled and copied by Keras.
         """
-        members = self._members
-        factors = ({name: getattr(m, key) for name, m in members.items()} for key in _FACTORS)
         own = {"progress": self.progress} if "progress" in vars(self) else None
-        return type(self), (self.members, self.layout, *factors), own
+        return type(self), (self.members, self.layout, self.group_factor, self.replicas), own
 
     def __repr__(self) -> str:
         told = [*self._members, f"layout={self.layout!r}"]
-        for key in _FACTORS:
-            factors = {name: getattr(member, key) for name, member in self._members.items()}
+        for key, factors in (("group_factor", self.group_factor), ("replicas", self.replicas)):
             if set(factors.values()) != {1}:
                 told.append(f"{key}={factors}")
         return f"Cohort({', '.join(told)})"
@@ -370,51 +380,16 @@ class Cohort:
         """Every member's own arguments, from values for all and dicts by member."""
         split = {key: self._split(key, value) for key, value in given.items()}
         own = {name: {key: split[key][name] for key in split} for name in self._members}
-        self._check_own(own)
-        _check_paths(own)
+        sharing.check_arguments(own)
         return own
 
     def _split(self, key: str, value: Any) -> dict[str, Any]:
-        names = list(self._members)
-        if not isinstance(value, dict):
-            return self._shared(key, value)
-        if set(value) == set(names):
-            return value
-        strangers = [name for name in value if name not in self._members]
-        if len(strangers) == len(value) and key in ("x", "y", "sample_weight", "class_weight"):
-            return dict.fromkeys(names, value)  # a dict of arrays or of classes, shared by all
-        if strangers:
-            raise CohortError(
-                f"Expected the keys of `{key}` to be names of members: {', '.join(names)}. "
-                f"Received: {strangers[0]!r}.{errors.did_you_mean(strangers[0], names)}"
-            )
-        if key == "x":
-            missing = next(name for name in names if name not in value)
-            raise CohortError(
-                f"Expected `x` to hold data for every member. Received: none for {missing!r}."
-            )
-        return {name: value.get(name, _FIT_DEFAULTS.get(key)) for name in names}
-
-    def _shared(self, key: str, value: Any) -> dict[str, Any]:
-        if key == "callbacks" and value and len(self._members) > 1:
-            return _copied_callbacks(value, list(self._members))
-        return dict.fromkeys(self._members, value)
-
-    @staticmethod
-    def _check_own(arguments: Mapping[str, dict[str, Any]]) -> None:
-        """What changes while it is used, one member may use: others would see it changed."""
-        owner: dict[int, str] = {}
-        for key in ("x", "validation_data", "callbacks"):
-            for name, given in arguments.items():
-                for thing in keep_state(given.get(key)):
-                    first = owner.setdefault(id(thing), name)
-                    if first != name:
-                        raise CohortError(
-                            f"Expected `{key}` that each member has for itself. Received: one "
-                            f"{_described(thing)} for {first!r} and {name!r}, which changes "
-                            f"while it is used; give each its own: {key}={{{first!r}: ..., "
-                            f"{name!r}: ...}}."
-                        )
+        """One argument's value for each member."""
+        if key == "callbacks" and not isinstance(value, Mapping):
+            return sharing.own_callbacks(value, self._members)
+        if key == "x":  # without its data a member would train on another one's
+            return per_member(key, value, self._members)
+        return per_member(key, value, self._members, _FIT_DEFAULTS.get(key))
 
     @staticmethod
     def _check_known(unknown: dict[str, Any], known: Mapping[str, Any]) -> None:
@@ -429,54 +404,8 @@ class Cohort:
         for member in members:
             with errors.about(member.name):
                 prepare(member)
-        self._check_separate()
+        sharing.check_models(self.members)
         return members
-
-    def _check_separate(self) -> None:
-        """Refuses what one member's training changes and another one holds.
-
-        Neither could then end as if alone. What no member changes may be shared.
-        """
-        self._check_optimizers()
-        self._refuse_shared(
-            lambda model: programs.with_parts([*model.metrics, *programs.unbuilt_metrics(model)]),
-            lambda metric: f"metric ({metric.name}). Compile each model with metrics of its own.",
-        )
-        changed: dict[int, tuple[str, keras.Variable]] = {}
-        for model in self.members.values():
-            changed |= programs.changed_variables(model)
-        self._refuse_shared(
-            lambda model: [v for v in programs.variables(model) if id(v) in changed],
-            lambda variable: (
-                f"variable ({variable.path}) {changed[id(variable)][0]}. Give each a layer of its "
-                "own; to apply one model several times, make it one member with `replicas`."
-            ),
-        )
-
-    def _check_optimizers(self) -> None:
-        self._refuse_shared(
-            lambda model: [one for one in [getattr(model, "optimizer", None)] if one is not None],
-            lambda one: f"optimizer ({one.name}). Compile each model with an optimizer of its own.",
-        )
-
-    def _refuse_shared(
-        self, held_by: Callable[[keras.Model], list[Any]], told: Callable[[Any], str]
-    ) -> None:
-        """Refuses what is held by two members.
-
-        Args:
-            held_by: What a model holds.
-            told: What it is, and the way out.
-        """
-        owner: dict[int, str] = {}
-        for name, model in self.members.items():
-            for thing in held_by(model):
-                first = owner.setdefault(id(thing), name)
-                if first != name:
-                    raise CohortError(
-                        "Expected members that share nothing that training changes. Received: "
-                        f"{first!r} and {name!r} with the same {told(thing)}"
-                    )
 
     def _run(self, kind: str, arguments: dict[str, dict[str, Any]], begin: Callable) -> dict:
         """Runs what `begin` makes for each member and its progress bar."""
@@ -486,98 +415,3 @@ class Cohort:
             tasks.append(Task(member, begin(member, bar), bar))
         results = self._scheduler.run(tasks)
         return {name: results[name] for name in self._members}
-
-
-# The arguments by which a member takes more than one batch in a step.
-_FACTORS = ("group_factor", "replicas")
-
-
-def check_layout(layout: str) -> None:
-    """Refuses a layout that there is not.
-
-    Raises:
-        CohortError: With those that there are.
-    """
-    if layout not in LAYOUTS:
-        raise CohortError(
-            f"Expected `layout` to be one of {', '.join(map(repr, LAYOUTS))}. "
-            f"Received: layout={layout!r}.{errors.did_you_mean(layout, LAYOUTS)}"
-        )
-
-
-def _parts(value: Any) -> list:
-    """The objects that an argument consists of."""
-    if isinstance(value, keras.callbacks.CallbackList):
-        return programs.callbacks_in(value)
-    return [value] if hasattr(value, "__next__") else tree.flatten(value)
-
-
-def keep_state(value: Any) -> list:
-    """Those objects of an argument whose use for one member changes what another would find."""
-
-    def does(thing: Any) -> bool:
-        if isinstance(thing, keras.utils.PyDataset):
-            return any(
-                getattr(type(thing), hook) is not getattr(keras.utils.PyDataset, hook)
-                for hook in ("on_epoch_begin", "on_epoch_end")
-            )
-        return isinstance(thing, keras.callbacks.Callback) or hasattr(thing, "__next__")
-
-    parts = _parts(value)
-    sources = [
-        node for part in parts if reached.is_dataset(part) for node in reached.pipeline(part)
-    ]
-    return [
-        *(thing for thing in parts if does(thing)),
-        *(shuffle for part in parts for shuffle in keras_data.reshuffling(part)),
-        *(seed for source in sources for seed in reached.captured(source)),
-    ]
-
-
-def _described(thing: Any) -> str:
-    if hasattr(thing, "element_spec"):
-        return "tf.data.Dataset that is shuffled anew each time"
-    if reached.is_handle(thing):
-        return "random layer in a dataset's `map`"
-    return type(thing).__name__
-
-
-def _check_paths(arguments: Mapping[str, dict[str, Any]]) -> None:
-    """Refuses callbacks of two members that write to one place: one would find the other's file."""
-    owners: dict[Path, str] = {}
-    for name, given in arguments.items():
-        for callback in _parts(given.get("callbacks")):
-            for attribute, path in paths_of(callback).items():
-                first = owners.setdefault(path.absolute(), name)
-                if first != name:
-                    raise CohortError(
-                        "Expected callbacks that write to a place of their own for each member. "
-                        f"Received: {attribute}={str(path)!r} in a {type(callback).__name__} of "
-                        f"{first!r} and in one of {name!r}; give each a path of its own."
-                    )
-
-
-def _copied_callbacks(callbacks: Any, names: list[str]) -> dict[str, Any]:
-    """Callbacks for all members, copied for each: a callback keeps the state of one model."""
-    for callback in _parts(callbacks):
-        for attribute in ("filepath", "filename", "log_dir", "backup_dir", "directory"):
-            path = getattr(callback, attribute, None)
-            if path:
-                raise CohortError(
-                    f"Expected a {type(callback).__name__} for each member, as all would write to "
-                    f"one place. Received: {attribute}={str(path)!r} for all members; give "
-                    f"callbacks={{{names[0]!r}: [...], ...}}."
-                )
-    return {name: _copied(_parts(callbacks)) for name in names}
-
-
-def _copied(callbacks: list) -> list:
-    """Copies that share among themselves what the callbacks share, but not their model."""
-    models = {id(model): model for model in (callback.model for callback in callbacks)}
-    try:
-        return copy.deepcopy(callbacks, models)
-    except Exception as error:
-        raise CohortError(
-            f"Expected callbacks that can be copied, one for each member. Received: {callbacks!r}, "
-            f"which cannot ({error}). Give each member its own: callbacks={{name: [...]}}."
-        ) from error

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost.errors import CohortError, about, did_you_mean
+from kerascohost.arguments import PerMember, check_count, counts_per_member, named_models
+from kerascohost.errors import CohortError, about
 
 
 def group(x: Any, k: int) -> Any:
@@ -28,7 +29,7 @@ def group(x: Any, k: int) -> Any:
     >>> group(np.arange(6), 2).tolist()
     [[0, 1], [2, 3], [4, 5]]
     """
-    _check_factor("k", k)
+    check_count("k", k)
 
     def grouped(array: Any) -> Any:
         n = array.shape[0]
@@ -85,7 +86,7 @@ class GroupBatch(keras.layers.Layer):
 
     def __init__(self, k: int, **kwargs: Any):
         super().__init__(**kwargs)
-        _check_factor("k", k)
+        check_count("k", k)
         self.k = k
 
     def call(self, inputs: Any) -> Any:
@@ -119,8 +120,8 @@ class UngroupBatch(keras.layers.Layer):
 
 def fuse(
     models: Mapping[str, keras.Model] | Sequence[keras.Model],
-    group_factor: int | Mapping[str, int] | None = None,
-    replicas: int | Mapping[str, int] | None = None,
+    group_factor: PerMember[int] | None = None,
+    replicas: PerMember[int] | None = None,
     name: str | None = None,
 ) -> keras.Model:
     """Joins models side by side in one plain functional model, to compile and fit as any other.
@@ -161,8 +162,8 @@ def fuse(
     ['cnn_loss', 'loss', 'mlp_loss']
     """
     named = named_models(models)
-    factors = factors_of("group_factor", 1 if group_factor is None else group_factor, named)
-    counts = factors_of("replicas", 1 if replicas is None else replicas, named)
+    factors = counts_per_member("group_factor", 1 if group_factor is None else group_factor, named)
+    counts = counts_per_member("replicas", 1 if replicas is None else replicas, named)
     inputs: list = []
     outputs: list = []
     for member, model in named.items():
@@ -216,73 +217,6 @@ def _input_like(tensor: keras.KerasTensor, name: str | None = None, k: int = 1) 
 def _output_names(model: keras.Model, count: int) -> list[str]:
     names = list(getattr(model, "output_names", None) or [])
     return names if len(set(names)) == count else [str(i) for i in range(count)]
-
-
-def named_models(models: Any) -> dict[str, keras.Model]:
-    """The models by name.
-
-    Raises:
-        CohortError: If they are not models, or their names or they themselves are not unique.
-    """
-    if isinstance(models, Mapping):
-        pairs = list(models.items())
-    elif isinstance(models, Sequence) and not isinstance(models, str):
-        pairs = [(getattr(model, "name", None), model) for model in models]
-    else:
-        raise CohortError(
-            f"Expected `models` to be a dict or a list of models. Received: {models!r}"
-        )
-    if not pairs:
-        raise CohortError(f"Expected at least one model. Received: models={models!r}")
-    named: dict[str, keras.Model] = {}
-    for name, model in pairs:
-        _check_member(name, model, named)
-        named[name] = model
-    return named
-
-
-def _check_member(name: Any, model: Any, others: dict[str, keras.Model]) -> None:
-    if not isinstance(model, keras.Model):
-        raise CohortError(f"Expected member {name!r} to be a keras.Model. Received: {model!r}")
-    if not isinstance(name, str) or not name:
-        raise CohortError(f"Expected names that are non-empty strings. Received: {name!r}")
-    for other, known in others.items():
-        if known is model:
-            raise CohortError(
-                f"Expected different models. Received: the same one as {other!r} and {name!r}. "
-                "To apply one model several times, make it one member with `replicas`."
-            )
-    if name in others:
-        raise CohortError(
-            f"Expected members with different names. Received: {name!r} twice. "
-            'Name them in a dict: {"first": model1, "second": model2}.'
-        )
-
-
-def factors_of(argument: str, value: Any, names: Mapping[str, Any]) -> dict[str, int]:
-    """A whole number of at least 1 for every name, from one value or a dict by name.
-
-    Raises:
-        CohortError: If there is a name too many or a number that is none.
-    """
-    given = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
-    for name, factor in given.items():
-        if name not in names:
-            raise CohortError(
-                f"Expected the keys of `{argument}` to be names of members: {', '.join(names)}. "
-                f"Received: {name!r}.{did_you_mean(name, names)}"
-            )
-        with about(name):
-            _check_factor(argument, factor)
-    return {name: int(given.get(name, 1)) for name in names}
-
-
-def _check_factor(argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise CohortError(
-            f"Expected `{argument}` to be a whole number of at least 1. "
-            f"Received: {argument}={value!r}"
-        )
 
 
 def _reshape(array: Any, shape: tuple) -> Any:

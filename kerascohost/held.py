@@ -10,7 +10,6 @@ from typing import Any
 import keras
 
 from kerascohost import draws, errors, programs
-from kerascohost.cohort import keep_state
 from kerascohost.errors import CohortError
 from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
@@ -18,6 +17,7 @@ from kerascohost.programs.process_state import ProcessState
 from kerascohost.progress import Progress
 from kerascohost.reads import Snapshot
 from kerascohost.scheduler import Scheduler, Task
+from kerascohost.sharing import stateful
 
 
 class HeldHistoryError(CohortError, AttributeError):
@@ -109,8 +109,8 @@ class HeldFit:
         self._source: HeldFit | None = None
         self._may_end_early = draws.may_end_early(model, arguments)
         self.entered = entered or self.process.drawing  # the snapshot has the configuration
-        stateful = [thing for value in arguments.values() for thing in keep_state(value)]
-        things = [model, *programs.parts(model), *stateful]
+        changing = [thing for value in arguments.values() for thing in stateful(value)]
+        things = [model, *programs.parts(model), *changing]
         self._changes = {id(thing) for thing in things} | self.snapshot.writes
 
     def meets(self, other: "HeldFit") -> bool:

@@ -12,9 +12,9 @@ import pandas as pd
 from keras import tree
 
 from kerascohost import errors, programs
+from kerascohost.arguments import PerMember, counts_per_member, named_models, per_member
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
-from kerascohost.fusion import named_models
 from kerascohost.patching import patched
 
 _MB = 2**20
@@ -68,7 +68,7 @@ class MemoryEstimate:
 
 def estimate_memory(
     models: Mapping[str, keras.Model] | Sequence[keras.Model] | Cohort,
-    batch_size: int | Mapping[str, int] = 32,
+    batch_size: PerMember[int] = 32,
     x: Any = None,
 ) -> MemoryEstimate:
     """Predicts how much memory the models take while they train together.
@@ -81,7 +81,9 @@ def estimate_memory(
 
     Args:
         models: The models: a dict, a list, or a `Cohort`.
-        batch_size: Samples in a step of each member: its group factor and its replicas counted in.
+        batch_size: Samples per batch, for all members or as a dict by member (one that is not named
+            there: 32). A step of a `Cohort`'s member takes its group factor times its replicas as
+            many; for models by themselves count that in.
         x: Inputs for all members or as a dict by member, of which only the shapes matter; needed
             for subclassed models and where a dimension is not known.
 
@@ -89,7 +91,7 @@ def estimate_memory(
         A `MemoryEstimate`.
 
     Raises:
-        CohortError: If the shape of a model's inputs is not known.
+        CohortError: If the shape of a model's inputs is not known, or a dict names no member.
 
     Example:
 
@@ -99,12 +101,15 @@ def estimate_memory(
     [1.91]
     """
     named = models.members if isinstance(models, Cohort) else named_models(models)
+    sizes = counts_per_member("batch_size", batch_size, named, default=32)
+    if isinstance(models, Cohort):
+        sizes = {n: sizes[n] * models.group_factor[n] * models.replicas[n] for n in named}
+    inputs = per_member("x", x, named, None)
     rows = []
     for name, model in named.items():
-        own = x[name] if isinstance(x, Mapping) and set(x) == set(named) else x
-        size = batch_size[name] if isinstance(batch_size, Mapping) else batch_size
         with errors.about(name):
-            rows.append({"member": name, **_of_one(model, _specs(model, own, size))})
+            specs = _specs(model, inputs[name], sizes[name])
+            rows.append({"member": name, **_of_one(model, specs)})
     frame = pd.DataFrame(rows)
     state = frame["weights"] + frame["optimizer"]
     passing = frame["total"] - state

@@ -10,8 +10,6 @@ from kerascohost.member import Member, Want
 from kerascohost.plan import Plan
 from kerascohost.programs import stacking
 
-LAYOUTS = ("joined", "stacked", "auto")
-
 
 class Seat:
     """A stack at work: its members, its state, and whom it can serve.

@@ -9,6 +9,7 @@ import numpy as np
 from keras import tree
 
 from kerascohost import batches, errors, programs
+from kerascohost.arguments import per_member
 from kerascohost.errors import CohortError
 from kerascohost.programs import Chunk
 
@@ -39,9 +40,11 @@ def trial_data(
         CohortError: If the data cannot be read, or no random data can be made.
     """
     data, sizes = {}, dict(batch_sizes)
+    inputs = per_member("x", x, models)
+    targets = per_member("y", y, models, None)
     for name, model in models.items():
         with errors.about(name):
-            own_x, own_y = (_own(value, name, models) for value in (x, y))
+            own_x, own_y = inputs[name], targets[name]
             if own_x is None:
                 data[name] = _random_data(model, sizes[name] * steps)
             elif own_y is None and not hasattr(own_x, "shape"):
@@ -50,11 +53,6 @@ def trial_data(
                 pairs = {"x": own_x, "y": own_y}
                 data[name] = tuple(_rows(k, v, sizes[name] * steps) for k, v in pairs.items())
     return data, sizes
-
-
-def _own(value: Any, name: str, models: Mapping[str, keras.Model]) -> Any:
-    per_member = isinstance(value, Mapping) and set(value) == set(models)
-    return value[name] if per_member else value
 
 
 def _rows(key: str, value: Any, rows: int) -> Any:

@@ -13,10 +13,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports run down this list, or stay on one floor.
 FLOORS = [
     {"environment", "errors", "patching"},
+    {"arguments"},
     {"plotting", "plan", "progress", "suggestions"},
     {"fusion", "batches", "history", "places", "programs"},
     {"copies", "draws", "reads"},
-    {"member", "trial", "cloning"},
+    {"member", "sharing", "trial", "cloning"},
     {"stacks"},
     {"scheduler"},
     {"cohort", "held"},

@@ -20,9 +20,9 @@ from IPython.core.magic_arguments import (
 from IPython.display import Image, display
 
 from kerascohost import scripts
+from kerascohost.arguments import LAYOUTS
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.capture import cohost
-from kerascohost.cohort import LAYOUTS
 from kerascohost.errors import CohortError
 from kerascohost.history import CohortHistory
 from kerascohost.notebook import namespace

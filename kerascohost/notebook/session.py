@@ -14,7 +14,7 @@ import pandas as pd
 import traitlets
 
 from kerascohost import errors, programs
-from kerascohost.benchmark import LAYOUTS as BENCHMARKED
+from kerascohost.arguments import CHOSEN_LAYOUTS, MEASURED_LAYOUTS
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
@@ -22,9 +22,6 @@ from kerascohost.history import CohortHistory
 from kerascohost.notebook import data, live, namespace, source
 from kerascohost.programs import threads
 from kerascohost.suggestions import suggest_group_factors
-
-# In the order in which they are offered.
-LAYOUTS = ("joined", "grouped", "replicated", "stacked", "auto")
 
 # The most batches in a step that are offered; code can ask for more.
 MOST_FACTOR = 16
@@ -99,7 +96,7 @@ class CohostSession(traitlets.HasTraits):
     validation = traitlets.Dict()
     batch_size = traitlets.Dict()
     epochs = traitlets.Dict()
-    layout = traitlets.Enum(LAYOUTS, "joined")
+    layout: traitlets.Enum[str] = traitlets.Enum(CHOSEN_LAYOUTS, "joined")
     group_factor = traitlets.Dict()
     replicas = traitlets.Dict()
     budget_s = traitlets.Float(20.0, min=1.0)
@@ -442,7 +439,7 @@ class CohostSession(traitlets.HasTraits):
             "models": {name: self.models[name] for name in self.selected},
             **values,
             "batch_size": {name: self.batch_size[name] for name in self.selected},
-            "layouts": [layout for layout in BENCHMARKED if layout not in self.impossible],
+            "layouts": [layout for layout in MEASURED_LAYOUTS if layout not in self.impossible],
             "group_factor": self._own_factors(self.group_factor) or "auto",
             "replicas": self._own_factors(self.replicas) or 2,
             "budget_s": self.budget_s,

@@ -13,9 +13,10 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from kerascohost import plotting
+from kerascohost.arguments import CHOSEN_LAYOUTS
 from kerascohost.errors import CohortError
 from kerascohost.notebook import controls, namespace
-from kerascohost.notebook.session import LAYOUTS, CohostSession
+from kerascohost.notebook.session import CohostSession
 
 _ABOUT = {
     "joined": "Every model takes one batch in each step; the fast ones wait for the slow ones. "
@@ -365,7 +366,7 @@ class _Layout(_Part):
     )
 
     def make(self) -> Iterable[widgets.Widget]:
-        self._layouts = {name: self._choice(name) for name in LAYOUTS}
+        self._layouts: dict[str, Any] = {name: self._choice(name) for name in CHOSEN_LAYOUTS}
         suggest = self.button(
             "Suggest factors",
             self.session.suggest,
