@@ -10,11 +10,11 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost import programs
+from kerascohost import backends
+from kerascohost.backends import Chunk
+from kerascohost.backends import data as keras_data
+from kerascohost.backends.data import RowOrder
 from kerascohost.errors import CohortError
-from kerascohost.programs import Chunk
-from kerascohost.programs import data as keras_data
-from kerascohost.programs.data import RowOrder
 
 # Large enough for a call of a program not to be felt, small enough for a hundred members.
 _CHUNK_BYTES = 8 * 2**20
@@ -43,7 +43,7 @@ def batches(
 
     Args:
         data: `(x, y, sample_weight)`, each as `fit` takes it.
-        row_order: The backend's way to shuffle, see `kerascohost.programs`.
+        row_order: The backend's way to shuffle, see `kerascohost.backends`.
         batch_size: Rows per batch; `None` is 32, as in `fit`.
         steps_per_epoch: As in `fit`.
         shuffle: As in `fit`.
@@ -296,7 +296,7 @@ class StreamBatches:
 
     def _padding(self, run: list) -> list:
         """Batches beyond the chunk's stop: they let runs of many lengths share few shapes."""
-        if not programs.backend_module().COMPILES_PER_SHAPE:
+        if not backends.backend_module().COMPILES_PER_SHAPE:
             return []
         return [run[-1]] * (2 ** math.ceil(math.log2(len(run))) - len(run))
 

@@ -23,9 +23,9 @@ from kerascohost.arguments import (
     measured_layouts,
     named_models,
 )
+from kerascohost.backends import kept
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
-from kerascohost.programs import kept
 from kerascohost.suggestions import MOST, suggest_group_factors
 from kerascohost.trial import trial_data
 

@@ -17,12 +17,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerascohost import errors, programs
+from kerascohost import backends, errors
 from kerascohost.arguments import Layout, PerMember, check_layout, counts_per_member
+from kerascohost.backends import observed
 from kerascohost.held import HeldFit, HeldHistory, HeldHistoryError, Together
 from kerascohost.history import CohortHistory
 from kerascohost.member import check_trainable_here
-from kerascohost.programs import observed
 
 
 @dataclasses.dataclass
@@ -342,11 +342,11 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     @staticmethod
     def _go_on_drawing(fits: list[HeldFit]) -> None:
         """Random numbers go on after the last fit, unless they were drawn or set anew after it."""
-        found = programs.random_state()
+        found = backends.random_state()
         for fit, later in itertools.zip_longest(fits, (fit.called_in for fit in fits[1:])):
             fit.warn_of_draws(later or found)
         if found == fits[-1].expected:
-            programs.set_random_state(fits[-1].random_after)
+            backends.set_random_state(fits[-1].random_after)
 
 
 def _raise_first(failed: list[HeldFit]) -> None:
@@ -364,14 +364,14 @@ def _raise_first(failed: list[HeldFit]) -> None:
 
 
 def _callbacks(arguments: Mapping[str, Any]) -> list[Any]:
-    callbacks = programs.callbacks_in(arguments["callbacks"])
+    callbacks = backends.callbacks_in(arguments["callbacks"])
     return [each for each in callbacks if isinstance(each, keras.callbacks.Callback)]
 
 
 def _prints(arguments: Mapping[str, Any]) -> bool:
     """Whether a fit may print: by itself, or by callbacks of the user's."""
     callbacks = _callbacks(arguments)
-    return arguments["verbose"] != 0 or not all(programs.is_of_keras(type(c)) for c in callbacks)
+    return arguments["verbose"] != 0 or not all(backends.is_of_keras(type(c)) for c in callbacks)
 
 
 def _data(arguments: Mapping[str, Any]) -> list[Any]:
@@ -506,7 +506,7 @@ def _held_fit(original: Callable) -> Callable:
     def fit(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         if not _holders.stack:
             return original(self, *args, **kwargs)
-        own = programs.overridden(self, "fit")
+        own = backends.overridden(self, "fit")
         if own:
             warnings.warn(
                 f"{type(self).__name__} {self.name!r} has its own `fit`, which runs now and apart "

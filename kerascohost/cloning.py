@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost import errors, programs
+from kerascohost import backends, errors
 from kerascohost.errors import CohortError
 
 
@@ -96,12 +96,12 @@ def _built(build: Callable[..., keras.Model], own: dict[str, Any], seeds: _Seeds
     known = inspect.signature(build).parameters
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
     given = {name: value for name, value in own.items() if accepts_all or name in known}
-    before = programs.random_state()
+    before = backends.random_state()
     try:
         keras.utils.set_random_seed(next(seeds))
         model = build(**given)
     finally:
-        programs.set_random_state(before)
+        backends.set_random_state(before)
     if not isinstance(model, keras.Model) or not model.compiled:
         raise CohortError(f"Expected a function that returns a compiled model. Received: {model!r}")
     rest = {name: value for name, value in own.items() if name not in given}
@@ -112,7 +112,7 @@ def _copy(model: keras.Model, own: dict[str, Any], seeds: _Seeds) -> keras.Model
     if not model.compiled:
         raise CohortError("Expected a compiled model. Received: one without `compile()`.")
     names = set(own)
-    config = {**programs.compile_arguments(model)}
+    config = {**backends.compile_arguments(model)}
     config["optimizer"] = _optimizer(config["optimizer"], own, names)
     for part in ("loss", "metrics", "weighted_metrics"):
         config[part] = tree.map_structure(lambda p: _fresh(p, own, names), config[part])
@@ -130,7 +130,7 @@ def _copy(model: keras.Model, own: dict[str, Any], seeds: _Seeds) -> keras.Model
             f"Received: {name!r}.{errors.did_you_mean(_SHORT.get(name, name), known)}"
         )
     copy.compile(**config)
-    decayed = programs.decayed(model)
+    decayed = backends.decayed(model)
     if not all(decayed) and copy.built:
         pairs = zip(copy.trainable_variables, decayed, strict=True)
         copy.optimizer.exclude_from_weight_decay([v for v, is_decayed in pairs if not is_decayed])
@@ -166,7 +166,7 @@ def _layers(model: keras.Model, own: dict, names: set, seeds: _Seeds) -> keras.M
         return layer.__class__.from_config(config)
 
     try:
-        if isinstance(model, keras.Sequential) or programs.is_functional(model):
+        if isinstance(model, keras.Sequential) or backends.is_functional(model):
             copy = keras.models.clone_model(model, clone_function=anew)
         else:
             copy = anew(model)
@@ -204,7 +204,7 @@ def _names(model: keras.Model) -> Iterator[str]:
 
 def _keep_what_is_not_initial(model: keras.Model, copy: keras.Model) -> None:
     """Frozen weights are not for training to begin with; adapted ones describe the data."""
-    pairs = zip(programs.flat_layers(model), programs.flat_layers(copy), strict=True)
+    pairs = zip(backends.flat_layers(model), backends.flat_layers(copy), strict=True)
     for layer, its_copy in list(pairs)[1:]:  # the first is the model itself
         its_copy.trainable = layer.trainable
         kept = not layer.trainable or hasattr(layer, "adapt")

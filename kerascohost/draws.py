@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from kerascohost import errors, programs
-from kerascohost.programs import data as keras_data
+from kerascohost import backends, errors
+from kerascohost.backends import data as keras_data
 from kerascohost.reads import names_of
 
 
@@ -29,7 +29,7 @@ def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = F
     """
     order, steps = _order(arguments) if _are_valid(arguments) else (None, 0)
     if order is not None:
-        if programs.reads_to_build(model) and not is_built:
+        if backends.reads_to_build(model) and not is_built:
             order.look_ahead()
         epochs = arguments["epochs"] - arguments["initial_epoch"]
         per_epoch = arguments["steps_per_epoch"] or 0
@@ -37,12 +37,12 @@ def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = F
         for _ in range(_passes(epochs, steps, executions * model.steps_per_execution)):
             order()
         order.settle()
-    return programs.random_state()
+    return backends.random_state()
 
 
 def _order(arguments: Mapping[str, Any]) -> tuple[Any, int]:
     """What draws the order of each pass over the data, if that can be followed; steps in a pass."""
-    backend = programs.backend_module()
+    backend = backends.backend_module()
     x, y, weights = (arguments[key] for key in ("x", "y", "sample_weight"))
     shuffle = arguments["shuffle"]
     if shuffle and isinstance(x, keras.utils.PyDataset):
@@ -81,7 +81,7 @@ def may_end_early(model: keras.Model, arguments: Mapping[str, Any]) -> bool:
     """Whether a callback, or the model itself, mentions what ends a training before its epochs."""
     return any(
         not {"stop_training", "_initial_epoch"}.isdisjoint(names_of(code).attributes)
-        for thing in [*programs.callbacks_in(arguments["callbacks"]), model]
+        for thing in [*backends.callbacks_in(arguments["callbacks"]), model]
         for code in _own_code(thing)
     )
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import keras
 
-from kerascohost import draws, errors, programs
+from kerascohost import backends, draws, errors
+from kerascohost.backends.process_state import ProcessState
 from kerascohost.errors import CohortError
 from kerascohost.member import Member, Run
 from kerascohost.plan import Plan
-from kerascohost.programs.process_state import ProcessState
 from kerascohost.progress import Progress
 from kerascohost.reads import Snapshot
 from kerascohost.scheduler import Scheduler, Task
@@ -110,7 +110,7 @@ class HeldFit:
         self._may_end_early = draws.may_end_early(model, arguments)
         self.entered = entered or self.process.drawing  # the snapshot has the configuration
         changing = [thing for value in arguments.values() for thing in stateful(value)]
-        things = [model, *programs.parts(model), *changing]
+        things = [model, *backends.parts(model), *changing]
         self._changes = {id(thing) for thing in things} | self.snapshot.writes
 
     def meets(self, other: "HeldFit") -> bool:
@@ -176,7 +176,7 @@ class HeldFit:
         """
         ended = self.process.random
         ended_elsewhere = self.draws and self.has_begun and ended != self.expected
-        if ended_elsewhere and programs.is_drawn_from(self.expected, later, ended):
+        if ended_elsewhere and backends.is_drawn_from(self.expected, later, ended):
             warnings.warn(
                 f"The program drew random numbers, as new layers do for their weights, after the "
                 f"`fit` of {self.label!r} as if it had run all its epochs, but it ended after "

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost import errors, programs, reads
+from kerascohost import backends, errors, reads
+from kerascohost.backends import Chunk
+from kerascohost.backends import data as keras_data
+from kerascohost.backends.threads import OwnSeeds
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
-from kerascohost.programs import Chunk
-from kerascohost.programs import data as keras_data
-from kerascohost.programs.threads import OwnSeeds
 from kerascohost.reads import Snapshot
 
 _BATCH_HOOKS = {
@@ -121,10 +121,10 @@ class Member:
             fit["class_weight"],
             group=self._group,
         )
-        self._unbuilt = programs.metrics_not_reset(self.model)
+        self._unbuilt = backends.metrics_not_reset(self.model)
         first = None
-        has_epochs = programs.first_epoch(self.model, fit["initial_epoch"]) < self._epochs
-        if has_epochs or programs.builds_before_epochs():
+        has_epochs = backends.first_epoch(self.model, fit["initial_epoch"]) < self._epochs
+        if has_epochs or backends.builds_before_epochs():
             first = self._build(self._train)
         self._prepare_validation(validation)
         self._recall_traces(train=self._train, test=self._validation)
@@ -177,7 +177,7 @@ class Member:
 
     @property
     def _is_traced(self) -> bool:
-        return programs.backend_module().execution(self.model) != "eager"
+        return backends.backend_module().execution(self.model) != "eager"
 
     def remember_trace(self, kind: str) -> None:
         """Keeps what the steps of this kind, which have been traced and have run, read."""
@@ -208,7 +208,7 @@ class Member:
             one.check(self.name, self._forms[kind])
             self.finds_otherwise |= one.differs
         if self._is_traced:
-            programs.check_trainable(self.model)
+            backends.check_trainable(self.model)
         read = self.snapshot or next(iter(found.values()), None) or reads.StepReads(self.model)
         if read.draws_seeds:
             self._seeds = self._seeds or OwnSeeds()
@@ -238,7 +238,7 @@ class Member:
             batches = self._batches(data, predict["batch_size"], predict["steps"])
             self._predicted = batches
             first = None
-            if programs.reads_to_predict(self.model):
+            if backends.reads_to_predict(self.model):
                 first = batches.look_ahead()
                 batches.reset()
             if first is None:
@@ -251,7 +251,7 @@ class Member:
 
     def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
         kwargs["steps_per_execution"] = self.model.steps_per_execution
-        return batches(data, programs.backend_module().row_order, *args, **kwargs)
+        return batches(data, backends.backend_module().row_order, *args, **kwargs)
 
     def _as_if_alone(self, *data: Any) -> Any:
         """A context in which data that runs code of the user's draws random numbers of its own."""
@@ -279,23 +279,23 @@ class Member:
         Batches are read, and dropped, as `fit` reads and drops them before its first epoch: after
         the building, until when a dataset that prefetches goes on.
         """
-        first = batches.look_ahead() if programs.reads_to_build(self.model) else None
+        first = batches.look_ahead() if backends.reads_to_build(self.model) else None
         is_read = first is not None
         if not is_read:
             batches.reset()
             first = batches.peek()
         if first is not None:
             self._check_batch(first, kind)
-        programs.backend_module().build(self.model, first)
+        backends.backend_module().build(self.model, first)
         if is_read:
             batches.reset()
         return first
 
     def _check_batch(self, batch: Any, kind: str) -> None:
-        if programs.overridden(self.model, f"{kind}_step"):
+        if backends.overridden(self.model, f"{kind}_step"):
             return  # what it makes of a batch is not known
         _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        if y is None and programs.compares_targets(self.model):
+        if y is None and backends.compares_targets(self.model):
             raise errors.CohortError("Expected `y`, the targets of its loss. Received: y=None.")
         self._check_shapes(batch)
 
@@ -319,7 +319,7 @@ class Member:
         self.model.compute_output_spec(specs)  # may still fit: Keras adds or drops an axis of 1
 
     def _rows_per_replica(self, batches: Batches) -> int:
-        if programs.has_own_step(self.model, "train"):
+        if backends.has_own_step(self.model, "train"):
             raise errors.CohortError(
                 "Expected `replicas=1` for a model with its own `train_step`: what it does with a "
                 f"batch is not known. Received: replicas={self.replicas}. "
@@ -340,7 +340,7 @@ class Member:
     def _training(self, callbacks: list) -> Run:
         model, fit, epochs = self.model, self._fit, self._epochs
         dispatch = self._callback_list(
-            [*programs.callbacks_in(fit["callbacks"]), *callbacks], fit, epochs
+            [*backends.callbacks_in(fit["callbacks"]), *callbacks], fit, epochs
         )
         limit = _step_limit(model, dispatch, "train")
         model.stop_training = False
@@ -348,7 +348,7 @@ class Member:
         training_logs = None
         finished = False
         try:
-            for epoch in range(programs.first_epoch(model, fit["initial_epoch"]), epochs):
+            for epoch in range(backends.first_epoch(model, fit["initial_epoch"]), epochs):
                 self._reset_metrics()
                 dispatch.on_epoch_begin(epoch)
                 training_logs = yield from self._trained_epoch(epoch, dispatch, limit)
@@ -357,7 +357,7 @@ class Member:
                     break
             finished = True
         finally:
-            if epochs > 0 and (finished or programs.backend_module().FINALIZES_AFTER_FAILURE):
+            if epochs > 0 and (finished or backends.backend_module().FINALIZES_AFTER_FAILURE):
                 _finalize(model)
         dispatch.on_train_end(training_logs)
 
@@ -386,7 +386,7 @@ class Member:
 
     def _evaluating(self, batches: Batches, dispatch: keras.callbacks.CallbackList) -> Run:
         """Evaluates as `evaluate` does; returns the logs as floats."""
-        if batches is not self._evaluated and programs.reads_to_build(self.model):
+        if batches is not self._evaluated and backends.reads_to_build(self.model):
             batches.look_ahead()
         batches.reset()
         self.model.stop_evaluating = False
@@ -404,7 +404,7 @@ class Member:
     def _evaluation(self, evaluate: dict[str, Any], callbacks: list, return_dict: bool) -> Run:
         dispatch = self._plain_dispatch(evaluate, callbacks, self._evaluated)
         logs = yield from self._evaluating(self._evaluated, dispatch)
-        return logs if return_dict else programs.flat_results(self.model, logs)
+        return logs if return_dict else backends.flat_results(self.model, logs)
 
     def prediction(self, predict: dict[str, Any], callbacks: list) -> Run:
         """A run that is only a prediction; returns what `predict` returns."""
@@ -431,7 +431,7 @@ class Member:
             if self.model.stop_predicting:
                 break
         dispatch.on_predict_end()
-        concatenated = programs.backend_module().concatenated
+        concatenated = backends.backend_module().concatenated
         return tree.map_structure(lambda *rows: concatenated(rows), *parts)
 
     def _epoch(
@@ -444,7 +444,7 @@ class Member:
         if getattr(self.model, stop):  # set before the epoch's first step, it ends the epoch there
             limit = self.model.steps_per_execution
         watched = _is_watched(self.model, dispatch, batches)
-        counted = programs.seed_counts(self.model) if kind == "train" else {}
+        counted = backends.seed_counts(self.model) if kind == "train" else {}
         logs: Any = {}
         step = 0
         # Hooks come in the rhythm of `steps_per_execution`, however chunks and turns fall.
@@ -461,7 +461,7 @@ class Member:
                 )
                 position, step = position + done, step + done
                 if not isinstance(logs, dict):
-                    programs.check_logs(logs)
+                    backends.check_logs(logs)
                 if limit and step % limit:
                     continue
                 if limit:
@@ -470,9 +470,9 @@ class Member:
                     return self._metrics_or(logs, kind)
         if kind == "train":
             if not step and self._last_logs:
-                logs = programs.logs_without_steps(self.model, self._last_logs)
+                logs = backends.logs_without_steps(self.model, self._last_logs)
             if batches.ran_out and step:
-                programs.step_without_data(self.model, counted, step)
+                backends.step_without_data(self.model, counted, step)
             self._last_logs = logs
         if limit and step % limit:
             on_end(step + limit - step % limit - 1, logs)
@@ -480,7 +480,7 @@ class Member:
 
     def _metrics_or(self, logs: Any, kind: str) -> Any:
         """The metrics, unless a step of the model's own makes other logs: then the last step's."""
-        if not programs.has_own_step(self.model, kind):
+        if not backends.has_own_step(self.model, kind):
             return logs
         metrics = self.model.get_metrics_result()
         return metrics if isinstance(logs, dict) and logs.keys() == metrics.keys() else logs
@@ -497,7 +497,7 @@ class Member:
 
     def _plain_dispatch(self, asked: dict, callbacks: list, batches: Batches) -> Any:
         return keras.callbacks.CallbackList(
-            [*programs.callbacks_in(asked["callbacks"]), *callbacks],
+            [*backends.callbacks_in(asked["callbacks"]), *callbacks],
             model=self.model,
             verbose=asked["verbose"],
             epochs=1,
@@ -525,13 +525,13 @@ def check_trainable_here(model: keras.Model) -> None:
     """
     if not model.compiled:
         raise errors.CohortError("You must call `compile()` before using the model in a cohort.")
-    distribution = programs.distribution(model)
+    distribution = backends.distribution(model)
     if distribution is not None:
         raise errors.CohortError(
             "Expected a model that is trained on one device. Received: one distributed by a "
             f"{type(distribution).__name__}."
         )
-    own = programs.overridden(model, "fit", "make_train_function", "evaluate", "make_test_function")
+    own = backends.overridden(model, "fit", "make_train_function", "evaluate", "make_test_function")
     if own:
         raise errors.CohortError(
             f"Expected a model trained by Keras's own `fit`. Received: {type(model).__name__} with "
@@ -552,7 +552,7 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
         raise errors.CohortError(
             f"Expected `verbose` to be 0, 1, 2 or 'auto'. Received: verbose={verbose!r}."
         )
-    for callback in programs.callbacks_in(given["callbacks"]):
+    for callback in backends.callbacks_in(given["callbacks"]):
         if isinstance(callback, type):
             name = callback.__name__
             raise errors.CohortError(
@@ -602,9 +602,9 @@ def _is_watched(
     wrapped = getattr(optimizer, "inner_optimizer", None)
     return (
         any(getattr(one, "use_ema", False) for one in (optimizer, wrapped))
-        or programs.resets_in_its_own_way(model)
-        or programs.has_own_step(model, "train")
-        or programs.has_own_step(model, "test")
+        or backends.resets_in_its_own_way(model)
+        or backends.has_own_step(model, "train")
+        or backends.has_own_step(model, "test")
         or isinstance(batches, StreamBatches)  # which runs code of the user's
         or not all(map(_is_ours, dispatch.callbacks))
     )

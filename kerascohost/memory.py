@@ -11,7 +11,7 @@ import keras
 import pandas as pd
 from keras import tree
 
-from kerascohost import errors, programs
+from kerascohost import backends, errors
 from kerascohost.arguments import PerMember, counts_per_member, named_models, per_member
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
@@ -114,7 +114,7 @@ def estimate_memory(
     state = frame["weights"] + frame["optimizer"]
     passing = frame["total"] - state
     # Members with much state take turns instead of being fused, so that one passing peak is enough.
-    apart = state * _MB > programs.FUSED_STATE_LIMIT / len(frame)
+    apart = state * _MB > backends.FUSED_STATE_LIMIT / len(frame)
     at_once = max(passing[~apart].sum(), passing[apart].max() if apart.any() else 0.0)
     return MemoryEstimate(frame, float(state.sum() + at_once))
 
@@ -195,7 +195,7 @@ def _layer_bytes(model: keras.Model, inputs: Any) -> tuple[list[int], list[int]]
         return recorded
 
     with patched(keras.layers.Layer, "__call__", recording):
-        programs.call_on_symbols(model, inputs)
+        backends.call_on_symbols(model, inputs)
     return kept, sizes
 
 
@@ -213,7 +213,7 @@ def _recurrent_bytes(layer: keras.layers.RNN, sequence: Any) -> int:
 
 
 def _bytes(shape: Sequence[int | None], dtype: str) -> int:
-    return math.prod(size or 1 for size in shape) * programs.bytes_per_element(dtype)
+    return math.prod(size or 1 for size in shape) * backends.bytes_per_element(dtype)
 
 
 @contextlib.contextmanager
@@ -226,7 +226,7 @@ def peak() -> Iterator[dict[str, float]]:
     """
     found = {"mb": math.nan}
     gc.collect()
-    backend = programs.backend_module()
+    backend = backends.backend_module()
     backend.reset_device_peak()
     count = _resident_bytes if backend.device_bytes() is None else backend.device_bytes
     _reset_resident_peak()

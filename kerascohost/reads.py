@@ -29,7 +29,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerascohost import errors, programs
+from kerascohost import backends, errors
+from kerascohost.backends import reached
+from kerascohost.backends.process_state import Configuration
 from kerascohost.copies import copied
 from kerascohost.places import (
     CONTAINERS,
@@ -45,8 +47,6 @@ from kerascohost.places import (
     RandomState,
     Setting,
 )
-from kerascohost.programs import reached
-from kerascohost.programs.process_state import Configuration
 
 _INSTALLED = (
     *{f"{path}{os.sep}" for name, path in sysconfig.get_paths().items() if "lib" in name},
@@ -516,7 +516,7 @@ class StepReads:
     def __init__(self, model: keras.Model):
         self._model = model
         self._configuration = Configuration()
-        self.stamp = programs.compile_stamp(model)
+        self.stamp = backends.compile_stamp(model)
         self._steps = _Walk(may_write=False)
         self._walk_model(model)
         self._places = [place for place in self._steps.places if not self._may_change(place)]
@@ -525,7 +525,7 @@ class StepReads:
 
     def _walk_model(self, model: keras.Model) -> None:
         steps = self._steps
-        given = programs.compile_arguments(model)
+        given = backends.compile_arguments(model)
         for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
             steps.walk(given.get(name), f"`{name}`")
         self._walk_layers(model)
@@ -543,7 +543,7 @@ class StepReads:
             steps.look_up_names()
 
     def _walk_layers(self, model: keras.Layer) -> None:
-        for layer in programs.flat_layers(model):
+        for layer in backends.flat_layers(model):
             if self._steps._first(("layer", id(layer)), layer):
                 self._steps.add(_Trainable(f"`trainable` of {layer.name!r}", layer, "trainable"))
                 self._steps.of_keras(layer, f"{layer.name!r}")
@@ -647,7 +647,7 @@ class StepReads:
 def remembered(model: keras.Model, kind: str) -> StepReads | None:
     """What the steps of this kind were first traced with, since the model was compiled."""
     known: StepReads | None = vars(model).get(reached.TRACED_WITH, {}).get(kind)
-    return known if known is not None and known.stamp == programs.compile_stamp(model) else None
+    return known if known is not None and known.stamp == backends.compile_stamp(model) else None
 
 
 def remember(model: keras.Model, kind: str, form: Hashable) -> StepReads:
@@ -714,7 +714,7 @@ class Snapshot(StepReads):
 
     def _find_models(self) -> None:
         hooks_write = not _TRAINING_METHODS.isdisjoint(self._hooks.mentioned)
-        own = {id(layer) for layer in programs.flat_layers(self._model)}
+        own = {id(layer) for layer in backends.flat_layers(self._model)}
         met = [layer for walk in (self._steps, self._hooks) for layer in walk.models]
         self.others = [layer for layer in met if id(layer) not in own]
         for walk in (self._steps, self._hooks):
@@ -736,7 +736,7 @@ class Snapshot(StepReads):
         return any(walk.draws_numbers or walk.draws_seeds for walk in walks)
 
     def check(self, member: str, form: Hashable = None) -> None:
-        if self._places and self.stamp != programs.compile_stamp(self._model):
+        if self._places and self.stamp != backends.compile_stamp(self._model):
             self._refuse(member, "the model was compiled again", "Compile it before its `fit`")
         super().check(member, form)
 
@@ -804,7 +804,7 @@ _PATH_WORDS = ("path", "file", "dir", "folder")
 def _files(callbacks: Any) -> set[Hashable]:
     """The files and folders that callbacks name, and the profiler, if one of them uses it."""
     found: set[Hashable] = set()
-    for callback in programs.callbacks_in(callbacks):
+    for callback in backends.callbacks_in(callbacks):
         found |= {str(path.absolute()) for path in paths_of(callback).values()}
         if reached.profiles(callback):
             found.add("the profiler")

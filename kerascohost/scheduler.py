@@ -9,10 +9,10 @@ from typing import Any
 
 from keras import tree
 
-from kerascohost import errors, programs
+from kerascohost import backends, errors
+from kerascohost.backends import Work, eager, observed
+from kerascohost.backends.stacking import NotStackableError, reason
 from kerascohost.member import Member, Run, Want
-from kerascohost.programs import Work, eager, observed
-from kerascohost.programs.stacking import NotStackableError, reason
 from kerascohost.progress import Progress
 from kerascohost.stacks import Seat, Stacks
 
@@ -158,7 +158,7 @@ class Scheduler:
 
     def _placement(self, name: str, want: Want) -> tuple:
         """Members of one placement share a program."""
-        member, backend = self._members[name], programs.backend_module()
+        member, backend = self._members[name], backends.backend_module()
         needs_shape = backend.COMPILES_PER_SHAPE or (want.kind == "train" and member.piece)
         apart = bool(needs_shape) and not want.chunk.usual
         execution = backend.execution(member.model)
@@ -170,15 +170,15 @@ class Scheduler:
         model = self._members[name].model
         measured, size = self._state_bytes.get(name, (None, 0))
         if measured is not model:
-            size = programs.state_bytes(model)
+            size = backends.state_bytes(model)
             self._state_bytes[name] = (model, size)
-        return size > programs.FUSED_STATE_LIMIT / len(self._members)
+        return size > backends.FUSED_STATE_LIMIT / len(self._members)
 
     def _signature(self, name: str, want: Want) -> tuple:
         """Changes when a program made for this member no longer does what it wants."""
         member = self._members[name]
         return (
-            programs.compile_stamp(member.model),
+            backends.compile_stamp(member.model),
             member.piece,
             _structure(want.chunk.data),
         )
@@ -186,7 +186,7 @@ class Scheduler:
     def _is_outdated(self, program: "_Program") -> bool:
         """Whether all its members have been compiled anew since it was made."""
         return all(
-            stamp != programs.compile_stamp(self._members[name].model)
+            stamp != backends.compile_stamp(self._members[name].model)
             for name, (stamp, *_) in program.signatures.items()
         )
 
@@ -340,7 +340,7 @@ class _Program:
     """
 
     def __init__(self, kind: str, members: list[Member], run: Any = None):
-        backend = programs.backend_module()
+        backend = backends.backend_module()
         is_eager = backend.execution(members[0].model) == "eager"
         make = eager.Program if is_eager else backend.Program
         self.kind = kind

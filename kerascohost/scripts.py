@@ -21,11 +21,11 @@ import keras
 from tqdm.auto import tqdm
 
 from kerascohost import capture
+from kerascohost.backends import threads
+from kerascohost.backends.process_state import ProcessState
 from kerascohost.errors import CohortError
 from kerascohost.held import HeldFit, Together
 from kerascohost.member import check_trainable_here
-from kerascohost.programs import threads
-from kerascohost.programs.process_state import ProcessState
 
 
 @dataclasses.dataclass

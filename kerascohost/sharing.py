@@ -8,10 +8,10 @@ from typing import Any
 import keras
 from keras import tree
 
-from kerascohost import programs
+from kerascohost import backends
+from kerascohost.backends import data as keras_data
+from kerascohost.backends import reached
 from kerascohost.errors import CohortError
-from kerascohost.programs import data as keras_data
-from kerascohost.programs import reached
 from kerascohost.reads import paths_of
 
 
@@ -64,7 +64,7 @@ def stateful(value: Any) -> list:
 def _parts(value: Any) -> list:
     """The objects that an argument consists of."""
     if isinstance(value, keras.callbacks.CallbackList):
-        return programs.callbacks_in(value)
+        return backends.callbacks_in(value)
     return [value] if hasattr(value, "__next__") else tree.flatten(value)
 
 
@@ -138,15 +138,15 @@ def check_models(models: Mapping[str, keras.Model]) -> None:
     check_optimizers(models)
     _check(
         models,
-        lambda model: programs.with_parts([*model.metrics, *programs.unbuilt_metrics(model)]),
+        lambda model: backends.with_parts([*model.metrics, *backends.unbuilt_metrics(model)]),
         lambda metric: f"metric ({metric.name}). Compile each model with metrics of its own.",
     )
     changed: dict[int, tuple[str, keras.Variable]] = {}
     for model in models.values():
-        changed |= programs.changed_variables(model)
+        changed |= backends.changed_variables(model)
     _check(
         models,
-        lambda model: [v for v in programs.variables(model) if id(v) in changed],
+        lambda model: [v for v in backends.variables(model) if id(v) in changed],
         lambda variable: (
             f"variable ({variable.path}) {changed[id(variable)][0]}. Give each a layer of its "
             "own; to apply one model several times, make it one member with `replicas`."

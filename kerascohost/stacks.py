@@ -5,10 +5,10 @@ from typing import Any
 
 from keras import tree
 
-from kerascohost import programs
+from kerascohost import backends
+from kerascohost.backends import stacking
 from kerascohost.member import Member, Want
 from kerascohost.plan import Plan
-from kerascohost.programs import stacking
 
 
 class Seat:
@@ -25,7 +25,7 @@ class Seat:
     def __init__(self, stack: stacking.Stack, members: Sequence[Member]):
         self.stack = stack
         self.members = list(members)
-        self.rows = programs.backend_module().Rows(stack, [member.model for member in members])
+        self.rows = backends.backend_module().Rows(stack, [member.model for member in members])
         self.programs: dict[str, Any] = {}
         self.differs = list(dict.fromkeys(slot.name for slot in stack.slots))
         rates = {float(member.model.optimizer.learning_rate) for member in members}
@@ -34,7 +34,7 @@ class Seat:
 
     def program(self, kind: str) -> Any:
         """A backend's program for steps of this kind."""
-        make = programs.backend_module().StackProgram
+        make = backends.backend_module().StackProgram
         return make(kind, self.members, self.stack, self.rows)
 
 
@@ -101,7 +101,7 @@ class Stacks:
     def _expected_slow(self, members: Sequence[Member]) -> str | None:
         if self.layout != "auto":
             return None
-        return programs.backend_module().stacks_badly(members[0].model)
+        return backends.backend_module().stacks_badly(members[0].model)
 
     def dissolve(self, seat: Seat, error: stacking.NotStackableError) -> None:
         """Gives up a stack whose step could not be traced, or a lifted float that was the cause."""
@@ -190,8 +190,8 @@ class Stacks:
 def _stamp(member: Member) -> tuple:
     """Changes when a member may have become another one's twin, or is none any more."""
     model = member.model
-    size = len(programs.variables(model))  # grows when the optimizer and the metrics are built
-    return (model, member.piece, size, member.finds_otherwise, *programs.compile_stamp(model))
+    size = len(backends.variables(model))  # grows when the optimizer and the metrics are built
+    return (model, member.piece, size, member.finds_otherwise, *backends.compile_stamp(model))
 
 
 def _shape(want: Want) -> tuple:
@@ -207,7 +207,7 @@ def _obstacle(member: Member) -> str | None:
     """Why this member can be in no stack, whatever the others are."""
     if not member.model.compiled:
         return "is not compiled"  # it can still predict
-    backend = programs.backend_module()
+    backend = backends.backend_module()
     why = backend.cannot_stack(member.model)
     if why is not None:
         return why
@@ -219,6 +219,6 @@ def _obstacle(member: Member) -> str | None:
         return "has no weights to train"
     if member.piece:
         return "is applied several times in a step (`replicas`)"
-    if programs.state_bytes(member.model) > programs.STACKED_STATE_LIMIT:
+    if backends.state_bytes(member.model) > backends.STACKED_STATE_LIMIT:
         return "is so large that a step costs far more than its dispatch"
     return None

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost import batches, errors, programs
+from kerascohost import backends, batches, errors
 from kerascohost.arguments import per_member
+from kerascohost.backends import Chunk
 from kerascohost.errors import CohortError
-from kerascohost.programs import Chunk
 
 # What fills a dimension that a model leaves open.
 _ANY_LENGTH = 16
@@ -72,7 +72,7 @@ def _from_stream(dataset: Any, steps: int) -> tuple[tuple, int]:
             "would use up; give arrays, a dataset, or neither x nor y."
         )
     try:
-        stream = batches.batches((dataset, None, None), programs.backend_module().row_order)
+        stream = batches.batches((dataset, None, None), backends.backend_module().row_order)
     except ValueError as error:
         raise CohortError(
             f"Expected arrays or a dataset. Received: {type(dataset).__name__} ({error})"

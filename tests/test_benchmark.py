@@ -10,8 +10,8 @@ from keras import layers
 from numpy.testing import assert_array_equal
 
 import kerascohost as kc
+from kerascohost import backends, memory
 from kerascohost import benchmark as benchmark_function
-from kerascohost import memory, programs
 from kerascohost.benchmark import BenchmarkResult
 from kerascohost.plotting import plot_benchmark
 
@@ -37,7 +37,7 @@ def models():
 
 
 def state(model):
-    return [keras.ops.convert_to_numpy(v.value).copy() for v in programs.variables(model)]
+    return [keras.ops.convert_to_numpy(v.value).copy() for v in backends.variables(model)]
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def measured():
     named = models()
     named["fast"].fit(np.ones((8, 2)), np.ones((8, 1)), verbose=0)  # has a history, slow has none
     before = {name: state(model) for name, model in named.items()}
-    random, history = programs.random_state(), named["fast"].history
+    random, history = backends.random_state(), named["fast"].history
     result = kc.benchmark(named, **SMALL)
-    return named, before, programs.random_state() == random, history, result
+    return named, before, backends.random_state() == random, history, result
 
 
 def test_it_tells_what_it_does_and_what_is_left():

@@ -11,7 +11,7 @@ from keras import layers
 from numpy.testing import assert_allclose
 
 import kerascohost as kc
-from kerascohost import programs
+from kerascohost import backends
 
 BACKEND = keras.backend.backend()
 RANDOM = np.random.default_rng(0)
@@ -462,8 +462,8 @@ def test_the_random_state_goes_on_as_in_the_program():
         b.fit(X, Y, epochs=2, verbose=0)
 
     program(*pair())
-    expected = programs.random_state()
+    expected = backends.random_state()
     a, b = pair()
     with kc.cohost():
         program(a, b)
-    assert programs.random_state() == expected
+    assert backends.random_state() == expected

@@ -13,14 +13,14 @@ import keras
 import pandas as pd
 import traitlets
 
-from kerascohost import errors, programs
+from kerascohost import backends, errors
 from kerascohost.arguments import CHOSEN_LAYOUTS, MEASURED_LAYOUTS
+from kerascohost.backends import threads
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.history import CohortHistory
 from kerascohost.notebook import data, live, namespace, source
-from kerascohost.programs import threads
 from kerascohost.suggestions import suggest_group_factors
 
 # The most batches in a step that are offered; code can ask for more.
@@ -225,7 +225,7 @@ class CohostSession(traitlets.HasTraits):
     @property
     def impossible(self) -> dict[str, str]:
         """The layouts that cannot be chosen, with the reason."""
-        if programs.backend_module().StackProgram is not None:
+        if backends.backend_module().StackProgram is not None:
             return {}
         return dict.fromkeys(("stacked", "auto"), "steps are not compiled on this backend")
 

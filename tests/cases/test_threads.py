@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kerascohost as kc
-from kerascohost.programs.replicas import applied_in_pieces
+from kerascohost.backends.replicas import applied_in_pieces
 from tests.conftest import BACKEND
 
 X = np.random.default_rng(0).normal(size=(96, 5)).astype("float32")
@@ -175,7 +175,7 @@ class TestWhatAStackReplacesOnTensorFlow:
 
     @contextlib.contextmanager
     def replaced(self):
-        from kerascohost.programs import stacked_tensorflow, vectorized
+        from kerascohost.backends import stacked_tensorflow, vectorized
 
         model = net()
         fitted(model)

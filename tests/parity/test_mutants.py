@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kerascohost import batches, programs, scheduler
+from kerascohost import backends, batches, scheduler
 from tests.parity import compare
 from tests.parity.compare import Member
 
@@ -45,7 +45,7 @@ def test_the_unbroken_core_passes():
 def test_a_skipped_step_is_seen(monkeypatch):
     def skip_one(name, work):
         long = name == "two" and work.stop - work.start > 2
-        return programs.Work(work.chunk, work.start, work.stop - 1) if long else work
+        return backends.Work(work.chunk, work.start, work.stop - 1) if long else work
 
     change_works(monkeypatch, skip_one)
     with pytest.raises(AssertionError, match="two"):
@@ -55,7 +55,7 @@ def test_a_skipped_step_is_seen(monkeypatch):
 def test_a_batch_trained_twice_is_seen(monkeypatch):
     def repeat_one(name, work):
         late = name == "two" and work.start > 0
-        return programs.Work(work.chunk, work.start - 1, work.stop) if late else work
+        return backends.Work(work.chunk, work.start - 1, work.stop) if late else work
 
     change_works(monkeypatch, repeat_one)
     with pytest.raises(AssertionError, match="two"):

@@ -10,7 +10,7 @@ import pytest
 from keras import callbacks, layers, optimizers
 
 import kerascohost as kc
-from kerascohost.programs import stacking
+from kerascohost.backends import stacking
 from tests.parity import compare, test_layers, test_optimizers
 from tests.parity.compare import Member
 
@@ -385,10 +385,10 @@ def test_a_second_fit_traces_nothing_and_takes_up_what_was_changed(monkeypatch):
     for name in models:
         cohort.members[name].optimizer.learning_rate = 0.5
     seats = list(cohort._scheduler.stacks.seats)
-    programs = [program._run for seat in seats for program in seat.programs.values()]
-    before = [len(getattr(p, "_functions", None) or p._traced) for p in programs]
+    compiled = [program._run for seat in seats for program in seat.programs.values()]
+    before = [len(getattr(p, "_functions", None) or p._traced) for p in compiled]
     cohort.fit(verbose=0, **compare.by_argument(members))
-    assert before == [len(getattr(p, "_functions", None) or p._traced) for p in programs]
+    assert before == [len(getattr(p, "_functions", None) or p._traced) for p in compiled]
     assert list(cohort._scheduler.stacks.seats) == seats
 
 
@@ -413,9 +413,9 @@ def three():
 
 
 def test_rows_brought_home_to_another_member_are_seen(three, monkeypatch):
-    from kerascohost import programs
+    from kerascohost import backends
 
-    rows = programs.backend_module().Rows
+    rows = backends.backend_module().Rows
     store = rows.store
     monkeypatch.setattr(rows, "store", lambda self, *args: swap(self, args, store))
     breaks(three)

@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 from keras import tree
 
-from kerascohost.programs import Work, has_own_step, stacking
-from kerascohost.programs.stacking import Stack
+from kerascohost.backends import Work, has_own_step, stacking
+from kerascohost.backends.stacking import Stack
 
 
 class Rows(stacking.Rows):

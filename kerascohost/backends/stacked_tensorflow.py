@@ -11,8 +11,7 @@ from keras import tree
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-from kerascohost.patching import patched
-from kerascohost.programs import (
+from kerascohost.backends import (
     STACKED_WEIGHTS_LIMIT,
     Work,
     flat_layers,
@@ -21,7 +20,8 @@ from kerascohost.programs import (
     stacking,
     vectorized,
 )
-from kerascohost.programs.stacking import NotStackableError, Stack
+from kerascohost.backends.stacking import NotStackableError, Stack
+from kerascohost.patching import patched
 
 
 class Rows(stacking.Rows):

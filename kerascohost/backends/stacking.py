@@ -23,9 +23,9 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost import programs
-from kerascohost.programs import Work
-from kerascohost.programs.reached import TRACED_WITH
+from kerascohost import backends
+from kerascohost.backends import Work
+from kerascohost.backends.reached import TRACED_WITH
 
 # Attributes of Keras's objects that do not decide what a step computes. Private ones are Keras's
 # (and, from `_self_` on, TensorFlow's) own bookkeeping: names, what was saved or compiled before,
@@ -157,14 +157,14 @@ class Anatomy:
     def __init__(self, model: keras.Model, restored: Sequence[Hashable] = ()):
         self.tokens: list[tuple[str, Hashable]] = [("what its fit read", tuple(restored))]
         self.slots: list[Slot] = []
-        self.variables = programs.variables(model)
+        self.variables = backends.variables(model)
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []  # an object that is gone could leave its id to another one
-        coming = programs.unbuilt_metrics_variables(model)
+        coming = backends.unbuilt_metrics_variables(model)
         self._own = {id(variable) for variable in [*self.variables, *coming]}
         self._of_keras = True  # whether what is visited is held by an object of Keras's
         self._visit("model", model)
-        self.tokens.append(("optimizer.exclude_from_weight_decay", programs.decayed(model)))
+        self.tokens.append(("optimizer.exclude_from_weight_decay", backends.decayed(model)))
         for i, variable in enumerate(self.variables):  # now by when they were seen
             self._visit(f"variables[{i}]", variable)
 
@@ -296,7 +296,7 @@ class Anatomy:
 
     @contextlib.contextmanager
     def _held_by(self, thing: Any) -> Iterator[None]:
-        before, self._of_keras = self._of_keras, programs.is_of_keras(type(thing))
+        before, self._of_keras = self._of_keras, backends.is_of_keras(type(thing))
         try:
             yield
         finally:
@@ -312,7 +312,7 @@ class Anatomy:
             return not isinstance(thing, _KERAS) and not self._of_keras
         if name in ("is_awq_calibrated", "is_gptq_calibrated") and self._of_keras:
             return bool(value)  # a layer that was loaded says no, one that was not says nothing
-        if name == "output_names" and (self._of_keras or programs.is_graph(thing)):
+        if name == "output_names" and (self._of_keras or backends.is_graph(thing)):
             return len(value or ()) != 1  # a history tells the names of outputs if there are more
         if isinstance(value, keras.initializers.Initializer) and isinstance(thing, keras.Layer):
             return _mentioned_in_steps(type(thing), name)
@@ -368,7 +368,7 @@ def _mentioned_in_steps(kind: type, name: str) -> bool:
     return any(
         name in _names(thing.__code__)
         for owner in kind.__mro__
-        if not programs.is_of_keras(owner)
+        if not backends.is_of_keras(owner)
         for method, thing in vars(owner).items()
         if isinstance(thing, types.FunctionType) and method not in _BEFORE_STEPS
     )
@@ -782,4 +782,4 @@ def _renamed(logs: Any, prototype: keras.Model, model: keras.Model) -> Any:
 
 
 def _metric_names(model: keras.Model) -> list[str]:
-    return [metric.name for metric in programs.with_parts(model.metrics)]
+    return [metric.name for metric in backends.with_parts(model.metrics)]

@@ -11,9 +11,9 @@ import torch
 from keras import tree
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
-from kerascohost.programs import symbolic_build
-from kerascohost.programs.data import RowOrder
-from kerascohost.programs.eager import Program as Program
+from kerascohost.backends import symbolic_build
+from kerascohost.backends.data import RowOrder
+from kerascohost.backends.eager import Program as Program
 
 COMPILED_FUNCTION = None
 COMPILES_PER_SHAPE = False

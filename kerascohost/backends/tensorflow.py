@@ -16,7 +16,7 @@ from tensorflow.python.eager import (
     record,  # knows whether there is a tape
 )
 
-from kerascohost.programs import (
+from kerascohost.backends import (
     FUSED_STATE_LIMIT,
     Chunk,
     Work,
@@ -26,10 +26,10 @@ from kerascohost.programs import (
     symbolic_build,
     variables,
 )
-from kerascohost.programs.data import RowOrder, shuffled_rows
-from kerascohost.programs.replicas import applied_in_pieces
-from kerascohost.programs.stacked_tensorflow import Program as StackProgram
-from kerascohost.programs.stacked_tensorflow import Rows, cannot_stack, stacks_badly
+from kerascohost.backends.data import RowOrder, shuffled_rows
+from kerascohost.backends.replicas import applied_in_pieces
+from kerascohost.backends.stacked_tensorflow import Program as StackProgram
+from kerascohost.backends.stacked_tensorflow import Rows, cannot_stack, stacks_badly
 
 __all__ = [
     "COMPILED_FUNCTION",

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost.programs import Work, backend_module
-from kerascohost.programs.replicas import applied_in_pieces
+from kerascohost.backends import Work, backend_module
+from kerascohost.backends.replicas import applied_in_pieces
 
 
 class Program:

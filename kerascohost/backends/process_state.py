@@ -9,8 +9,8 @@ from typing import Any
 
 import keras
 
-from kerascohost import programs
-from kerascohost.programs import threads
+from kerascohost import backends
+from kerascohost.backends import threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Settings:
             keras.config.floatx(),
             keras.config.epsilon(),
             keras.config.image_data_format(),
-            programs.backend_module().runs_functions_eagerly(),
+            backends.backend_module().runs_functions_eagerly(),
             _folder(),
             tuple(warnings.filters),
         )
@@ -44,7 +44,7 @@ class Settings:
         keras.config.set_epsilon(self.epsilon)
         keras.config.set_image_data_format(self.image_data_format)
         if self.runs_functions_eagerly != present.runs_functions_eagerly:
-            programs.backend_module().run_functions_eagerly(self.runs_functions_eagerly)
+            backends.backend_module().run_functions_eagerly(self.runs_functions_eagerly)
         if self.folder is not None and self.folder != present.folder:
             os.chdir(self.folder)
         if self.filters != present.filters:
@@ -88,7 +88,7 @@ class ProcessState:
     """
 
     def __init__(self) -> None:
-        self.random = programs.random_state()
+        self.random = backends.random_state()
         self.configuration = Configuration()
 
     @contextlib.contextmanager
@@ -100,13 +100,13 @@ class ProcessState:
     @contextlib.contextmanager
     def drawing(self) -> Iterator[None]:
         """As `entered`, but for the random states only."""
-        outside = programs.random_state()
-        programs.set_random_state(self.random)
+        outside = backends.random_state()
+        backends.set_random_state(self.random)
         try:
             yield
         finally:
-            self.random = programs.random_state()
-            programs.set_random_state(outside)
+            self.random = backends.random_state()
+            backends.set_random_state(outside)
 
 
 def _folder() -> str | None:

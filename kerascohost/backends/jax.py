@@ -11,17 +11,11 @@ import keras
 import numpy as np
 from jax import lax
 
-from kerascohost.programs import (
-    STACKED_WEIGHTS_LIMIT,
-    Chunk,
-    Work,
-    has_own_step,
-    symbolic_build,
-)
-from kerascohost.programs.data import RowOrder, shuffled_rows
-from kerascohost.programs.replicas import applied_in_pieces
-from kerascohost.programs.stacked_jax import Program as StackProgram
-from kerascohost.programs.stacked_jax import Rows
+from kerascohost.backends import STACKED_WEIGHTS_LIMIT, Chunk, Work, has_own_step, symbolic_build
+from kerascohost.backends.data import RowOrder, shuffled_rows
+from kerascohost.backends.replicas import applied_in_pieces
+from kerascohost.backends.stacked_jax import Program as StackProgram
+from kerascohost.backends.stacked_jax import Rows
 
 __all__ = [
     "COMPILED_FUNCTION",

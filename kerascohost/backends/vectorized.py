@@ -22,8 +22,8 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 from tensorflow.python.ops.parallel_for import pfor
 
+from kerascohost.backends.stacking import Lifted, NotStackableError
 from kerascohost.patching import patched
-from kerascohost.programs.stacking import Lifted, NotStackableError
 
 _RULES: dict[str, Callable] = {}
 

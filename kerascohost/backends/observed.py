@@ -27,8 +27,8 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.saving import saving_lib  # all functions that load a file end there
 
-from kerascohost import programs
-from kerascohost.programs import threads
+from kerascohost import backends
+from kerascohost.backends import threads
 
 # What makes a look of it: a read or a change, of what, described by a text with a place for its
 # name.
@@ -124,7 +124,7 @@ class Watch:
         """
         callbacks = list(callbacks)
         parts = [
-            part for other in others for part in (*other.variables, *programs.flat_layers(other))
+            part for other in others for part in (*other.variables, *backends.flat_layers(other))
         ]
         found = {id(part): _Watched(part, self, changes=False) for part in parts}
         found |= {id(w.thing): w for w in self._parts(model, bool(callbacks))}
@@ -148,7 +148,7 @@ class Watch:
     def covers(self, model: keras.Model) -> bool:
         """Whether a fit of the model would change, or read, what is watched."""
         with paused():
-            return _sharing(self._things, [model, *programs.parts(model)]) is not None
+            return _sharing(self._things, [model, *backends.parts(model)]) is not None
 
     def clear(self) -> None:
         """Watches nothing any more."""
@@ -172,18 +172,18 @@ class Watch:
         read. Only callbacks, and steps of the user's own, change it.
         """
         rate = None
-        if not has_callbacks and not programs.has_own_step(model, "train"):
+        if not has_callbacks and not backends.has_own_step(model, "train"):
             rate = getattr(model.optimizer, "_learning_rate", None)
-        found = [*programs.variables(model), *programs.unbuilt_metrics_variables(model)]
+        found = [*backends.variables(model), *backends.unbuilt_metrics_variables(model)]
         for variable in found:
             yield _Watched(variable, self, changes=variable is not rate)
-            if variable is not rate and programs.backend_module().COMPILED_FUNCTION is not None:
+            if variable is not rate and backends.backend_module().COMPILED_FUNCTION is not None:
                 yield _Watched(variable._value, self)
-        layers = programs.flat_layers(model)
+        layers = backends.flat_layers(model)
         for layer in layers:
             lasts = layer.built and not layer.variables
             yield _Watched(layer, self, changes=not lasts, is_unbuilt=not layer.built)
-        metrics = programs.with_parts([*model.metrics, *programs.unbuilt_metrics(model)])
+        metrics = backends.with_parts([*model.metrics, *backends.unbuilt_metrics(model)])
         optimizers = [model.optimizer, getattr(model.optimizer, "inner_optimizer", None)]
         parts = [part for part in (*optimizers, *metrics) if hasattr(part, "__dict__")]
         losses = [loss for loss in keras.tree.flatten(model.loss) if hasattr(loss, "__dict__")]
@@ -222,7 +222,7 @@ def looked_at(models: Iterable[keras.Model], doing: str, writes: bool = False) -
     for model in models:
         things = _thread.things
         with paused():
-            parts = programs.variables(model) if writes else programs.parts(model)
+            parts = backends.variables(model) if writes else backends.parts(model)
             shared = _sharing(things, [model, *parts], writes)
         if shared is not None:
             shared.watch.look(model, doing)
@@ -238,7 +238,7 @@ def apart(work: Callable[[], None]) -> None:
     state = vars(global_state.GLOBAL_STATE_TRACKER)
     outside = {name: state.pop(name) for name in _IN_PROGRESS if name in state}
     try:
-        if programs.backend_module().is_recording():
+        if backends.backend_module().is_recording():
             own, context = threads.thread_state(), contextvars.copy_context()
             with ThreadPoolExecutor(1) as executor:
                 executor.submit(context.run, _in_thread, own, work).result()
@@ -469,7 +469,7 @@ def _all_hooks() -> Iterator[_Hook]:
     for name in ("load_model", "load_weights_only"):
         if hasattr(saving_lib, name):
             yield _FunctionHook(saving_lib, name, _loading)
-    compiled = programs.backend_module().COMPILED_FUNCTION
+    compiled = backends.backend_module().COMPILED_FUNCTION
     if compiled is not None:
         yield hook(compiled, "__call__", _compiled)
 
@@ -600,7 +600,7 @@ def _loading(usual: Any) -> Any:
 
 def _compiled(usual: Any) -> Any:
     """Functions that TensorFlow has compiled read variables past all that is hooked here."""
-    read_by = programs.backend_module().variables_read_by
+    read_by = backends.backend_module().variables_read_by
 
     @functools.wraps(usual)
     def call(this: Any, *args: Any, **kwargs: Any) -> Any:

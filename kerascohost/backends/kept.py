@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras.src.saving.keras_saveable import KerasSaveable  # layers, optimizers, losses, metrics
 
-from kerascohost.programs import random_state, set_random_state, variables
+from kerascohost.backends import random_state, set_random_state, variables
 
 
 class Values:
