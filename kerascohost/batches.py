@@ -11,9 +11,8 @@ import numpy as np
 from keras import tree
 
 from kerascohost import backends
-from kerascohost.backends import Chunk
-from kerascohost.backends import data as keras_data
-from kerascohost.backends.data import RowOrder
+from kerascohost.backends import Chunk, adapters
+from kerascohost.backends.adapters import RowOrder
 from kerascohost.errors import CohortError
 
 # Large enough for a call of a program not to be felt, small enough for a hundred members.
@@ -59,7 +58,7 @@ def batches(
     """
     x, y, sample_weight = data
     _check_spec(x)
-    epochs = keras_data.Epochs(
+    epochs = adapters.Epochs(
         group,
         steps_per_epoch,
         x=x,
@@ -70,9 +69,9 @@ def batches(
         class_weight=class_weight,
         steps_per_execution=steps_per_execution,
     )
-    columns = keras_data.columns(epochs)
+    columns = adapters.columns(epochs)
     if columns is None:
-        return StreamBatches(epochs, keras_data.runs_python(x))
+        return StreamBatches(epochs, adapters.runs_python(x))
     rows = epochs.data_adapter.batch_size * group
     return ArrayBatches(columns, rows, steps_per_epoch, shuffle, row_order, steps_per_execution)
 
@@ -214,7 +213,7 @@ class StreamBatches:
 
     rows_per_step = None  # not known before a batch is seen
 
-    def __init__(self, epochs: keras_data.Epochs, runs_python: bool):
+    def __init__(self, epochs: adapters.Epochs, runs_python: bool):
         self._epochs = epochs
         self._runs_python = runs_python
         self._are_fixed = epochs.are_fixed
@@ -296,7 +295,7 @@ class StreamBatches:
 
     def _padding(self, run: list) -> list:
         """Batches beyond the chunk's stop: they let runs of many lengths share few shapes."""
-        if not backends.backend_module().COMPILES_PER_SHAPE:
+        if not backends.get_backend().COMPILES_PER_SHAPE:
             return []
         return [run[-1]] * (2 ** math.ceil(math.log2(len(run))) - len(run))
 

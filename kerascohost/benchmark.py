@@ -23,7 +23,7 @@ from kerascohost.arguments import (
     measured_layouts,
     named_models,
 )
-from kerascohost.backends import kept
+from kerascohost.backends import snapshot
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.suggestions import MOST, suggest_group_factors
@@ -119,7 +119,7 @@ def benchmark(
     data, sizes = trial_data(named, x, y, sizes, steps)
     bench = _Bench(named, data, sizes, group_factor, replicas)
     with (
-        kept.as_they_were(named.values()),
+        snapshot.as_they_were(named.values()),
         tqdm(total=1.0, desc="benchmark", disable=progress is not True) as bar,
     ):
         bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
@@ -267,7 +267,7 @@ class _Bench:
         self._report = report
         xs, ys = self._columns()
         Cohort(self.models).build(xs, ys, self.batch_sizes)
-        self._start = kept.Values(self.models.values())
+        self._start = snapshot.Values(self.models.values())
         rows: dict[str, dict[str, Any]] = {layout: {"layout": layout} for layout in layouts}
         rounds: dict[str, _Layout] = {}
         for i, layout in enumerate(layouts):

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from kerascohost import backends, errors
-from kerascohost.backends import data as keras_data
+from kerascohost.backends import adapters
 from kerascohost.reads import names_of
 
 
@@ -42,13 +42,13 @@ def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = F
 
 def _order(arguments: Mapping[str, Any]) -> tuple[Any, int]:
     """What draws the order of each pass over the data, if that can be followed; steps in a pass."""
-    backend = backends.backend_module()
+    backend = backends.get_backend()
     x, y, weights = (arguments[key] for key in ("x", "y", "sample_weight"))
     shuffle = arguments["shuffle"]
     if shuffle and isinstance(x, keras.utils.PyDataset):
-        return keras_data.batch_order(x), x.num_batches or 0
-    if shuffle and backend.SHUFFLES_BY_GLOBAL_STATE and keras_data.are_arrays((x, y, weights)):
-        rows = keras_data.num_rows(x, arguments["validation_split"], arguments["validation_data"])
+        return adapters.batch_order(x), x.num_batches or 0
+    if shuffle and backend.SHUFFLES_BY_GLOBAL_STATE and adapters.are_arrays((x, y, weights)):
+        rows = adapters.num_rows(x, arguments["validation_split"], arguments["validation_data"])
         size = arguments["batch_size"] or 32
         return backend.row_order(rows, size, shuffle), -(-rows // size)
     return None, 0

@@ -12,8 +12,7 @@ import numpy as np
 from keras import tree
 
 from kerascohost import backends, errors, reads
-from kerascohost.backends import Chunk
-from kerascohost.backends import data as keras_data
+from kerascohost.backends import Chunk, adapters
 from kerascohost.backends.threads import OwnSeeds
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
 from kerascohost.reads import Snapshot
@@ -109,7 +108,7 @@ class Member:
         data = (fit["x"], fit["y"], fit["sample_weight"])
         validation = fit["validation_data"]
         if fit["validation_split"] and validation is None:
-            data, validation = keras_data.split_validation(data, fit["validation_split"])
+            data, validation = adapters.split_validation(data, fit["validation_split"])
         self.validated = []
         self._last_logs = {}
         self._fit, self._epochs = fit, _capped(fit["epochs"])
@@ -145,7 +144,7 @@ class Member:
             size = (fit["batch_size"] or 32) * self._group
         data = keras.utils.unpack_x_y_sample_weight(data)
         make = functools.partial(self._batches, data, size, fit["validation_steps"])
-        if keras_data.runs_python(data[0]):
+        if adapters.runs_python(data[0]):
             self._validation = make
             return
         with errors.concerning("validation_data"):
@@ -177,7 +176,7 @@ class Member:
 
     @property
     def _is_traced(self) -> bool:
-        return backends.backend_module().execution(self.model) != "eager"
+        return backends.get_backend().execution(self.model) != "eager"
 
     def remember_trace(self, kind: str) -> None:
         """Keeps what the steps of this kind, which have been traced and have run, read."""
@@ -251,12 +250,12 @@ class Member:
 
     def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
         kwargs["steps_per_execution"] = self.model.steps_per_execution
-        return batches(data, backends.backend_module().row_order, *args, **kwargs)
+        return batches(data, backends.get_backend().row_order, *args, **kwargs)
 
     def _as_if_alone(self, *data: Any) -> Any:
         """A context in which data that runs code of the user's draws random numbers of its own."""
-        needed = any(keras_data.runs_python(_inputs_of(one)) for one in data)
-        self._random = keras_data.OwnRandom() if needed else contextlib.nullcontext()
+        needed = any(adapters.runs_python(_inputs_of(one)) for one in data)
+        self._random = adapters.OwnRandom() if needed else contextlib.nullcontext()
         return self._random
 
     def _drawing(self, run: Run) -> Run:
@@ -286,7 +285,7 @@ class Member:
             first = batches.peek()
         if first is not None:
             self._check_batch(first, kind)
-        backends.backend_module().build(self.model, first)
+        backends.get_backend().build(self.model, first)
         if is_read:
             batches.reset()
         return first
@@ -357,7 +356,7 @@ class Member:
                     break
             finished = True
         finally:
-            if epochs > 0 and (finished or backends.backend_module().FINALIZES_AFTER_FAILURE):
+            if epochs > 0 and (finished or backends.get_backend().FINALIZES_AFTER_FAILURE):
                 _finalize(model)
         dispatch.on_train_end(training_logs)
 
@@ -431,7 +430,7 @@ class Member:
             if self.model.stop_predicting:
                 break
         dispatch.on_predict_end()
-        concatenated = backends.backend_module().concatenated
+        concatenated = backends.get_backend().concatenated
         return tree.map_structure(lambda *rows: concatenated(rows), *parts)
 
     def _epoch(
@@ -508,7 +507,7 @@ class Member:
         """Ends the use of the data, and lets go of it."""
         if self._train is not None:
             self._train.settle()
-        if isinstance(self._random, keras_data.OwnRandom):
+        if isinstance(self._random, adapters.OwnRandom):
             self._random.settle()
         self._random = contextlib.nullcontext()
         if self._seeds is not None:

@@ -226,7 +226,7 @@ def peak() -> Iterator[dict[str, float]]:
     """
     found = {"mb": math.nan}
     gc.collect()
-    backend = backends.backend_module()
+    backend = backends.get_backend()
     backend.reset_device_peak()
     count = _resident_bytes if backend.device_bytes() is None else backend.device_bytes
     _reset_resident_peak()

@@ -158,7 +158,7 @@ class Scheduler:
 
     def _placement(self, name: str, want: Want) -> tuple:
         """Members of one placement share a program."""
-        member, backend = self._members[name], backends.backend_module()
+        member, backend = self._members[name], backends.get_backend()
         needs_shape = backend.COMPILES_PER_SHAPE or (want.kind == "train" and member.piece)
         apart = bool(needs_shape) and not want.chunk.usual
         execution = backend.execution(member.model)
@@ -340,7 +340,7 @@ class _Program:
     """
 
     def __init__(self, kind: str, members: list[Member], run: Any = None):
-        backend = backends.backend_module()
+        backend = backends.get_backend()
         is_eager = backend.execution(members[0].model) == "eager"
         make = eager.Program if is_eager else backend.Program
         self.kind = kind

@@ -9,8 +9,7 @@ import keras
 from keras import tree
 
 from kerascohost import backends
-from kerascohost.backends import data as keras_data
-from kerascohost.backends import reached
+from kerascohost.backends import adapters, reached
 from kerascohost.errors import CohortError
 from kerascohost.reads import paths_of
 
@@ -56,7 +55,7 @@ def stateful(value: Any) -> list:
     ]
     return [
         *(thing for thing in parts if changes(thing)),
-        *(shuffle for part in parts for shuffle in keras_data.reshuffling(part)),
+        *(shuffle for part in parts for shuffle in adapters.reshuffling(part)),
         *(seed for source in sources for seed in reached.captured(source)),
     ]
 

@@ -25,7 +25,7 @@ class Seat:
     def __init__(self, stack: stacking.Stack, members: Sequence[Member]):
         self.stack = stack
         self.members = list(members)
-        self.rows = backends.backend_module().Rows(stack, [member.model for member in members])
+        self.rows = backends.get_backend().Rows(stack, [member.model for member in members])
         self.programs: dict[str, Any] = {}
         self.differs = list(dict.fromkeys(slot.name for slot in stack.slots))
         rates = {float(member.model.optimizer.learning_rate) for member in members}
@@ -34,7 +34,7 @@ class Seat:
 
     def program(self, kind: str) -> Any:
         """A backend's program for steps of this kind."""
-        make = backends.backend_module().StackProgram
+        make = backends.get_backend().StackProgram
         return make(kind, self.members, self.stack, self.rows)
 
 
@@ -101,7 +101,7 @@ class Stacks:
     def _expected_slow(self, members: Sequence[Member]) -> str | None:
         if self.layout != "auto":
             return None
-        return backends.backend_module().stacks_badly(members[0].model)
+        return backends.get_backend().stacks_badly(members[0].model)
 
     def dissolve(self, seat: Seat, error: stacking.NotStackableError) -> None:
         """Gives up a stack whose step could not be traced, or a lifted float that was the cause."""
@@ -207,7 +207,7 @@ def _obstacle(member: Member) -> str | None:
     """Why this member can be in no stack, whatever the others are."""
     if not member.model.compiled:
         return "is not compiled"  # it can still predict
-    backend = backends.backend_module()
+    backend = backends.get_backend()
     why = backend.cannot_stack(member.model)
     if why is not None:
         return why

@@ -72,7 +72,7 @@ def _from_stream(dataset: Any, steps: int) -> tuple[tuple, int]:
             "would use up; give arrays, a dataset, or neither x nor y."
         )
     try:
-        stream = batches.batches((dataset, None, None), backends.backend_module().row_order)
+        stream = batches.batches((dataset, None, None), backends.get_backend().row_order)
     except ValueError as error:
         raise CohortError(
             f"Expected arrays or a dataset. Received: {type(dataset).__name__} ({error})"

@@ -24,7 +24,7 @@ def flat(chunks):
 
 
 def ours(data, epochs, **kwargs):
-    made = batches(data, backends.backend_module().row_order, **kwargs)
+    made = batches(data, backends.get_backend().row_order, **kwargs)
     return [list(flat(made.epoch())) for _ in range(epochs)]
 
 
@@ -99,7 +99,7 @@ def test_shuffled_rows_are_each_taken_once_and_in_another_order_per_epoch():
 
 def test_peeking_takes_nothing_away():
     stream = (arrays(4)[:2] for _ in range(3))
-    made = batches((stream, None, None), backends.backend_module().row_order, steps_per_epoch=3)
+    made = batches((stream, None, None), backends.get_backend().row_order, steps_per_epoch=3)
     assert made.peek()[0].shape == (4, 2)
     assert len(list(flat(made.epoch()))) == 3
 
@@ -112,7 +112,7 @@ def test_a_stream_is_not_read_beyond_what_was_asked_for():
             read.append(i)
             yield arrays(4)[:2]
 
-    made = batches((stream(), None, None), backends.backend_module().row_order, steps_per_epoch=9)
+    made = batches((stream(), None, None), backends.get_backend().row_order, steps_per_epoch=9)
     before = len(read)  # Keras looks at a few batches to learn their shapes
     next(made.epoch(at_most=1))
     assert len(read) <= max(before, 1)
@@ -121,7 +121,7 @@ def test_a_stream_is_not_read_beyond_what_was_asked_for():
 def test_all_chunks_of_full_batches_have_one_shape():
     batches_module._CHUNK_BYTES, before = 100, batches_module._CHUNK_BYTES
     try:
-        made = batches(arrays(47), backends.backend_module().row_order, batch_size=2)
+        made = batches(arrays(47), backends.get_backend().row_order, batch_size=2)
         shapes = {chunk.data[0].shape for chunk in made.epoch() if chunk.usual}
     finally:
         batches_module._CHUNK_BYTES = before
@@ -130,5 +130,5 @@ def test_all_chunks_of_full_batches_have_one_shape():
 
 def test_unshuffled_arrays_are_not_copied():
     x, y, _ = arrays(64)
-    [chunk] = batches((x, y, None), backends.backend_module().row_order, batch_size=8).epoch()
+    [chunk] = batches((x, y, None), backends.get_backend().row_order, batch_size=8).epoch()
     assert np.shares_memory(chunk.data[0], x)

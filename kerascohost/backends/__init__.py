@@ -1,523 +1,99 @@
 """Compiled steps: what a turn of the cohort runs on the current Keras backend.
 
 Everything that leans on a private Keras or backend name is in this package, each use with a line
-that says why. The rest of kerascohost sees these functions and, per backend, the module that
-`backend_module` returns, which offers
-
-- `Program(kind, members)`: the members' steps of one kind, traced into one compiled function;
-  calling it with `Work` for some or all of them returns their logs. Where its `is_protected` is
-  true, a call that fails leaves all of them as they were before it;
-- `StackProgram(kind, members, stack, rows)`: the same for a stack, whose state is in `Rows`, see
-  `stacking`;
-- `cannot_stack(model)`: why this model can be in no stack, or `None`;
-- `stacks_badly(model)`: why models like this one are expected to be slower stacked than joined, or
-  `None`;
-- `SHUFFLES_BY_GLOBAL_STATE`: whether `fit` draws the order of rows from a global random state, so
-  that what a program draws after it depends on how many epochs it trained;
-- `COMPILES_PER_SHAPE`: whether a program is compiled again for every new shape;
-- `FINALIZES_AFTER_FAILURE`: whether `fit` hands its model over (averaged weights taken up) also
-  when it fails or is interrupted, as Keras's does on JAX only;
-- `build(model, batch)`: creates what a model, its metrics and its optimizer lack;
-- `random_state()`, `set_random_state(state)`: the backend's global random state;
-- `row_order(...)`: the order in which `fit` on this backend visits the rows of an array;
-- `execution(model)`: how the model's steps run: `"loop"`, many of them in one compiled function,
-  `"step"`, each in a call of a compiled function, or `"eager"`, not compiled at all;
-- `runs_functions_eagerly()`, `run_functions_eagerly(value)`: whether the backend is set to compile
-  nothing at all, for debugging;
-- `device_bytes()`: the memory in use on the GPU, and the most that was since `reset_device_peak()`
-  (ever, where the backend cannot reset it); `None` without a GPU;
-- `eager_step(model, kind, batch)`: one step of the last sort;
-- `is_recording()`: whether what this thread computes is traced or recorded, and not only done;
-- `COMPILED_FUNCTION`: the class of compiled functions that read variables by references of their
-  own, or `None`; `variables_read_by(function)`: the backend's variables that such a one reads.
+that says why. The rest of kerascohost sees these functions, and what `get_backend` returns.
 """
 
-import dataclasses
-import importlib
-import math
-import pickle
-import random
-import re
-from collections.abc import Sequence
-from types import ModuleType
-from typing import Any
-
-import keras
-import numpy as np
-from keras import tree
-from keras.src.backend import compute_output_spec
-from keras.src.models.functional import Functional
-from keras.src.utils.python_utils import pythonify_logs  # what callbacks' logs go through first
-
-from kerascohost.errors import CohortError
-
-# Members with more state than this in all (in bytes) run one after another instead of fused: their
-# steps are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
-# state of the members when a step fails would cost time and memory.
-FUSED_STATE_LIMIT = 64 * 2**20
-
-# A member with more state than this (in bytes) is not stacked, for the same reason.
-STACKED_STATE_LIMIT = 16 * 2**20
-
-# On a CPU, steps of models with more weights than this are not faster stacked than joined: the
-# products of their matrices keep the cores busy (2 cores; MLPs of 8 thousand to 1 million weights).
-STACKED_WEIGHTS_LIMIT = 200_000
-
-
-@dataclasses.dataclass
-class Chunk:
-    """Consecutive batches of one shape, stacked.
-
-    Attributes:
-        data: The structure that a train step takes; each array is `(batches, rows, ...)`.
-        start: The first of the batches to take.
-        stop: The batch before which to stop.
-        usual: Whether `data` has the shape of the member's first chunk. The last batch of an epoch
-            often has not; programs that compile per shape run it apart.
-        is_fixed: Whether the data's type says how many rows a batch has: then `fit` on TensorFlow
-            traces with that number.
-        on_device: Where a program keeps its own form of `data`, so that a chunk that is worked
-            through in several calls is transferred once.
-    """
-
-    data: Any
-    start: int
-    stop: int
-    usual: bool
-    is_fixed: bool = False
-    on_device: Any = None
-
-
-@dataclasses.dataclass
-class Work:
-    """What a program is to do for one member: take the batches `start` to `stop` of a chunk.
-
-    Attributes:
-        begins: Whether the model's metrics have been reset since its last steps.
-    """
-
-    chunk: Chunk
-    start: int
-    stop: int
-    begins: bool = False
-
-
-def backend_module() -> ModuleType:
-    """The module of this package for the backend that Keras runs on."""
-    backend = keras.backend.backend()
-    if backend not in ("tensorflow", "jax", "torch"):
-        raise ImportError(
-            "kerascohost runs on the Keras backends 'tensorflow', 'jax' and 'torch'. "
-            f"Received: KERAS_BACKEND={backend!r}"
-        )
-    return importlib.import_module(f"{__name__}.{backend}")
-
-
-def variables(model: keras.Model) -> list[keras.Variable]:
-    """All that training `model` changes: weights, seeds, optimizer variables and metrics."""
-    optimizer = getattr(model, "optimizer", None)
-    found = [
-        *model.variables,
-        *model.metrics_variables,
-        *(optimizer.variables if optimizer else []),
-    ]
-    return list({id(variable): variable for variable in found}.values())
-
-
-# Layers of Keras's own whose variables `adapt` alone changes.
-_ADAPTED = (
-    keras.layers.Discretization,
-    keras.layers.Normalization,
-    keras.layers.StringLookup,
-    keras.layers.IntegerLookup,
-    keras.layers.TextVectorization,
+from kerascohost.backends.base import (
+    FUSED_STATE_LIMIT,
+    STACKED_STATE_LIMIT,
+    STACKED_WEIGHTS_LIMIT,
+    Chunk,
+    Work,
+    get_backend,
 )
-
-
-def changed_variables(model: keras.Model) -> dict[int, tuple[str, keras.Variable]]:
-    """The variables that a training of `model` may change, and what holds each, by identity.
-
-    Left out are those of layers that only `adapt` changes, and the weights of frozen layers, also
-    the statistics of a frozen BatchNormalization. Whatever else is not trained (seeds, states,
-    counters of a layer's own) may be assigned by a step.
-
-    `_trainable_variables`: the variables that a layer of its own would train if it were not frozen;
-    `_non_trainable_variables`: the statistics.
-    """
-    found = {id(v): ("of the model", v) for v in variables(model)}
-    for layer in flat_layers(model):
-        steady: list[keras.Variable] = []
-        if type(layer) in _ADAPTED:
-            steady = layer.variables
-        elif not layer.trainable:
-            steady = list(layer._trainable_variables)
-            if type(layer) is keras.layers.BatchNormalization:
-                steady += layer._non_trainable_variables
-        for variable in [*layer._trainable_variables, *layer._non_trainable_variables]:
-            found[id(variable)] = (f"of the layer {layer.name!r}", variable)
-        for variable in steady:
-            found.pop(id(variable), None)
-    for metric in with_parts(model.metrics):
-        found |= {id(v): (f"of the metric {metric.name!r}", v) for v in metric.variables}
-    return found
-
-
-def compares_targets(model: keras.Model) -> bool:
-    """Whether the model has losses, all of them Keras's own, which compare with targets."""
-    losses = [loss for loss in tree.flatten(model.loss) if loss is not None]
-    if not losses or overridden(model, "compute_loss"):
-        return False
-    makers = [loss if hasattr(loss, "__name__") else type(loss) for loss in losses]
-    return all(maker is str or is_of_keras(maker) for maker in makers)
-
-
-def is_of_keras(maker: Any) -> bool:
-    """Whether this class or function is Keras's own."""
-    return maker.__module__.partition(".")[0] == "keras"
-
-
-def resets_in_its_own_way(model: keras.Model) -> bool:
-    """Whether code of the user's resets a metric, perhaps to what depends on its last value."""
-    return bool(overridden(model, "reset_metrics")) or not all(
-        is_of_keras(type(metric).reset_state) for metric in with_parts(model.metrics)
-    )
-
-
-def with_parts(metrics: Sequence[Any]) -> list[Any]:
-    """Metrics, and those that one of them (`compile`'s metrics) is made of."""
-    return [part for m in metrics for part in (m, *with_parts(getattr(m, "metrics", [])))]
-
-
-def unbuilt_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """The metrics that the model will track once it has seen data.
-
-    `_compile_metrics`, `_user_metrics`, `_user_weighted_metrics`: where `compile` keeps what it was
-    given, which only later is among the model's `metrics`.
-    """
-    metrics = model._compile_metrics
-    if metrics is None or metrics.built:
-        return []
-    given = tree.flatten([metrics._user_metrics, metrics._user_weighted_metrics])
-    return [metric for metric in given if isinstance(metric, keras.metrics.Metric)]
-
-
-def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
-    """The variables of `unbuilt_metrics(model)`."""
-    return [v for metric in unbuilt_metrics(model) for v in metric.variables]
-
-
-def metrics_not_reset(model: keras.Model) -> list[tuple[keras.Variable, np.ndarray]]:
-    """Variables, and their values, that `fit` does not reset before its first epoch.
-
-    On TensorFlow `fit` builds metrics as it traces its first step, and resets what is built. (A
-    metric that two models share goes on from where the first one left it.)
-    """
-    if keras.backend.backend() != "tensorflow":
-        return []
-    values = [
-        (variable, np.array(variable.numpy())) for variable in unbuilt_metrics_variables(model)
-    ]
-    return [(variable, value) for variable, value in values if value.any()]
-
-
-def state_bytes(model: keras.Model) -> int:
-    """The size of `variables(model)` in bytes."""
-    return sum(math.prod(v.shape) * bytes_per_element(v.dtype) for v in variables(model))
-
-
-def bytes_per_element(dtype: str) -> int:
-    """The size of a number of this Keras dtype, in bytes."""
-    bits = re.search(r"\d+", dtype)  # of "float32", "bfloat16", "float8_e4m3fn", …; not of "bool"
-    return int(bits[0]) // 8 if bits else 1
-
-
-def distribution(model: keras.Model) -> Any:
-    """What distributes the model's training over devices, or `None`.
-
-    `_distribute_strategy`: the public property answers with a default strategy where there is none.
-    """
-    return getattr(model, "_distribute_strategy", None) or keras.distribution.distribution()
-
-
-def call_on_symbols(model: keras.Model, inputs: Any) -> None:
-    """Calls `model` as in training on `KerasTensor`s, so that nothing is computed or changed.
-
-    `compute_output_spec`: only it goes through every layer's `__call__`; the model's public method
-    of that name asks layers for their output shapes where it can.
-    """
-    compute_output_spec(lambda x: model(x, training=True), inputs)
-
-
-def compile_stamp(model: keras.Model) -> tuple:
-    """Changes whenever `model.compile` is called again.
-
-    `_loss_tracker`: `compile` makes a new one each time, also when it is given the same optimizer.
-    """
-    optimizer = getattr(model, "optimizer", None)  # a model need not be compiled to predict
-    return (optimizer, model._loss_tracker, model.jit_compile, model.run_eagerly)
-
-
-def check_trainable(model: keras.Model) -> None:
-    """Refuses a model of which other variables are trainable than when its optimizer was built.
-
-    On JAX, where `fit` fails for it; on TensorFlow it goes on with those of its first trace.
-    `_trainable_variables`: nothing public tells what an optimizer was built for.
-
-    Raises:
-        CohortError: With the way out.
-    """
-    optimizer: Any = getattr(model, "optimizer", None)
-    if keras.backend.backend() != "jax" or not getattr(optimizer, "built", False):
-        return
-    known = getattr(optimizer, "_trainable_variables", None)
-    trainable = model.trainable_variables
-    if known is not None and list(map(id, known)) != list(map(id, trainable)):
-        raise CohortError(
-            f"Expected the {len(known)} trainable variables that the optimizer was built for. "
-            f"Received: {len(trainable)}, as a `trainable` was changed since. `compile` the model "
-            "again, with a new optimizer."
-        )
-
-
-def decayed(model: keras.Model) -> tuple[bool, ...]:
-    """For each trainable variable, whether the optimizer's weight decay includes it.
-
-    `_use_weight_decay`: only it tells, as exclusions are kept by names and by identities.
-    """
-    optimizer: Any = getattr(model, "optimizer", None)
-    if getattr(optimizer, "weight_decay", None) is None or not model.built:
-        return ()
-    return tuple(map(optimizer._use_weight_decay, model.trainable_variables))
-
-
-def flat_layers(model: keras.Layer) -> list[keras.Layer]:
-    """All layers of a model, those inside of layers too.
-
-    `_flatten_layers`: only it finds them.
-    """
-    return list(model._flatten_layers())
-
-
-def compile_arguments(model: keras.Model) -> dict[str, Any]:
-    """What the model was compiled with, as it was given; nothing for one that only predicts.
-
-    `_compile_config`: the public `get_compile_config` answers with configs, from which functions of
-    the user's cannot be made again.
-    """
-    return dict(model._compile_config.config) if hasattr(model, "_compile_config") else {}
-
-
-def is_functional(model: keras.Model) -> bool:
-    """Whether `model` is a graph of layers, and not of a class of its own.
-
-    `Functional`: the class that `keras.Model(inputs, outputs)` makes has no public name.
-    """
-    return type(model) is Functional
-
-
-def is_graph(thing: object) -> bool:
-    """Whether `thing` is a graph of layers, perhaps of a class of its own; see `is_functional`."""
-    return isinstance(thing, Functional)
-
-
-def has_own_step(model: keras.Model, kind: str) -> bool:
-    """Whether the logs of a step may be anything but the model's metrics."""
-    return bool(overridden(model, f"{kind}_step", "compute_metrics", "get_metrics_result"))
-
-
-def overridden(model: keras.Model, *names: str) -> list[str]:
-    """Those of Keras's methods that the model has in a form of its own."""
-    return [
-        name
-        for name in names
-        if getattr(type(model), name) is not getattr(keras.Model, name) or name in vars(model)
-    ]
-
-
-def check_logs(logs: Any) -> None:
-    """Raises what `fit` raises of a step's logs that it does not take."""
-    pythonify_logs(logs)
-
-
-def first_epoch(model: keras.Model, initial_epoch: int) -> int:
-    """`initial_epoch`, unless a callback such as BackupAndRestore has found a later one.
-
-    `_initial_epoch`: the attribute through which `BackupAndRestore` hands its epoch to `fit`.
-    """
-    return model._initial_epoch or initial_epoch
-
-
-def builds_before_epochs() -> bool:
-    """Whether `fit` builds a model before its first epoch; on TensorFlow it does while it traces.
-
-    There, a `fit` without an epoch left builds nothing and draws no weights.
-    """
-    return keras.backend.backend() != "tensorflow"
-
-
-def reads_to_build(model: keras.Model) -> bool:
-    """Whether `fit` takes a batch, which it drops, to build the model before its first epoch.
-
-    `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find out whether it
-    needs one.
-    """
-    if not builds_before_epochs():
-        return False
-    compiled = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
-    return not (is_built(model) and all(part.built for part in compiled))
-
-
-def is_built(model: keras.Model) -> bool:
-    """Whether the model and all layers in it are built; `_flatten_layers`: only it finds them."""
-    return all(layer.built for layer in model._flatten_layers())
-
-
-def reads_to_predict(model: keras.Model) -> bool:
-    """Whether `predict` takes a batch, which it drops, to build the model before it begins.
-
-    On JAX it looks at that.
-    """
-    return keras.backend.backend() == "jax" and not is_built(model)
-
-
-def seed_counts(model: keras.Model) -> dict[int, Any]:
-    """How far the model's seed generators have come, where `step_without_data` will ask for it."""
-    if keras.backend.backend() != "tensorflow" or model.run_eagerly or model.jit_compile:
-        return {}
-    return {id(seed): seed.numpy() for seed in _seeds(model)}
-
-
-def _seeds(model: keras.Model) -> list[keras.Variable]:
-    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
-
-
-def step_without_data(model: keras.Model, counted: dict[int, Any], steps: int) -> None:
-    """Does what a step of `fit` on TensorFlow does while it finds out that the data has ended.
-
-    Its one compiled function asks for a batch and, as nothing in them depends on it, decays the
-    weights, moves on what the optimizer keeps beside its slots (Nadam's product) and counts the
-    iteration and the draws of the seed generators. (With XLA, eagerly, and with several steps per
-    execution, the batch comes first. What an optimizer that accumulates gradients comes to do is a
-    matter of time: here, nothing.) Only steps that all draw equally often can be counted on.
-
-    `_apply_weight_decay`, `_backend_update_step`: the public `apply` does a whole step.
-
-    Args:
-        model: The model.
-        counted: The `seed_counts` before the epoch.
-        steps: The number of steps since.
-    """
-    skipped = model.run_eagerly or model.jit_compile or model.steps_per_execution > 1
-    if keras.backend.backend() != "tensorflow" or skipped or not model.trainable_variables:
-        return
-    optimizer = model.optimizer
-    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    if optimizer is not None and not scales and not optimizer.gradient_accumulation_steps:
-        optimizer._apply_weight_decay(model.trainable_variables)
-        optimizer._backend_update_step([], [], optimizer.learning_rate)
-        optimizer.iterations.assign_add(1)
-    for seed in _seeds(model):
-        drawn = seed.numpy() - counted.get(id(seed), seed.numpy())
-        seed.assign_add(drawn // steps)
-
-
-def logs_without_steps(model: keras.Model, before: Any) -> Any:
-    """The logs of an epoch that found no data: `fit` looks at those of the epoch `before` again."""
-    if keras.backend.backend() == "jax" or has_own_step(model, "train"):
-        return before
-    return model.get_metrics_result()
-
-
-def symbolic_build(model: keras.Model, batch: object) -> bool:
-    """Creates the variables of a model, its loss, metrics and optimizer from one batch.
-
-    `_symbolic_build`: what `fit` itself calls on JAX and torch; the public `build` knows nothing of
-    losses, metrics and optimizers.
-
-    Returns:
-        Whether the batch was needed.
-    """
-    needed = reads_to_build(model)
-    model._symbolic_build(data_batch=batch)
-    return needed
-
-
-def callbacks_in(given: Any) -> list[Any]:
-    """The callbacks in what `fit` takes for them: a list, one, a `CallbackList`, or nothing."""
-    if isinstance(given, keras.callbacks.CallbackList):
-        return list(given.callbacks)
-    return tree.flatten(given) if given else []
-
-
-def parts(model: keras.Model) -> list:
-    """The objects through which a fit of `model` and one of another model can meet.
-
-    `_flatten_layers`: only it finds layers inside layers. Layers that never have weights (as the
-    `InputLayer` that two models begin with) may be shared freely.
-    """
-    layers = [layer for layer in model._flatten_layers() if layer.variables or not layer.built]
-    optimizer = getattr(model, "optimizer", None)
-    metrics = unbuilt_metrics(model)
-    optimizers = [] if optimizer is None else [optimizer]
-    return [*layers, *variables(model), *metrics, *unbuilt_metrics_variables(model), *optimizers]
-
-
-def random_state() -> bytes:
-    """The random states that all programs of a process share: Python's, NumPy's, the backend's."""
-    return pickle.dumps((random.getstate(), np.random.get_state(), backend_module().random_state()))
-
-
-def set_random_state(state: bytes) -> None:
-    """Goes back to what `random_state` returned."""
-    of_python, of_numpy, of_backend = pickle.loads(state)
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
-    backend_module().set_random_state(of_backend)
-
-
-def is_drawn_from(expected: bytes, found: bytes, ended: bytes, at_most: int = 5000) -> bool:
-    """Whether numbers were drawn from Python's or NumPy's random state where it should not be.
-
-    Both make 624 words at a time (Mersenne Twister); `at_most` such blocks are followed.
-
-    Args:
-        expected: The state that was found before the draws.
-        found: The state after them.
-        ended: The state that should have been found.
-    """
-    states = zip(*map(_twisters, (expected, found, ended)), strict=True)
-    return any(
-        not _is_same_twister(begun, right) and _leads_to(begun, there, at_most)
-        for begun, there, right in states
-    )
-
-
-def _twisters(state: bytes) -> list[tuple[np.ndarray, int]]:
-    """The words of Python's and of NumPy's generator, and how many of them are used up."""
-    (_, of_python, _), of_numpy, _ = pickle.loads(state)
-    python = np.array(of_python[:-1], "uint32"), of_python[-1]
-    return [python, (of_numpy[1], of_numpy[2])]
-
-
-def _is_same_twister(one: tuple[np.ndarray, int], other: tuple[np.ndarray, int]) -> bool:
-    return one[1] == other[1] and np.array_equal(one[0], other[0])
-
-
-def _leads_to(begun: tuple[np.ndarray, int], found: tuple[np.ndarray, int], at_most: int) -> bool:
-    if np.array_equal(begun[0], found[0]):
-        return begun[1] < found[1]
-    state: Any = np.random.RandomState()
-    state.set_state(("MT19937", *begun))
-    for _ in range(at_most):
-        state.bytes(4 * 624)
-        if np.array_equal(state.get_state()[1], found[0]):
-            return True
-    return False
-
-
-def flat_results(model: keras.Model, logs: dict) -> object:
-    """`logs` as `evaluate` returns them without `return_dict`.
-
-    `_flatten_metrics_in_order`: the order is the order of the model's metrics, known only there.
-    """
-    return model._flatten_metrics_in_order(logs)
+from kerascohost.backends.keras_internals import (
+    builds_before_epochs,
+    bytes_per_element,
+    call_on_symbols,
+    callbacks_in,
+    changed_variables,
+    check_logs,
+    check_trainable,
+    compares_targets,
+    compile_arguments,
+    compile_stamp,
+    decayed,
+    distribution,
+    first_epoch,
+    flat_layers,
+    flat_results,
+    has_own_step,
+    is_built,
+    is_functional,
+    is_graph,
+    is_of_keras,
+    logs_without_steps,
+    metrics_not_reset,
+    overridden,
+    parts,
+    reads_to_build,
+    reads_to_predict,
+    resets_in_its_own_way,
+    seed_counts,
+    state_bytes,
+    step_without_data,
+    symbolic_build,
+    unbuilt_metrics,
+    unbuilt_metrics_variables,
+    variables,
+    with_parts,
+)
+from kerascohost.backends.random_states import is_drawn_from, random_state, set_random_state
+
+__all__ = [
+    "FUSED_STATE_LIMIT",
+    "STACKED_STATE_LIMIT",
+    "STACKED_WEIGHTS_LIMIT",
+    "Chunk",
+    "Work",
+    "builds_before_epochs",
+    "bytes_per_element",
+    "call_on_symbols",
+    "callbacks_in",
+    "changed_variables",
+    "check_logs",
+    "check_trainable",
+    "compares_targets",
+    "compile_arguments",
+    "compile_stamp",
+    "decayed",
+    "distribution",
+    "first_epoch",
+    "flat_layers",
+    "flat_results",
+    "get_backend",
+    "has_own_step",
+    "is_built",
+    "is_drawn_from",
+    "is_functional",
+    "is_graph",
+    "is_of_keras",
+    "logs_without_steps",
+    "metrics_not_reset",
+    "overridden",
+    "parts",
+    "random_state",
+    "reads_to_build",
+    "reads_to_predict",
+    "resets_in_its_own_way",
+    "seed_counts",
+    "set_random_state",
+    "state_bytes",
+    "step_without_data",
+    "symbolic_build",
+    "unbuilt_metrics",
+    "unbuilt_metrics_variables",
+    "variables",
+    "with_parts",
+]

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost.backends import Work, backend_module
+from kerascohost.backends import Work, get_backend
 from kerascohost.backends.replicas import applied_in_pieces
 
 
@@ -50,7 +50,7 @@ class Program:
         """Nothing: data is not kept."""
 
     def _step(self, member: Any, batch: Any) -> Any:
-        step = backend_module().eager_step
+        step = get_backend().eager_step
         if self.kind != "train" or not member.piece:
             return step(member.model, self.kind, batch)
         with applied_in_pieces(member.model, member.piece):

@@ -177,7 +177,7 @@ class Watch:
         found = [*backends.variables(model), *backends.unbuilt_metrics_variables(model)]
         for variable in found:
             yield _Watched(variable, self, changes=variable is not rate)
-            if variable is not rate and backends.backend_module().COMPILED_FUNCTION is not None:
+            if variable is not rate and backends.get_backend().COMPILED_FUNCTION is not None:
                 yield _Watched(variable._value, self)
         layers = backends.flat_layers(model)
         for layer in layers:
@@ -238,7 +238,7 @@ def apart(work: Callable[[], None]) -> None:
     state = vars(global_state.GLOBAL_STATE_TRACKER)
     outside = {name: state.pop(name) for name in _IN_PROGRESS if name in state}
     try:
-        if backends.backend_module().is_recording():
+        if backends.get_backend().is_recording():
             own, context = threads.thread_state(), contextvars.copy_context()
             with ThreadPoolExecutor(1) as executor:
                 executor.submit(context.run, _in_thread, own, work).result()
@@ -469,7 +469,7 @@ def _all_hooks() -> Iterator[_Hook]:
     for name in ("load_model", "load_weights_only"):
         if hasattr(saving_lib, name):
             yield _FunctionHook(saving_lib, name, _loading)
-    compiled = backends.backend_module().COMPILED_FUNCTION
+    compiled = backends.get_backend().COMPILED_FUNCTION
     if compiled is not None:
         yield hook(compiled, "__call__", _compiled)
 
@@ -600,7 +600,7 @@ def _loading(usual: Any) -> Any:
 
 def _compiled(usual: Any) -> Any:
     """Functions that TensorFlow has compiled read variables past all that is hooked here."""
-    read_by = backends.backend_module().variables_read_by
+    read_by = backends.get_backend().variables_read_by
 
     @functools.wraps(usual)
     def call(this: Any, *args: Any, **kwargs: Any) -> Any:

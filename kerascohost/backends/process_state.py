@@ -31,7 +31,7 @@ class Settings:
             keras.config.floatx(),
             keras.config.epsilon(),
             keras.config.image_data_format(),
-            backends.backend_module().runs_functions_eagerly(),
+            backends.get_backend().runs_functions_eagerly(),
             _folder(),
             tuple(warnings.filters),
         )
@@ -44,7 +44,7 @@ class Settings:
         keras.config.set_epsilon(self.epsilon)
         keras.config.set_image_data_format(self.image_data_format)
         if self.runs_functions_eagerly != present.runs_functions_eagerly:
-            backends.backend_module().run_functions_eagerly(self.runs_functions_eagerly)
+            backends.get_backend().run_functions_eagerly(self.runs_functions_eagerly)
         if self.folder is not None and self.folder != present.folder:
             os.chdir(self.folder)
         if self.filters != present.filters:

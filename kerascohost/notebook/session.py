@@ -225,7 +225,7 @@ class CohostSession(traitlets.HasTraits):
     @property
     def impossible(self) -> dict[str, str]:
         """The layouts that cannot be chosen, with the reason."""
-        if backends.backend_module().StackProgram is not None:
+        if backends.get_backend().StackProgram is not None:
             return {}
         return dict.fromkeys(("stacked", "auto"), "steps are not compiled on this backend")
 

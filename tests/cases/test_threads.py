@@ -175,11 +175,11 @@ class TestWhatAStackReplacesOnTensorFlow:
 
     @contextlib.contextmanager
     def replaced(self):
-        from kerascohost.backends import stacked_tensorflow, vectorized
+        from kerascohost.backends.tensorflow import stack, vectorized
 
         model = net()
         fitted(model)
-        with vectorized.rules(2), stacked_tensorflow._stateless(model):
+        with vectorized.rules(2), stack._stateless(model):
             yield
 
     def test_training_goes_on(self):

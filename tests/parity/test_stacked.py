@@ -415,7 +415,7 @@ def three():
 def test_rows_brought_home_to_another_member_are_seen(three, monkeypatch):
     from kerascohost import backends
 
-    rows = backends.backend_module().Rows
+    rows = backends.get_backend().Rows
     store = rows.store
     monkeypatch.setattr(rows, "store", lambda self, *args: swap(self, args, store))
     breaks(three)

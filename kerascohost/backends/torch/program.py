@@ -12,7 +12,7 @@ from keras import tree
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
 from kerascohost.backends import symbolic_build
-from kerascohost.backends.data import RowOrder
+from kerascohost.backends.adapters import RowOrder
 from kerascohost.backends.eager import Program as Program
 
 COMPILED_FUNCTION = None

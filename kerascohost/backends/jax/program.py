@@ -12,10 +12,10 @@ import numpy as np
 from jax import lax
 
 from kerascohost.backends import STACKED_WEIGHTS_LIMIT, Chunk, Work, has_own_step, symbolic_build
-from kerascohost.backends.data import RowOrder, shuffled_rows
+from kerascohost.backends.adapters import RowOrder, shuffled_rows
+from kerascohost.backends.jax.stack import Program as StackProgram
+from kerascohost.backends.jax.stack import Rows
 from kerascohost.backends.replicas import applied_in_pieces
-from kerascohost.backends.stacked_jax import Program as StackProgram
-from kerascohost.backends.stacked_jax import Rows
 
 __all__ = [
     "COMPILED_FUNCTION",

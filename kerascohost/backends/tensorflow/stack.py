@@ -18,9 +18,9 @@ from kerascohost.backends import (
     has_own_step,
     is_of_keras,
     stacking,
-    vectorized,
 )
 from kerascohost.backends.stacking import NotStackableError, Stack
+from kerascohost.backends.tensorflow import vectorized
 from kerascohost.patching import patched
 
 

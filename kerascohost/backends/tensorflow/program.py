@@ -26,10 +26,10 @@ from kerascohost.backends import (
     symbolic_build,
     variables,
 )
-from kerascohost.backends.data import RowOrder, shuffled_rows
+from kerascohost.backends.adapters import RowOrder, shuffled_rows
 from kerascohost.backends.replicas import applied_in_pieces
-from kerascohost.backends.stacked_tensorflow import Program as StackProgram
-from kerascohost.backends.stacked_tensorflow import Rows, cannot_stack, stacks_badly
+from kerascohost.backends.tensorflow.stack import Program as StackProgram
+from kerascohost.backends.tensorflow.stack import Rows, cannot_stack, stacks_badly
 
 __all__ = [
     "COMPILED_FUNCTION",

@@ -1,0 +1,62 @@
+"""The random states that a process has once: Python's, NumPy's and the backend's."""
+
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+
+from kerascohost.backends.base import get_backend
+
+
+def random_state() -> bytes:
+    """The random states that all programs of a process share: Python's, NumPy's, the backend's."""
+    return pickle.dumps((random.getstate(), np.random.get_state(), get_backend().random_state()))
+
+
+def set_random_state(state: bytes) -> None:
+    """Goes back to what `random_state` returned."""
+    of_python, of_numpy, of_backend = pickle.loads(state)
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
+    get_backend().set_random_state(of_backend)
+
+
+def is_drawn_from(expected: bytes, found: bytes, ended: bytes, at_most: int = 5000) -> bool:
+    """Whether numbers were drawn from Python's or NumPy's random state where it should not be.
+
+    Both make 624 words at a time (Mersenne Twister); `at_most` such blocks are followed.
+
+    Args:
+        expected: The state that was found before the draws.
+        found: The state after them.
+        ended: The state that should have been found.
+    """
+    states = zip(*map(_twisters, (expected, found, ended)), strict=True)
+    return any(
+        not _is_same_twister(begun, right) and _leads_to(begun, there, at_most)
+        for begun, there, right in states
+    )
+
+
+def _twisters(state: bytes) -> list[tuple[np.ndarray, int]]:
+    """The words of Python's and of NumPy's generator, and how many of them are used up."""
+    (_, of_python, _), of_numpy, _ = pickle.loads(state)
+    python = np.array(of_python[:-1], "uint32"), of_python[-1]
+    return [python, (of_numpy[1], of_numpy[2])]
+
+
+def _is_same_twister(one: tuple[np.ndarray, int], other: tuple[np.ndarray, int]) -> bool:
+    return one[1] == other[1] and np.array_equal(one[0], other[0])
+
+
+def _leads_to(begun: tuple[np.ndarray, int], found: tuple[np.ndarray, int], at_most: int) -> bool:
+    if np.array_equal(begun[0], found[0]):
+        return begun[1] < found[1]
+    state: Any = np.random.RandomState()
+    state.set_state(("MT19937", *begun))
+    for _ in range(at_most):
+        state.bytes(4 * 624)
+        if np.array_equal(state.get_state()[1], found[0]):
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""The steps of members on torch, which run eagerly."""
