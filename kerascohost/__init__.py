@@ -11,9 +11,9 @@ from kerascohost.cloning import clones
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup
-from kerascohost.history import CohortHistory
 from kerascohost.memory import estimate_memory
-from kerascohost.plotting import plot_losses
+from kerascohost.results.history import CohortHistory
+from kerascohost.results.plotting import plot_losses
 from kerascohost.suggestions import suggest_group_factors
 
 if TYPE_CHECKING:

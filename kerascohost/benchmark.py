@@ -13,7 +13,7 @@ import pandas as pd
 from keras import tree
 from tqdm.auto import tqdm
 
-from kerascohost import errors, memory, plotting
+from kerascohost import errors, memory
 from kerascohost.arguments import (
     MEASURED_LAYOUTS,
     MeasuredLayout,
@@ -26,6 +26,7 @@ from kerascohost.arguments import (
 from kerascohost.backends import snapshot
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
+from kerascohost.results import plotting
 from kerascohost.suggestions import MOST, suggest_group_factors
 from kerascohost.trial import trial_data
 
@@ -190,7 +191,7 @@ class BenchmarkResult:
         return times
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the speed-ups; see `kerascohost.plotting.plot_benchmark`."""
+        """Draws the speed-ups; see `kerascohost.results.plotting.plot_benchmark`."""
         return plotting.plot_benchmark(self.frame, ax=ax)
 
     def to_markdown(self) -> str:

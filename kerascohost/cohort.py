@@ -17,10 +17,10 @@ from kerascohost.arguments import (
     per_member,
 )
 from kerascohost.errors import CohortError
-from kerascohost.history import CohortHistory
 from kerascohost.member import Member, Run
-from kerascohost.plan import Plan
-from kerascohost.progress import Progress
+from kerascohost.results.history import CohortHistory
+from kerascohost.results.plan import Plan
+from kerascohost.results.progress import Progress
 from kerascohost.scheduler import Scheduler, Task
 
 # `fit`'s arguments and defaults, which are Keras's.
@@ -72,7 +72,7 @@ class Cohort:
         replicas: A dict from names to numbers of replicas.
         history: The `CohortHistory` of the last `fit`, also of one that failed or was interrupted.
         progress: The class of the callbacks that show how far each member is; to show it your own
-            way, set it to a subclass of `kerascohost.progress.Progress`.
+            way, set it to a subclass of `kerascohost.results.progress.Progress`.
 
     Raises:
         CohortError: If the models cannot be members of one cohort.

@@ -13,7 +13,7 @@ from kerascohost import backends, errors
 from kerascohost.backends import Work, eager, observed
 from kerascohost.backends.stacking import NotStackableError, reason
 from kerascohost.member import Member, Run, Want
-from kerascohost.progress import Progress
+from kerascohost.results.progress import Progress
 from kerascohost.stacks import Seat, Stacks
 
 # A turn should last about this long (in seconds): short enough for Stop and the progress bars,

@@ -8,7 +8,7 @@ from keras import tree
 from kerascohost import backends
 from kerascohost.backends import stacking
 from kerascohost.member import Member, Want
-from kerascohost.plan import Plan
+from kerascohost.results.plan import Plan
 
 
 class Seat:

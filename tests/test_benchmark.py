@@ -13,7 +13,7 @@ import kerascohost as kc
 from kerascohost import backends, memory
 from kerascohost import benchmark as benchmark_function
 from kerascohost.benchmark import BenchmarkResult
-from kerascohost.plotting import plot_benchmark
+from kerascohost.results.plotting import plot_benchmark
 
 SMALL = {"steps": 4, "repeats": 2, "budget_s": 5, "progress": False}
 

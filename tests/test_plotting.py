@@ -10,7 +10,7 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 
 import kerascohost as kc
-from kerascohost.plotting import MOST_NAMED, plot_benchmark
+from kerascohost.results.plotting import MOST_NAMED, plot_benchmark
 
 
 def frame(members, validated=True, epochs=20):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kerascohost import plotting
-from kerascohost.progress import Progress
+from kerascohost.results import plotting
+from kerascohost.results.progress import Progress
 
 
 class LiveTraining:

@@ -24,8 +24,8 @@ from kerascohost.arguments import LAYOUTS
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.capture import cohost
 from kerascohost.errors import CohortError
-from kerascohost.history import CohortHistory
 from kerascohost.notebook import namespace
+from kerascohost.results.history import CohortHistory
 
 _COMMANDS = ("%cohost", "%%cohost")
 

@@ -19,8 +19,8 @@ from kerascohost.backends import threads
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
-from kerascohost.history import CohortHistory
 from kerascohost.notebook import data, live, namespace, source
+from kerascohost.results.history import CohortHistory
 from kerascohost.suggestions import suggest_group_factors
 
 # The most batches in a step that are offered; code can ask for more.

@@ -12,11 +12,11 @@ import traitlets
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
-from kerascohost import plotting
 from kerascohost.arguments import CHOSEN_LAYOUTS
 from kerascohost.errors import CohortError
 from kerascohost.notebook import controls, namespace
 from kerascohost.notebook.session import CohostSession
+from kerascohost.results import plotting
 
 _ABOUT = {
     "joined": "Every model takes one batch in each step; the fast ones wait for the slow ones. "

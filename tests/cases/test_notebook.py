@@ -10,12 +10,12 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from kerascohost import plotting
 from kerascohost.benchmark import BenchmarkResult, _ratio, _student
-from kerascohost.history import CohortHistory
 from kerascohost.notebook import namespace
 from kerascohost.notebook.session import CohostSession
 from kerascohost.notebook.widget import CohostWidget
+from kerascohost.results import plotting
+from kerascohost.results.history import CohortHistory
 
 
 def net():

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from kerascohost import plotting
+from kerascohost.results import plotting
 
 
 class CohortHistory(Mapping):
@@ -76,7 +76,7 @@ class CohortHistory(Mapping):
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
-        """Draws the members' losses; see `kerascohost.plotting.plot_losses`.
+        """Draws the members' losses; see `kerascohost.results.plotting.plot_losses`.
 
         Args:
             ax: The matplotlib `Axes` to draw on; a new figure's by default.

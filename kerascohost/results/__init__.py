@@ -1,0 +1,1 @@
+"""What training leaves behind: histories, progress, plans, and their tables and plots."""
