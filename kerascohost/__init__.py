@@ -7,11 +7,11 @@ from kerascohost import environment  # noqa: F401  # first: it says what is miss
 # isort: split
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.capture import cohost
-from kerascohost.cloning import clones
 from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
-from kerascohost.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup
 from kerascohost.memory import estimate_memory
+from kerascohost.models.cloning import clones
+from kerascohost.models.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup
 from kerascohost.results.history import CohortHistory
 from kerascohost.results.plotting import plot_losses
 from kerascohost.suggestions import suggest_group_factors

@@ -1,0 +1,1 @@
+"""Models made from models: fused into one, and cloned."""
