@@ -10,7 +10,7 @@ import keras
 
 from kerascohost import backends, errors
 from kerascohost.backends import adapters
-from kerascohost.reads import names_of
+from kerascohost.tracing.reads import names_of
 
 
 def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = False) -> bytes:

@@ -13,11 +13,11 @@ from kerascohost import backends, draws, errors
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.errors import CohortError
 from kerascohost.member import Member, Run
-from kerascohost.reads import Snapshot
 from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress
 from kerascohost.scheduler import Scheduler, Task
 from kerascohost.sharing import stateful
+from kerascohost.tracing.reads import Snapshot
 
 
 class HeldHistoryError(CohortError, AttributeError):

@@ -11,11 +11,12 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost import backends, errors, reads
+from kerascohost import backends, errors
 from kerascohost.backends import Chunk, adapters
 from kerascohost.backends.threads import OwnSeeds
 from kerascohost.batches import ArrayBatches, StreamBatches, batches
-from kerascohost.reads import Snapshot
+from kerascohost.tracing import reads
+from kerascohost.tracing.reads import Snapshot
 
 _BATCH_HOOKS = {
     "train": ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"),

@@ -11,7 +11,7 @@ from keras import tree
 from kerascohost import backends
 from kerascohost.backends import adapters, reached
 from kerascohost.errors import CohortError
-from kerascohost.reads import paths_of
+from kerascohost.tracing.reads import paths_of
 
 
 def check_arguments(arguments: Mapping[str, Mapping[str, Any]]) -> None:

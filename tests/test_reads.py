@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import kerascohost as kc
-from kerascohost import copies, reads
 from kerascohost.held import HeldFit
+from kerascohost.tracing import copies, reads
 
 
 def net(loss="mse", **compiled):

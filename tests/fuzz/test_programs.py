@@ -6,8 +6,9 @@ import random
 import keras
 import pytest
 
-from kerascohost import capture, held, reads
-from kerascohost.places import Cell
+from kerascohost import capture, held
+from kerascohost.tracing import reads
+from kerascohost.tracing.places import Cell
 from tests.fuzz import programs
 
 pytestmark = pytest.mark.skipif(

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerascohost.places import Bytes, Place
+from kerascohost.tracing.places import Bytes, Place
 
 # Arrays are copied while all copies together have at most so many bytes; beyond that an array is
 # only compared with what it was, by a checksum, and a change is refused.

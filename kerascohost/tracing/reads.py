@@ -32,8 +32,8 @@ import numpy as np
 from kerascohost import backends, errors
 from kerascohost.backends import reached
 from kerascohost.backends.process_state import Configuration
-from kerascohost.copies import copied
-from kerascohost.places import (
+from kerascohost.tracing.copies import copied
+from kerascohost.tracing.places import (
     CONTAINERS,
     PLAIN,
     Attribute,
