@@ -7,7 +7,6 @@ from kerascohost import environment  # noqa: F401  # first: it says what is miss
 # isort: split
 from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.capture import cohost
-from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.memory import estimate_memory
 from kerascohost.models.cloning import clones
@@ -15,6 +14,7 @@ from kerascohost.models.fusion import GroupBatch, UngroupBatch, fuse, group, ung
 from kerascohost.results.history import CohortHistory
 from kerascohost.results.plotting import plot_losses
 from kerascohost.suggestions import suggest_group_factors
+from kerascohost.training.cohort import Cohort
 
 if TYPE_CHECKING:
     from kerascohost.notebook.session import CohostSession

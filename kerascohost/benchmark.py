@@ -24,10 +24,10 @@ from kerascohost.arguments import (
     named_models,
 )
 from kerascohost.backends import snapshot
-from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.results import plotting
 from kerascohost.suggestions import MOST, suggest_group_factors
+from kerascohost.training.cohort import Cohort
 from kerascohost.trial import trial_data
 
 # A speed-up is known well enough when its 95 % interval is no wider than this to either side, and

@@ -12,12 +12,12 @@ import keras
 from kerascohost import backends, draws, errors
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.errors import CohortError
-from kerascohost.member import Member, Run
 from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress
-from kerascohost.scheduler import Scheduler, Task
-from kerascohost.sharing import stateful
 from kerascohost.tracing.reads import Snapshot
+from kerascohost.training.member import Member, Run
+from kerascohost.training.scheduler import Scheduler, Task
+from kerascohost.training.sharing import stateful
 
 
 class HeldHistoryError(CohortError, AttributeError):

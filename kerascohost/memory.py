@@ -13,9 +13,9 @@ from keras import tree
 
 from kerascohost import backends, errors
 from kerascohost.arguments import PerMember, counts_per_member, named_models, per_member
-from kerascohost.cohort import Cohort
 from kerascohost.errors import CohortError
 from kerascohost.patching import patched
+from kerascohost.training.cohort import Cohort
 
 _MB = 2**20
 

@@ -25,7 +25,7 @@ from kerascohost.backends import threads
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.errors import CohortError
 from kerascohost.held import HeldFit, Together
-from kerascohost.member import check_trainable_here
+from kerascohost.training.member import check_trainable_here
 
 
 @dataclasses.dataclass

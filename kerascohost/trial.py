@@ -8,10 +8,11 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost import backends, batches, errors
+from kerascohost import backends, errors
 from kerascohost.arguments import per_member
 from kerascohost.backends import Chunk
 from kerascohost.errors import CohortError
+from kerascohost.training import batches
 
 # What fills a dimension that a model leaves open.
 _ANY_LENGTH = 16

@@ -11,8 +11,8 @@ from keras import tree
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from kerascohost import backends
-from kerascohost import batches as batches_module
-from kerascohost.batches import batches
+from kerascohost.training import batches as batches_module
+from kerascohost.training.batches import batches
 
 
 def flat(chunks):

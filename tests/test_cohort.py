@@ -7,7 +7,7 @@ from keras import layers
 from numpy.testing import assert_array_equal
 
 import kerascohost as kc
-from kerascohost import scheduler
+from kerascohost.training import scheduler
 
 BACKEND = keras.backend.backend()
 

@@ -8,7 +8,7 @@ import pytest
 from keras import callbacks, layers
 
 import kerascohost as kc
-from kerascohost import batches
+from kerascohost.training import batches
 from tests.parity import compare
 from tests.parity.compare import Member
 

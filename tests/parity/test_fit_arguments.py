@@ -324,7 +324,7 @@ def test_any_two_members(rows, size, epochs, factor):
 
 
 def test_predictions_of_several_chunks_are_whole(monkeypatch):
-    monkeypatch.setattr("kerascohost.batches._CHUNK_BYTES", 400)
+    monkeypatch.setattr("kerascohost.training.batches._CHUNK_BYTES", 400)
     model = regressor()
     seen = []
     watch = keras.callbacks.LambdaCallback(

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kerascohost import backends, batches, scheduler
+from kerascohost import backends
+from kerascohost.training import batches, scheduler
 from tests.parity import compare
 from tests.parity.compare import Member
 
@@ -139,7 +140,7 @@ def test_metrics_that_are_not_reset_are_seen(monkeypatch):
 
 
 def test_a_member_that_trains_an_epoch_too_many_is_seen(monkeypatch):
-    from kerascohost import member as member_module
+    from kerascohost.training import member as member_module
 
     monkeypatch.setattr(member_module, "_capped", lambda epochs: epochs + 1)
     with pytest.raises(AssertionError, match="one"):

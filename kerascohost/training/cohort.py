@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kerascohost import errors, sharing
+from kerascohost import errors
 from kerascohost.arguments import (
     Layout,
     PerMember,
@@ -17,11 +17,12 @@ from kerascohost.arguments import (
     per_member,
 )
 from kerascohost.errors import CohortError
-from kerascohost.member import Member, Run
 from kerascohost.results.history import CohortHistory
 from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress
-from kerascohost.scheduler import Scheduler, Task
+from kerascohost.training import sharing
+from kerascohost.training.member import Member, Run
+from kerascohost.training.scheduler import Scheduler, Task
 
 # `fit`'s arguments and defaults, which are Keras's.
 _FIT_DEFAULTS: dict[str, Any] = {

@@ -14,9 +14,9 @@ from keras import tree
 from kerascohost import backends, errors
 from kerascohost.backends import Chunk, adapters
 from kerascohost.backends.threads import OwnSeeds
-from kerascohost.batches import ArrayBatches, StreamBatches, batches
 from kerascohost.tracing import reads
 from kerascohost.tracing.reads import Snapshot
+from kerascohost.training.batches import ArrayBatches, StreamBatches, batches
 
 _BATCH_HOOKS = {
     "train": ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"),

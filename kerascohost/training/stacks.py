@@ -7,8 +7,8 @@ from keras import tree
 
 from kerascohost import backends
 from kerascohost.backends import stacking
-from kerascohost.member import Member, Want
 from kerascohost.results.plan import Plan
+from kerascohost.training.member import Member, Want
 
 
 class Seat:

@@ -12,9 +12,9 @@ from keras import tree
 from kerascohost import backends, errors
 from kerascohost.backends import Work, eager, observed
 from kerascohost.backends.stacking import NotStackableError, reason
-from kerascohost.member import Member, Run, Want
 from kerascohost.results.progress import Progress
-from kerascohost.stacks import Seat, Stacks
+from kerascohost.training.member import Member, Run, Want
+from kerascohost.training.stacks import Seat, Stacks
 
 # A turn should last about this long (in seconds): short enough for Stop and the progress bars,
 # long enough for the dispatch of a call not to be felt.

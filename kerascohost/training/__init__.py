@@ -1,0 +1,1 @@
+"""Cohorts: members, the data they take, and whose steps run next."""
