@@ -6,7 +6,7 @@ from kerascohost import environment  # noqa: F401  # first: it says what is miss
 
 # isort: split
 from kerascohost.benchmark import BenchmarkResult, benchmark
-from kerascohost.capture import cohost
+from kerascohost.deferred.context import cohost
 from kerascohost.errors import CohortError
 from kerascohost.memory import estimate_memory
 from kerascohost.models.cloning import clones

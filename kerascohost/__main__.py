@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from kerascohost import environment, scripts
+from kerascohost import environment
+from kerascohost.deferred import scripts
 from kerascohost.errors import CohortError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kerascohost as kc
-from kerascohost.held import HeldFit
+from kerascohost.deferred.fits import HeldFit
 from kerascohost.tracing import copies, reads
 
 

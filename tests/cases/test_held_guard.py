@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kerascohost as kc
-from kerascohost import capture, scripts
+from kerascohost.deferred import context, scripts
 from tests.cases.programs_that_look import LOOKING, PREAMBLE, UNTOUCHED
 
 BACKEND = keras.backend.backend()
@@ -79,13 +79,13 @@ def compare(program):
 def trained_early(monkeypatch):
     """The reasons for which fits were trained before the end of their block."""
     reasons = []
-    usual = capture.cohost._train_first
+    usual = context.cohost._train_first
 
     def train_first(self, why, **how):
         reasons.append(why)
         usual(self, why, **how)
 
-    monkeypatch.setattr(capture.cohost, "_train_first", train_first)
+    monkeypatch.setattr(context.cohost, "_train_first", train_first)
     return reasons
 
 

@@ -6,7 +6,7 @@ import random
 import keras
 import pytest
 
-from kerascohost import capture, held
+from kerascohost.deferred import context, fits
 from kerascohost.tracing import reads
 from kerascohost.tracing.places import Cell
 from tests.fuzz import programs
@@ -42,8 +42,8 @@ DRAWS = f"{BEGIN}            m.fit(Rows(x, y), verbose=0); note(random.random())
 MUTANTS = {
     "variables of closures are not compared": (LOSSES, Cell, "differs", lambda cell: False),
     "arrays are not copied": (BUFFER, reads, "copied", lambda path, value, compare: value),
-    "nothing is trained first": (LOOKS, capture.cohost, "_look", lambda block, thing, doing: None),
-    "draws are not foreseen": (DRAWS, held.HeldFit, "draw_ahead", lambda fit, is_built: None),
+    "nothing is trained first": (LOOKS, context.cohost, "_look", lambda block, thing, doing: None),
+    "draws are not foreseen": (DRAWS, fits.HeldFit, "draw_ahead", lambda fit, is_built: None),
 }
 
 

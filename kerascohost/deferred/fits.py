@@ -9,8 +9,9 @@ from typing import Any
 
 import keras
 
-from kerascohost import backends, draws, errors
+from kerascohost import backends, errors
 from kerascohost.backends.process_state import ProcessState
+from kerascohost.deferred import draws
 from kerascohost.errors import CohortError
 from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress

@@ -20,7 +20,7 @@ import numpy as np
 from kerascohost import backends, errors
 from kerascohost.arguments import Layout, PerMember, check_layout, counts_per_member
 from kerascohost.backends import observed
-from kerascohost.held import HeldFit, HeldHistory, HeldHistoryError, Together
+from kerascohost.deferred.fits import HeldFit, HeldHistory, HeldHistoryError, Together
 from kerascohost.results.history import CohortHistory
 from kerascohost.training.member import check_trainable_here
 

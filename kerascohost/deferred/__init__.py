@@ -1,0 +1,1 @@
+"""Programs left as they are: their fits are deferred, and trained together."""
