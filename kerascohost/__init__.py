@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 from kerascohost import environment  # noqa: F401  # first: it says what is missing
 
 # isort: split
-from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.deferred.context import cohost
 from kerascohost.errors import CohortError
-from kerascohost.memory import estimate_memory
+from kerascohost.layouts.benchmark import BenchmarkResult, benchmark
+from kerascohost.layouts.memory import estimate_memory
+from kerascohost.layouts.suggestions import suggest_group_factors
 from kerascohost.models.cloning import clones
 from kerascohost.models.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup
 from kerascohost.results.history import CohortHistory
 from kerascohost.results.plotting import plot_losses
-from kerascohost.suggestions import suggest_group_factors
 from kerascohost.training.cohort import Cohort
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from keras import layers
 from numpy.testing import assert_array_equal
 
 import kerascohost as kc
-from kerascohost import backends, memory
-from kerascohost import benchmark as benchmark_function
-from kerascohost.benchmark import BenchmarkResult
+from kerascohost import backends
+from kerascohost.layouts import benchmark as benchmark_function
+from kerascohost.layouts import memory
+from kerascohost.layouts.benchmark import BenchmarkResult
 from kerascohost.results.plotting import plot_benchmark
 
 SMALL = {"steps": 4, "repeats": 2, "budget_s": 5, "progress": False}

@@ -15,7 +15,7 @@ from keras import layers
 
 import kerascohost as kc
 from kerascohost import CohortError
-from kerascohost.benchmark import LAYOUTS as BENCHMARKED
+from kerascohost.layouts.benchmark import LAYOUTS as BENCHMARKED
 from kerascohost.notebook import data
 from kerascohost.notebook.session import LAYOUTS
 from kerascohost.notebook.source import Call, Fit

@@ -20,10 +20,10 @@ from IPython.core.magic_arguments import (
 from IPython.display import Image, display
 
 from kerascohost.arguments import LAYOUTS
-from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.deferred import scripts
 from kerascohost.deferred.context import cohost
 from kerascohost.errors import CohortError
+from kerascohost.layouts.benchmark import BenchmarkResult, benchmark
 from kerascohost.notebook import namespace
 from kerascohost.results.history import CohortHistory
 

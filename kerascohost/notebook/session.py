@@ -16,11 +16,11 @@ import traitlets
 from kerascohost import backends, errors
 from kerascohost.arguments import CHOSEN_LAYOUTS, MEASURED_LAYOUTS
 from kerascohost.backends import threads
-from kerascohost.benchmark import BenchmarkResult, benchmark
 from kerascohost.errors import CohortError
+from kerascohost.layouts.benchmark import BenchmarkResult, benchmark
+from kerascohost.layouts.suggestions import suggest_group_factors
 from kerascohost.notebook import data, live, namespace, source
 from kerascohost.results.history import CohortHistory
-from kerascohost.suggestions import suggest_group_factors
 from kerascohost.training.cohort import Cohort
 
 # The most batches in a step that are offered; code can ask for more.

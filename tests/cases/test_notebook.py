@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from kerascohost.benchmark import BenchmarkResult, _ratio, _student
+from kerascohost.layouts.benchmark import BenchmarkResult, _ratio, _student
 from kerascohost.notebook import namespace
 from kerascohost.notebook.session import CohostSession
 from kerascohost.notebook.widget import CohostWidget

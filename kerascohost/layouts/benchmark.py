@@ -13,7 +13,7 @@ import pandas as pd
 from keras import tree
 from tqdm.auto import tqdm
 
-from kerascohost import errors, memory
+from kerascohost import errors
 from kerascohost.arguments import (
     MEASURED_LAYOUTS,
     MeasuredLayout,
@@ -25,10 +25,11 @@ from kerascohost.arguments import (
 )
 from kerascohost.backends import snapshot
 from kerascohost.errors import CohortError
+from kerascohost.layouts import memory
+from kerascohost.layouts.sample_data import trial_data
+from kerascohost.layouts.suggestions import MOST, suggest_group_factors
 from kerascohost.results import plotting
-from kerascohost.suggestions import MOST, suggest_group_factors
 from kerascohost.training.cohort import Cohort
-from kerascohost.trial import trial_data
 
 # A speed-up is known well enough when its 95 % interval is no wider than this to either side, and
 # one that is smaller is not worth another layout.
