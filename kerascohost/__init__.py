@@ -8,12 +8,14 @@ from kerascohost import environment  # noqa: F401  # first: it says what is miss
 from kerascohost.deferred.context import cohost
 from kerascohost.errors import CohortError
 from kerascohost.layouts.benchmark import BenchmarkResult, benchmark
-from kerascohost.layouts.memory import estimate_memory
-from kerascohost.layouts.suggestions import suggest_group_factors
+from kerascohost.layouts.memory import MemoryEstimate, estimate_memory
+from kerascohost.layouts.suggestions import GroupFactors, suggest_group_factors
 from kerascohost.models.cloning import clones
 from kerascohost.models.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup
 from kerascohost.results.history import CohortHistory
-from kerascohost.results.plotting import plot_losses
+from kerascohost.results.plan import Plan
+from kerascohost.results.plotting import plot_benchmark, plot_losses
+from kerascohost.results.progress import Progress
 from kerascohost.training.cohort import Cohort
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ __all__ = [
     "CohostSession",
     "CohostWidget",
     "GroupBatch",
+    "GroupFactors",
+    "MemoryEstimate",
+    "Plan",
+    "Progress",
     "UngroupBatch",
     "benchmark",
     "clones",
@@ -35,6 +41,7 @@ __all__ = [
     "estimate_memory",
     "fuse",
     "group",
+    "plot_benchmark",
     "plot_losses",
     "suggest_group_factors",
     "ungroup",

@@ -83,7 +83,7 @@ class ProcessState:
     """The configuration and the random states of the process, as they are when this is made.
 
     Attributes:
-        random: The random states, see `programs.random_state`.
+        random: The random states, see `random_states`.
         configuration: The configuration.
     """
 

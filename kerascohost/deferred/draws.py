@@ -25,7 +25,7 @@ def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = F
         is_built: Whether it will have been built before this `fit`, by one that is deferred, too.
 
     Returns:
-        The state, see `programs.random_state`.
+        The state, see `backends.random_state`.
     """
     order, steps = _order(arguments) if _are_valid(arguments) else (None, 0)
     if order is not None:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from kerascohost.backends import threads
 from kerascohost.backends.process_state import ProcessState
-from kerascohost.deferred import context
+from kerascohost.deferred.context import held_by, unique
 from kerascohost.deferred.fits import HeldFit, Together
 from kerascohost.errors import CohortError
 from kerascohost.training.member import check_trainable_here
@@ -185,7 +185,7 @@ class _Script:
         try:
             if self._error is not None:  # interrupted before it began
                 raise self._error
-            with context.held_by(self):
+            with held_by(self):
                 exec(compile(self._source, self._path, "exec"), vars(self._world.module))
         except SystemExit as end:
             self.outcome.status = _status(end)
@@ -367,5 +367,5 @@ def _names(paths: list[Path]) -> Mapping[str, Path]:
     for path in paths:
         twins = [other for other in paths if other.stem == path.stem]
         name = f"{path.resolve().parent.name}/{path.stem}" if len(twins) > 1 else path.stem
-        names[context.unique(name, names)] = path
+        names[unique(name, names)] = path
     return names
