@@ -41,7 +41,7 @@ test-oldest: $(STAMP)
 		"$$(sed -n 's/.*"keras>=\(.*\)",/keras==\1/p' pyproject.toml)"
 	PYTHONPATH=$(OLDEST) KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n $${WORKERS:-2} \
 		--dist loadgroup \
-		tests/test_cohort.py tests/test_cloning.py tests/parity \
+		tests/training/test_cohort.py tests/models/test_cloning.py tests/parity \
 		--ignore=tests/parity/test_stacked.py --ignore=tests/parity/test_layers.py
 
 test-wheel:

@@ -1,11 +1,14 @@
 """The plan of the code: which package may import which, and where private names may stand."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import kerascohost
 
 PACKAGE = Path(__file__).parent.parent / "kerascohost"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -67,3 +70,32 @@ def test_importing_loads_no_backend_but_the_chosen_one():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names_are_what_can_be_imported():
+    importable = {
+        name
+        for name, value in vars(kerascohost).items()
+        if not (name.startswith("_") or inspect.ismodule(value))
+    }
+    hooks = {"load_ipython_extension", "unload_ipython_extension"}
+    typing_only = {"TYPE_CHECKING", "Any"}
+    lazy = {"CohostSession", "CohostWidget"}
+    assert importable - hooks - typing_only | lazy == set(kerascohost.__all__)
+    assert all(hasattr(kerascohost, name) for name in kerascohost.__all__)
+    assert sorted(kerascohost.__all__) == kerascohost.__all__
+
+
+def is_near(one, other):
+    """Whether at most one letter is added, left out or replaced."""
+    if len(one) > len(other):
+        one, other = other, one
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+    return one[same + 1 :] == other[same + 1 :] or one[same:] == other[same + 1 :]
+
+
+def test_no_submodule_is_taken_for_a_public_name():
+    assert is_near("cohort", "cohost") and is_near("plan", "plans") and not is_near("fit", "fuse")
+    modules = [name for name, value in vars(kerascohost).items() if inspect.ismodule(value)]
+    for name in {*modules, *(path.stem for path in PACKAGE.iterdir())} - {"__init__"}:
+        assert not [public for public in kerascohost.__all__ if is_near(name, public)], name

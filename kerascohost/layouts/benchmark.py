@@ -192,7 +192,7 @@ class BenchmarkResult:
         return times
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the speed-ups; see `kerascohost.results.plotting.plot_benchmark`."""
+        """Draws the speed-ups; see `kerascohost.plot_benchmark`."""
         return plotting.plot_benchmark(self.frame, ax=ax)
 
     def to_markdown(self) -> str:

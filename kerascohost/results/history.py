@@ -76,7 +76,7 @@ class CohortHistory(Mapping):
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
-        """Draws the members' losses; see `kerascohost.results.plotting.plot_losses`.
+        """Draws the members' losses; see `kerascohost.plot_losses`.
 
         Args:
             ax: The matplotlib `Axes` to draw on; a new figure's by default.

@@ -73,7 +73,7 @@ class Cohort:
         replicas: A dict from names to numbers of replicas.
         history: The `CohortHistory` of the last `fit`, also of one that failed or was interrupted.
         progress: The class of the callbacks that show how far each member is; to show it your own
-            way, set it to a subclass of `kerascohost.results.progress.Progress`.
+            way, set it to a subclass of `kerascohost.Progress`.
 
     Raises:
         CohortError: If the models cannot be members of one cohort.

@@ -1,4 +1,4 @@
-"""The three programs of `tests/programs/`, run together and one after another, start-up included.
+"""The three programs of `tests/helpers/scripts/`, together and in turn, start-up included.
 
 Interleaved rounds of whole commands; the median of each side. Prints a row as a JSON line.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-PROGRAMS = sorted((Path(__file__).parent.parent / "programs").glob("*.py"))
+PROGRAMS = sorted((Path(__file__).parents[1] / "helpers" / "scripts").glob("*.py"))
 ROUNDS = 3
 
 

@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose
 
 import kerascohost as kc
 from kerascohost.errors import CohortError
-from tests.parity import compare
-from tests.parity.compare import Member
+from tests.helpers import compare
+from tests.helpers.compare import Member
 
 BACKEND = keras.backend.backend()
 X = np.random.default_rng(0).normal(size=(48, 4)).astype("float32")

@@ -9,7 +9,7 @@ import pytest
 
 import kerascohost as kc
 from kerascohost.deferred import context, scripts
-from tests.cases.programs_that_look import LOOKING, PREAMBLE, UNTOUCHED
+from tests.helpers.programs_that_look import LOOKING, PREAMBLE, UNTOUCHED
 
 BACKEND = keras.backend.backend()
 

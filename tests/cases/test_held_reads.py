@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kerascohost as kc
-from tests.cases.programs_that_read import CHANGED, MEETING, PREAMBLE, UNCHANGED
+from tests.helpers.programs_that_read import CHANGED, MEETING, PREAMBLE, UNCHANGED
 
 # What a program may not change any more, or what cannot be put back: refused where not right.
 REFUSED = {

@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import kerascohost as kc
-from tests.parity import compare
-from tests.parity.compare import Member
+from tests.helpers import compare
+from tests.helpers.compare import Member
 
 BACKEND = keras.backend.backend()
 

@@ -15,7 +15,7 @@ from keras import layers
 
 import kerascohost as kc
 from tests.fuzz.drawn import BACKEND, Case, Data, Member, Model
-from tests.parity import compare
+from tests.helpers import compare
 
 # Joined: what Keras's own ops leave on TensorFlow, to the last bit; XLA fuses loops differently.
 TOLERANCES = {"tensorflow": 0.0, "jax": 1e-5}

@@ -9,8 +9,8 @@ from keras import callbacks, layers
 
 import kerascohost as kc
 from kerascohost.training import batches
-from tests.parity import compare
-from tests.parity.compare import Member
+from tests.helpers import compare
+from tests.helpers.compare import Member
 
 BACKEND = keras.backend.backend()
 

@@ -10,8 +10,8 @@ from keras import layers
 from numpy.testing import assert_allclose
 
 import kerascohost as kc
-from tests.parity import compare
-from tests.parity.compare import Member
+from tests.helpers import compare
+from tests.helpers.compare import Member
 
 BACKEND = keras.backend.backend()
 RANDOM = np.random.default_rng(3)

@@ -7,8 +7,8 @@ from keras import layers
 
 from kerascohost import backends
 from kerascohost.training import batches, scheduler
-from tests.parity import compare
-from tests.parity.compare import Member
+from tests.helpers import compare
+from tests.helpers.compare import Member
 
 
 def member(features):

@@ -11,8 +11,8 @@ from keras import callbacks, layers, optimizers
 
 import kerascohost as kc
 from kerascohost.backends import stacking
-from tests.parity import compare, test_layers, test_optimizers
-from tests.parity.compare import Member
+from tests.helpers import compare, layer_families, optimizer_options
+from tests.helpers.compare import Member
 
 BACKEND = keras.backend.backend()
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
@@ -74,8 +74,8 @@ def assert_stacked(members, stacked=True):
 
 
 SLOW = {"GRU", "ConvLSTM2D", "Masking, SimpleRNN"}
-FAMILIES = sorted(set(test_layers.FAMILIES) - SLOW)
-OPTIMIZERS = [*test_optimizers.CLASSES, *test_optimizers.OPTIONS]
+FAMILIES = sorted(set(layer_families.FAMILIES) - SLOW)
+OPTIMIZERS = [*optimizer_options.CLASSES, *optimizer_options.OPTIONS]
 
 # All pairs take 20 minutes; otherwise each family meets the next optimizer, and sparse gradients,
 # which TensorFlow makes of an Embedding's, those which square or clip them.
@@ -89,20 +89,20 @@ PAIRS = (
 
 @pytest.mark.parametrize(("family", "optimizer"), PAIRS)
 def test_a_layer_family_with_an_optimizer(family, optimizer):
-    make = functools.partial(test_optimizers.made, optimizer)
-    members = twins(family, test_layers.member, make, test_optimizers.build_outside_of_fit)
+    make = functools.partial(optimizer_options.made, optimizer)
+    members = twins(family, layer_families.member, make, optimizer_options.build_outside_of_fit)
     is_joined = {family, optimizer} & JOINED or (family, optimizer) in JOINED_PAIRS
     assert_stacked(members, stacked=not is_joined)
 
 
-@pytest.mark.parametrize("family", sorted(set(test_layers.IN_DOUBLE_PRECISION) - SLOW))
+@pytest.mark.parametrize("family", sorted(set(layer_families.IN_DOUBLE_PRECISION) - SLOW))
 def test_a_layer_family_agrees_to_1e_9_in_float64(family, float64):
-    assert_stacked(twins(family, test_layers.member))
+    assert_stacked(twins(family, layer_families.member))
 
 
-@pytest.mark.parametrize("name", test_optimizers.IN_DOUBLE_PRECISION)
+@pytest.mark.parametrize("name", optimizer_options.IN_DOUBLE_PRECISION)
 def test_an_optimizer_agrees_to_1e_9_in_float64(name, float64):
-    assert_stacked(twins(name, test_optimizers.member))
+    assert_stacked(twins(name, optimizer_options.member))
 
 
 def member(seed, build_kwargs=None, build=None, **fit):

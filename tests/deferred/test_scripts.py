@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-PROGRAMS = sorted((Path(__file__).parent / "programs").glob("*.py"))
+PROGRAMS = sorted((Path(__file__).parents[1] / "helpers" / "scripts").glob("*.py"))
 FIT = """
 import sys, keras, numpy as np
 keras.utils.set_random_seed(0)

@@ -15,9 +15,8 @@ from keras import layers
 
 import kerascohost as kc
 from kerascohost import CohortError
-from kerascohost.layouts.benchmark import LAYOUTS as BENCHMARKED
+from kerascohost.arguments import CHOSEN_LAYOUTS, MEASURED_LAYOUTS
 from kerascohost.notebook import data
-from kerascohost.notebook.session import LAYOUTS
 from kerascohost.notebook.source import Call, Fit
 from tests.conftest import BACKEND
 
@@ -157,7 +156,7 @@ def run_cell(session, variables):
 
 
 @pytest.mark.parametrize("run", [run_code, run_cell])
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in UNAVAILABLE])
+@pytest.mark.parametrize("layout", [name for name in CHOSEN_LAYOUTS if name not in UNAVAILABLE])
 def test_training_equals_the_code_and_the_cell_shown(session, variables, layout, run):
     session.layout = layout
     session.group_factor = session.group_factor | {"mlp": 2}
@@ -300,7 +299,7 @@ def test_benchmark_then_use_and_suggest(session, variables):
     session.benchmark()
     assert session.status == "benchmarking"
     assert session.wait(300) and not session.errors, session.errors
-    measured = [name for name in BENCHMARKED if name not in UNAVAILABLE]
+    measured = [name for name in MEASURED_LAYOUTS if name not in UNAVAILABLE]
     assert list(session.result.frame["layout"]) == measured
     for old, new in zip(before, trained_weights(variables), strict=True):
         np.testing.assert_array_equal(old, new)

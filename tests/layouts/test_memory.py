@@ -11,6 +11,7 @@ import pytest
 from keras import layers
 
 import kerascohost as kc
+from tests.helpers.measured_models import MODELS, compiled
 
 BACKEND = keras.backend.backend()
 
@@ -19,8 +20,8 @@ MEASURED = """
 import json, sys
 import keras, numpy as np
 import kerascohost as kc
-from kerascohost import memory
-from tests.test_memory import MODELS
+from kerascohost.layouts import memory
+from tests.helpers.measured_models import MODELS
 
 kc.Cohort([MODELS["small"]()]).fit(np.ones((64, 8)), np.ones((64, 1)), batch_size=16, verbose=0)
 with memory.peak() as found:
@@ -29,31 +30,6 @@ with memory.peak() as found:
     kc.Cohort(named).fit(x, np.ones((256, 1)), batch_size=128, verbose=0)
 print(json.dumps([found["mb"], kc.estimate_memory(named, 128).total_mb]))
 """
-
-
-def compiled(*parts, optimizer="adam"):
-    model = keras.Sequential(parts)
-    model.compile(optimizer, "mse")
-    return model
-
-
-MODELS = {
-    "small": lambda: compiled(keras.Input((8,)), layers.Dense(1)),
-    "wide": lambda: compiled(
-        keras.Input((1024,)), layers.Dense(4096, "relu"), layers.Dense(2048), layers.Dense(1)
-    ),
-    "images": lambda: compiled(
-        keras.Input((64, 64, 3)),
-        layers.Conv2D(32, 3, padding="same", use_bias=False),
-        layers.BatchNormalization(),
-        layers.ReLU(),
-        layers.Conv2D(32, 3, padding="same", activation="relu"),
-        layers.GlobalAveragePooling2D(),
-        layers.Dense(1),
-        optimizer="sgd",
-    ),
-    "sequence": lambda: compiled(keras.Input((256, 32)), layers.LSTM(128), layers.Dense(1)),
-}
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
