@@ -4,12 +4,22 @@ Everything that leans on a private Keras or backend name is in this package, eac
 that says why. The rest of kerascohost sees these functions, and what `get_backend` returns.
 """
 
+from typing import TYPE_CHECKING
+
 from kerascohost.backends.base import (
     FUSED_STATE_LIMIT,
     STACKED_STATE_LIMIT,
     STACKED_WEIGHTS_LIMIT,
+    Backend,
     Chunk,
-    Work,
+    Execution,
+    Logs,
+    Program,
+    ProgramMember,
+    RowOrder,
+    StepKind,
+    StepRange,
+    Tree,
     get_backend,
 )
 from kerascohost.backends.keras_internals import (
@@ -51,12 +61,27 @@ from kerascohost.backends.keras_internals import (
 )
 from kerascohost.backends.random_states import is_drawn_from, random_state, set_random_state
 
+if TYPE_CHECKING:  # mypy holds the backends to the contract
+    from kerascohost.backends.jax import program as _jax
+    from kerascohost.backends.tensorflow import program as _tensorflow
+    from kerascohost.backends.torch import program as _torch
+
+    _backends: tuple[Backend, ...] = (_jax, _tensorflow, _torch)
+
 __all__ = [
     "FUSED_STATE_LIMIT",
     "STACKED_STATE_LIMIT",
     "STACKED_WEIGHTS_LIMIT",
+    "Backend",
     "Chunk",
-    "Work",
+    "Execution",
+    "Logs",
+    "Program",
+    "ProgramMember",
+    "RowOrder",
+    "StepKind",
+    "StepRange",
+    "Tree",
     "builds_before_epochs",
     "bytes_per_element",
     "call_on_symbols",

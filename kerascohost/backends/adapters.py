@@ -46,11 +46,11 @@ class RowOrder:
         parts = list(self._draw())
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def look_ahead(self) -> None:
+    def consume_build_draw(self) -> None:
         """Draws what `fit` draws when it takes a first batch to build a model, and drops it."""
         next(self._draw(), None)
 
-    def settle(self) -> None:
+    def advance_global_rng(self) -> None:
         """Leaves the global random state where `fit` would, unless it was moved meanwhile.
 
         Without this a second fit would shuffle like the first one.
@@ -105,7 +105,7 @@ class OwnRandom:
         self._own = _global_random()
         _set_global_random(self._shared)
 
-    def settle(self) -> None:
+    def advance_global_rng(self) -> None:
         """Leaves the shared states where `fit` would, unless they were moved meanwhile."""
         python, numpy = _global_random()
         if python == self._begun[0] and all(map(np.array_equal, numpy, self._begun[1])):

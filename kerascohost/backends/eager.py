@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost.backends import Work, get_backend
+from kerascohost.backends import StepRange, get_backend
+from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tree
 from kerascohost.backends.replicas import applied_in_pieces
 
 
@@ -16,48 +17,47 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
-            `traced(kind)`, the context in which its steps are traced.
+        members: The members.
     """
 
-    def __init__(self, kind: str, members: Sequence[Any]):
+    def __init__(self, kind: StepKind, members: Sequence[ProgramMember]):
         self.kind = kind
         self.is_protected = False  # steps are single anyway: a failure is its member's own
         self.members = list(members)
 
-    def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
-        """Runs the steps asked for in `works`, by member.
+    def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
+        """Runs the steps asked for in `ranges`, by member.
 
         Returns:
-            For each member of `works`, the logs of its last step, or the outputs of all steps,
+            For each member of `ranges`, the logs of its last step, or the outputs of all steps,
             stacked, when predicting.
         """
-        results: dict[str, list] = {name: [] for name in works}
-        for i in range(max(work.stop - work.start for work in works.values())):
+        results: dict[str, list] = {name: [] for name in ranges}
+        for i in range(max(step_range.stop - step_range.start for step_range in ranges.values())):
             for member in self.members:
-                work = works.get(member.name)
-                if work is None or work.start + i >= work.stop:
+                step_range = ranges.get(member.name)
+                if step_range is None or step_range.start + i >= step_range.stop:
                     continue
                 with member.traced(self.kind):
-                    logs = self._step(member, _take(work.chunk.data, work.start + i))
+                    logs = self._step(member, _take(step_range.chunk.data, step_range.start + i))
                 kept = results[member.name] if self.kind == "predict" else []
                 results[member.name] = [*kept, logs]
         if self.kind == "predict":
             return {name: _stacked(outputs) for name, outputs in results.items()}
         return {name: logs[-1] for name, logs in results.items()}
 
-    def let_go(self) -> None:
+    def release_data(self) -> None:
         """Nothing: data is not kept."""
 
-    def _step(self, member: Any, batch: Any) -> Any:
+    def _step(self, member: ProgramMember, batch: Tree) -> Any:
         step = get_backend().eager_step
-        if self.kind != "train" or not member.piece:
+        if self.kind != "train" or not member.samples_per_replica:
             return step(member.model, self.kind, batch)
-        with applied_in_pieces(member.model, member.piece):
+        with applied_in_pieces(member.model, member.samples_per_replica):
             return step(member.model, self.kind, batch)
 
 
-def _take(data: Any, i: int) -> Any:
+def _take(data: Tree, i: int) -> Any:
     return tree.map_structure(lambda a: None if a is None else a[i], data)
 
 

@@ -14,8 +14,8 @@ from kerascohost.patching import patched
 
 
 @contextlib.contextmanager
-def applied_in_pieces(model: keras.Model, piece: int) -> Iterator[None]:
-    """Within the block, `model(x)` is the model applied to each `piece` rows of `x` in turn.
+def applied_in_pieces(model: keras.Model, samples_per_replica: int) -> Iterator[None]:
+    """Applies the model, within the block, to so many rows of its inputs at a time.
 
     The outputs are put together again, so that the loss over them is the mean over the replicas,
     and losses added in the model's calls are weighted likewise. Only layers that look at the whole
@@ -23,15 +23,15 @@ def applied_in_pieces(model: keras.Model, piece: int) -> Iterator[None]:
 
     Args:
         model: The model. Its `call` is replaced for the calling thread.
-        piece: Rows per replica. A last, smaller piece takes what is left.
+        samples_per_replica: Rows per replica; a last, smaller replica takes what is left.
     """
 
     def in_pieces(call: Callable) -> Callable:
         def call_in_pieces(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             rows = tree.flatten(inputs)[0].shape[0]
             outputs, losses = [], []
-            for start in range(0, rows, piece):
-                stop = min(start + piece, rows)
+            for start in range(0, rows, samples_per_replica):
+                stop = min(start + samples_per_replica, rows)
                 outputs.append(call(_rows_of(inputs, start, stop), *args, **kwargs))
                 losses += [loss * ((stop - start) / rows) for loss in _take_call_losses(model)]
             if losses:

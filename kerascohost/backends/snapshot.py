@@ -24,7 +24,7 @@ class Values:
         self._values = [(v, np.array(v.numpy())) for v in found]
         self._random = random_state()
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Gives all variables these values again."""
         for variable, value in self._values:
             variable.assign(value)
@@ -32,7 +32,7 @@ class Values:
 
 
 @contextlib.contextmanager
-def as_they_were(models: Iterable[keras.Model]) -> Iterator[None]:
+def preserved(models: Iterable[keras.Model]) -> Iterator[None]:
     """Whatever the block does to `models`, they leave it as they came, also on an exception.
 
     What was not built is not built again; compiled functions and histories are the old ones. (A
@@ -46,7 +46,7 @@ def as_they_were(models: Iterable[keras.Model]) -> Iterator[None]:
     finally:
         for thing, items, own in attributes:
             _fill(thing, items, own)
-        values.put_back()
+        values.restore()
 
 
 def _attributes(roots: Iterable[Any]) -> list[tuple[Any, Any, dict]]:

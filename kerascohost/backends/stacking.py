@@ -1,10 +1,9 @@
 """Who may stack: models that compute the same from other numbers.
 
-A stack trains its members by one vectorised step, traced from the first of them, its prototype. So
-the members must be twins: what their steps compute may differ in nothing but the values of
-variables (weights, optimizer state, metrics, seeds, learning rates) and in Python floats, which are
-lifted: where members have different ones, the prototype's are replaced by a value per member while
-its step is traced.
+A stack trains its members by one vectorised step, traced from the first of them, its prototype.
+Models are stacked if everything that their steps reference is equal except the values of variables
+(weights, optimizer state, metrics, seeds, learning rates) and Python floats: where members have
+different floats, the prototype's are replaced by traced values while its step is traced.
 """
 
 import collections
@@ -24,7 +23,7 @@ import numpy as np
 from keras import tree
 
 from kerascohost import backends
-from kerascohost.backends import Work
+from kerascohost.backends import StepRange
 from kerascohost.backends.reached import TRACED_WITH
 
 # Attributes of Keras's objects that do not decide what a step computes. Private ones are Keras's
@@ -68,7 +67,7 @@ class NotStackableError(Exception):
         self.is_final = is_final
 
 
-class Slot:
+class FloatRef:
     """A place that holds a Python float: an attribute, or an item of a list or dict.
 
     Args:
@@ -108,11 +107,11 @@ class Slot:
             self.holder[self.key] = own
 
 
-class FieldSlot(Slot):
+class FieldRef(FloatRef):
     """A field of a named tuple that stands in a list.
 
     Args:
-        path: As in `Slot`.
+        path: As in `FloatRef`.
         holder: The list.
         key: The index of the tuple.
         field: The name of the field.
@@ -136,27 +135,27 @@ class FieldSlot(Slot):
             self.holder[self.key] = own
 
 
-class Anatomy:
+class StepSignature:
     """All that decides what a model's steps compute.
 
-    Two models may stack if their `tokens` are equal.
+    Two models may stack if their `entries` are equal.
 
     Args:
         model: A compiled and built model.
         restored: What its steps are traced with instead of what is there now.
 
     Attributes:
-        tokens: `(path, what is there)` for everything but floats and the values of variables.
-        slots: The places of the floats.
-        variables: The model's variables, in an order that twins share.
+        entries: `(path, what is there)` for everything but floats and the values of variables.
+        float_refs: The places of the floats.
+        variables: The model's variables, in an order that models of one signature share.
 
     Raises:
         NotStackableError: If the model holds something that cannot be compared.
     """
 
     def __init__(self, model: keras.Model, restored: Sequence[Hashable] = ()):
-        self.tokens: list[tuple[str, Hashable]] = [("what its fit read", tuple(restored))]
-        self.slots: list[Slot] = []
+        self.entries: list[tuple[str, Hashable]] = [("what its fit read", tuple(restored))]
+        self.float_refs: list[FloatRef] = []
         self.variables = backends.variables(model)
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []  # an object that is gone could leave its id to another one
@@ -164,45 +163,45 @@ class Anatomy:
         self._own = {id(variable) for variable in [*self.variables, *coming]}
         self._of_keras = True  # whether what is visited is held by an object of Keras's
         self._visit("model", model)
-        self.tokens.append(("optimizer.exclude_from_weight_decay", backends.decayed(model)))
+        self.entries.append(("optimizer.exclude_from_weight_decay", backends.decayed(model)))
         for i, variable in enumerate(self.variables):  # now by when they were seen
             self._visit(f"variables[{i}]", variable)
 
     @property
-    def key(self) -> Hashable:
-        """Equal for twins, and only for them."""
-        return tuple(self.tokens)
+    def fingerprint(self) -> Hashable:
+        """Equal for models that may stack, and only for them."""
+        return tuple(self.entries)
 
     @property
     def state(self) -> list[tuple[str, Hashable]]:
         """What is there, floats too: changes when anything does but the values of variables."""
-        return self.tokens[1:] + [(slot.path, slot.value) for slot in self.slots]
+        return self.entries[1:] + [(ref.path, ref.value) for ref in self.float_refs]
 
     def _visit(self, path: str, thing: Any) -> None:
         if isinstance(thing, _PRIMITIVE):
-            self._note(path, (type(thing).__name__, thing))
+            self._add(path, (type(thing).__name__, thing))
         elif isinstance(thing, float):
-            self._note(path, ("float", thing))  # not in a place where it can be replaced
+            self._add(path, ("float", thing))  # not in a place where it can be replaced
         elif isinstance(thing, _IDENTICAL) or _is_module_function(thing):
-            self._note(path, ("object", thing))
+            self._add(path, ("object", thing))
         elif isinstance(thing, keras.dtype_policies.DTypePolicy) and not hasattr(thing, "items"):
             self._open_object(path, thing)  # a value: equal ones do as well as a shared one
         elif id(thing) in self._seen:
-            self._note(path, ("seen", self._seen[id(thing)]))
+            self._add(path, ("seen", self._seen[id(thing)]))
         else:
             self._seen[id(thing)] = len(self._seen)
             self._kept.append(thing)
             self._open(path, thing)
 
-    def _note(self, path: str, token: Hashable) -> None:
-        self.tokens.append((path, token))
+    def _add(self, path: str, entry: Hashable) -> None:
+        self.entries.append((path, entry))
 
     def _open(self, path: str, thing: Any) -> None:
         """Notes what kind of object this is, and visits its parts."""
         if isinstance(thing, keras.Variable):
             self._open_variable(path, thing)
         elif isinstance(thing, keras.initializers.Initializer) and self._of_keras:
-            self._note(path, "initializer")  # of a model that has been built: its work is done
+            self._add(path, "initializer")  # of a model that has been built: its work is done
         elif isinstance(thing, (list, tuple, set, frozenset)):
             self._open_sequence(path, thing)
         elif isinstance(thing, Mapping) or (hasattr(thing, "items") and hasattr(thing, "keys")):
@@ -210,11 +209,11 @@ class Anatomy:
         elif isinstance(thing, types.FunctionType):
             self._open_function(path, thing)
         elif isinstance(thing, types.MethodType):
-            self._note(path, "method")
+            self._add(path, "method")
             self._visit(path, thing.__func__)
             self._visit(path, thing.__self__)
         elif isinstance(thing, functools.partial):
-            self._note(path, "partial")
+            self._add(path, "partial")
             with self._held_by(thing):
                 self._visit(path, [thing.func, thing.args, thing.keywords])
         elif keras.ops.is_tensor(thing) and hasattr(thing, "assign"):  # the backend's own
@@ -233,7 +232,7 @@ class Anatomy:
             raise NotStackableError(f"holds a variable at `{path}` which the model does not track")
         shape = tuple(variable.shape)
         kind = (shape, variable.dtype, variable.trainable, variable.overwrite_with_gradient)
-        self._note(path, ("variable", kind))
+        self._add(path, ("variable", kind))
         self._visit(f"{path}.regularizer", variable.regularizer)
         self._visit(f"{path}.constraint", variable.constraint)
 
@@ -243,18 +242,18 @@ class Anatomy:
                 raise NotStackableError(
                     f"holds a set of objects at `{path}`, which is not compared"
                 )
-            self._note(path, ("set", frozenset(things)))
+            self._add(path, ("set", frozenset(things)))
             return
-        self._note(path, ("tuple" if isinstance(things, tuple) else "list", len(things)))
+        self._add(path, ("tuple" if isinstance(things, tuple) else "list", len(things)))
         for i, thing in enumerate(things):
             self._visit_item(f"{path}[{i}]", things, i, thing)
 
     def _open_mapping(self, path: str, things: Any) -> None:
-        self._note(path, ("dict", len(things)))
+        self._add(path, ("dict", len(things)))
         for i, (key, thing) in enumerate(things.items()):
             is_plain = isinstance(key, _PRIMITIVE)
             if is_plain:
-                self._note(path, ("key", key))
+                self._add(path, ("key", key))
             else:
                 self._visit(f"{path} (key {i})", key)
             self._visit_item(
@@ -262,7 +261,7 @@ class Anatomy:
             )
 
     def _open_object(self, path: str, thing: Any) -> None:
-        self._note(path, ("a", type(thing)))
+        self._add(path, ("a", type(thing)))
         attributes = vars(thing)
         with self._held_by(thing):
             for name in sorted(attributes):
@@ -283,14 +282,14 @@ class Anatomy:
 
         The name of the output tells nothing where there is only one, see `_decides`.
         """
-        self._note(path, len(losses))
+        self._add(path, len(losses))
         for i, one in enumerate(losses):
             for field, value in zip(one._fields, one, strict=True):
                 if field == "name" and len(losses) == 1:
                     continue
                 if isinstance(value, float):
-                    self._note(f"{path}[{i}].{field}", "a float")
-                    self.slots.append(FieldSlot(f"{path}[{i}].{field}", losses, i, field))
+                    self._add(f"{path}[{i}].{field}", "a float")
+                    self.float_refs.append(FieldRef(f"{path}[{i}].{field}", losses, i, field))
                 else:
                     self._visit(f"{path}[{i}].{field}", value)
 
@@ -321,18 +320,18 @@ class Anatomy:
         return not (self._of_keras and name in _BEGINNINGS)
 
     def _visit_item(self, path: str, holder: Any, key: Any, thing: Any) -> None:
-        """Visits what a place holds. A float is lifted if it is Keras that will look at it.
+        """Visits what a place holds. A float may be traced if only Keras will look at it.
 
         Code of the user's may do anything with a float, such as asking for its type.
         """
         if isinstance(thing, float) and self._of_keras and not isinstance(holder, tuple):
-            self._note(path, "a float")
-            self.slots.append(Slot(path, holder, key))
+            self._add(path, "a float")
+            self.float_refs.append(FloatRef(path, holder, key))
         else:
             self._visit(path, thing)
 
     def _open_function(self, path: str, function: types.FunctionType) -> None:
-        self._note(path, ("function", function.__code__, id(function.__globals__)))
+        self._add(path, ("function", function.__code__, id(function.__globals__)))
         self._visit(f"{path}.__defaults__", function.__defaults__)
         self._visit(f"{path}.__kwdefaults__", function.__kwdefaults__)
         for name, cell in zip(
@@ -348,7 +347,7 @@ class Anatomy:
         if values.dtype == object:
             raise NotStackableError(f"holds an array of objects at `{path}`, which is not compared")
         digest = hashlib.sha256(values.tobytes()).hexdigest()
-        self._note(path, ("array", values.shape, values.dtype.str, digest))
+        self._add(path, ("array", values.shape, values.dtype.str, digest))
 
 
 _KERAS = (
@@ -397,26 +396,28 @@ def _content(cell: Any) -> Any:
 
 
 class Stack:
-    """Twins: models that are trained by one vectorised step.
+    """Models of one signature, which are trained by one vectorised step.
 
     Args:
         names: The names of the members.
-        anatomies: Their anatomies.
-        lifted: The positions, among the slots, of the floats that members have different ones of.
+        signatures: Their signatures.
+        traced: The positions, among the `float_refs`, of the floats in which members differ.
 
     Attributes:
         names: The members, in the order of their rows.
         variables: For each member its variables, in an order that all share.
-        slots: The prototype's places for the lifted floats.
-        values: For each of `slots`, the members' values.
+        float_refs: The prototype's places for the traced floats.
+        values: For each of `float_refs`, the members' values.
     """
 
-    def __init__(self, names: Sequence[str], anatomies: Sequence[Anatomy], lifted: Sequence[int]):
+    def __init__(
+        self, names: Sequence[str], signatures: Sequence[StepSignature], traced: Sequence[int]
+    ):
         self.names = list(names)
-        self.variables = [anatomy.variables for anatomy in anatomies]
-        self.slots = [anatomies[0].slots[i] for i in lifted]
-        self.values = [[anatomy.slots[i].value for anatomy in anatomies] for i in lifted]
-        self._tokens = anatomies[0].state
+        self.variables = [signature.variables for signature in signatures]
+        self.float_refs = [signatures[0].float_refs[i] for i in traced]
+        self.values = [[signature.float_refs[i].value for signature in signatures] for i in traced]
+        self._entries = signatures[0].state
         self._trainable = self._flags()
 
     @contextlib.contextmanager
@@ -429,18 +430,18 @@ class Stack:
         Raises:
             NotStackableError: If it is not so, or something fails in the block.
         """
-        self._compare(Anatomy(prototype), "was changed after the members were compared")
+        self._compare(StepSignature(prototype), "was changed after the members were compared")
         try:
             yield
         except Exception as error:
             is_final = isinstance(error, NotStackableError) and error.is_final
             raise NotStackableError(reason(error), is_final) from error
-        self._compare(Anatomy(prototype), "is changed by Python code of a step")
+        self._compare(StepSignature(prototype), "is changed by Python code of a step")
 
-    def _compare(self, anatomy: "Anatomy", why: str) -> None:
-        if anatomy.state == self._tokens:
+    def _compare(self, signature: "StepSignature", why: str) -> None:
+        if signature.state == self._entries:
             return
-        pairs = itertools.zip_longest(anatomy.state, self._tokens)
+        pairs = itertools.zip_longest(signature.state, self._entries)
         path = next((new or old)[0] for new, old in pairs if new != old)
         raise NotStackableError(f"`{path}` {why}", is_final=True)
 
@@ -455,87 +456,92 @@ class Stack:
 
 def alike(
     models: Mapping[str, keras.Model],
-    solid: Callable[[str], bool] = lambda path: False,
+    is_static: Callable[[str], bool] = lambda path: False,
     snapshots: Mapping[str, Any] | None = None,
 ) -> tuple[list[Stack], dict[str, str]]:
     """Sorts models into stacks.
 
     Args:
         models: Compiled and built models by name.
-        solid: Tells, for the path of a float, whether it cannot be lifted.
+        is_static: Tells, for the path of a float, whether it cannot be a traced value.
         snapshots: What deferred fits read at their calls, by name: models are compared as they are
             traced.
 
     Returns:
         The stacks of two and more models, and why each of the other models is in none.
     """
-    anatomies: dict[str, Anatomy] = {}
+    signatures: dict[str, StepSignature] = {}
     reasons: dict[str, str] = {}
     for name, model in models.items():
         snapshot = (snapshots or {}).get(name)
         try:
             if snapshot is None:
-                anatomies[name] = Anatomy(model)
+                signatures[name] = StepSignature(model)
                 continue
             with snapshot.as_read():
-                anatomies[name] = Anatomy(model, snapshot.restored())
+                signatures[name] = StepSignature(model, snapshot.restored())
         except NotStackableError as error:
             reasons[name] = str(error)
     groups: dict[Hashable, list[str]] = {}
-    for name, anatomy in anatomies.items():
-        fixed = tuple(slot.value for slot in anatomy.slots if solid(slot.path))
-        groups.setdefault((anatomy.key, fixed), []).append(name)
+    for name, signature in signatures.items():
+        fixed = tuple(ref.value for ref in signature.float_refs if is_static(ref.path))
+        groups.setdefault((signature.fingerprint, fixed), []).append(name)
     stacks = []
     for names in groups.values():
         if len(names) == 1:
-            reasons[names[0]] = _difference(names[0], anatomies, solid)
+            reasons[names[0]] = _difference(names[0], signatures, is_static)
         else:
-            members = [anatomies[name] for name in names]
+            members = [signatures[name] for name in names]
             stacks.append(Stack(names, members, _differing(members)))
     return stacks, reasons
 
 
-def _differing(anatomies: Sequence[Anatomy]) -> list[int]:
-    columns = zip(*([slot.value for slot in a.slots] for a in anatomies), strict=True)
+def _differing(signatures: Sequence[StepSignature]) -> list[int]:
+    columns = zip(*([ref.value for ref in a.float_refs] for a in signatures), strict=True)
     return [i for i, values in enumerate(columns) if len(set(values)) > 1]
 
 
-def _difference(name: str, anatomies: Mapping[str, Anatomy], solid: Callable[[str], bool]) -> str:
+def _difference(
+    name: str, signatures: Mapping[str, StepSignature], is_static: Callable[[str], bool]
+) -> str:
     """In what this model differs from the one that is most like it."""
-    own = anatomies[name]
+    own = signatures[name]
     nearest: tuple[float, str] = (-1.0, "the only model that could be stacked")
-    for other, anatomy in anatomies.items():
+    for other, signature in signatures.items():
         if other == name:
             continue
-        pairs = zip(own.tokens, anatomy.tokens, strict=False)
+        pairs = zip(own.entries, signature.entries, strict=False)
         at = next((i for i, (mine, its) in enumerate(pairs) if mine != its), None)
         if at is not None:
-            found: tuple[float, str] = (at, f"differs from {other!r} at `{own.tokens[at][0]}`")
+            found: tuple[float, str] = (at, f"differs from {other!r} at `{own.entries[at][0]}`")
         else:
-            floats = zip(own.slots, anatomy.slots, strict=False)
+            floats = zip(own.float_refs, signature.float_refs, strict=False)
             path = next(
-                (a.path for a, b in floats if a.value != b.value and solid(a.path)), "model"
+                (a.path for a, b in floats if a.value != b.value and is_static(a.path)), "model"
             )
-            found = (math.inf, f"differs from {other!r} at `{path}`, which cannot be lifted")
+            found = (
+                math.inf,
+                f"differs from {other!r} at `{path}`, which cannot be a traced value",
+            )
         nearest = max(nearest, found)
     return nearest[1]
 
 
-class Lifted:
+class TracedFloat:
     """A Python float that is another one in each member, while the step of all is traced.
 
     It takes part in arithmetic as a tensor does. Comparisons are made for all members at once; they
     must agree, as Python can only go one way.
 
     Args:
-        slot: Where it stands.
+        ref: Where it stands.
         tensor: One member's value, seen by the vectorised step.
         values: All members' values.
         convert: `convert(tensor, dtype)`: the tensor in another dtype.
     """
 
-    def __init__(self, slot: Slot, tensor: Any, values: Sequence[float], convert: Callable):
-        self.slot = slot
+    def __init__(self, ref: FloatRef, tensor: Any, values: Sequence[float], convert: Callable):
+        self.ref = ref
         self.tensor = tensor
         self.values = values
         self._convert = convert
@@ -556,8 +562,8 @@ class Lifted:
         return outcomes[0]
 
     def _refusal(self, why: str) -> NotStackableError:
-        self.slot.refused = True
-        return NotStackableError(f"`{self.slot.path}` {why}")
+        self.ref.refused = True
+        return NotStackableError(f"`{self.ref.path}` {why}")
 
     def __bool__(self) -> bool:
         return self._agreed([bool(value) for value in self.values])
@@ -573,16 +579,16 @@ class Lifted:
         if keras.backend.standardize_dtype(self.tensor.dtype) == keras.config.floatx():
             return function(self.tensor)
         values = [function(value) for value in self.values]
-        return Lifted(self.slot, function(self.tensor), values, self._convert)
+        return TracedFloat(self.ref, function(self.tensor), values, self._convert)
 
     __hash__ = None  # type: ignore[assignment]  # what is a key must not change
 
 
 def _arithmetic(operation: Callable, swapped: bool) -> Callable:
-    def operate(self: Lifted, other: Any) -> Any:
+    def operate(self: TracedFloat, other: Any) -> Any:
         if isinstance(other, (int, float)):
             return self._with(lambda x: operation(other, x) if swapped else operation(x, other))
-        if isinstance(other, Lifted):
+        if isinstance(other, TracedFloat):
             return operation(self.as_tensor(), other.as_tensor())
         mine = self.as_tensor(_float_type(other))
         return operation(other, mine) if swapped else operation(mine, other)
@@ -597,10 +603,10 @@ def _float_type(other: Any) -> str | None:
 
 
 def _comparison(name: str) -> Callable:
-    def compare(self: Lifted, other: Any) -> Any:
+    def compare(self: TracedFloat, other: Any) -> Any:
         if other is None:
             return name == "__ne__"
-        if isinstance(other, Lifted):
+        if isinstance(other, TracedFloat):
             pairs = list(zip(self.values, other.values, strict=True))
         elif isinstance(other, (int, float)):
             pairs = [(value, float(other)) for value in self.values]
@@ -612,27 +618,27 @@ def _comparison(name: str) -> Callable:
 
 
 for _name in ("add", "sub", "mul", "truediv", "pow"):
-    setattr(Lifted, f"__{_name}__", _arithmetic(getattr(operator, _name), swapped=False))
-    setattr(Lifted, f"__r{_name}__", _arithmetic(getattr(operator, _name), swapped=True))
+    setattr(TracedFloat, f"__{_name}__", _arithmetic(getattr(operator, _name), swapped=False))
+    setattr(TracedFloat, f"__r{_name}__", _arithmetic(getattr(operator, _name), swapped=True))
 for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
-    setattr(Lifted, _name, _comparison(_name))
+    setattr(TracedFloat, _name, _comparison(_name))
 
 
 @contextlib.contextmanager
-def lifted(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[None]:
-    """Within the block the prototype has lifted values where the members' floats differ.
+def traced_floats(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[None]:
+    """Gives the prototype, within the block, traced values where the members' floats differ.
 
     They stand in the prototype's own attributes, where every thread finds them: a model that is
     being trained is not for other threads to use.
 
     Args:
         stack: The stack.
-        tensors: One member's values, for each of the stack's slots.
-        convert: As in `Lifted`.
+        tensors: One member's values, for each of the stack's float_refs.
+        convert: As in `TracedFloat`.
     """
     with contextlib.ExitStack() as entered:
-        for slot, tensor, values in zip(stack.slots, tensors, stack.values, strict=True):
-            entered.enter_context(slot.holding(Lifted(slot, tensor, values, convert)))
+        for ref, tensor, values in zip(stack.float_refs, tensors, stack.values, strict=True):
+            entered.enter_context(ref.holding(TracedFloat(ref, tensor, values, convert)))
         yield
 
 
@@ -640,7 +646,7 @@ def lifted(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[
 _OFTEN = 100
 
 
-class Rows:
+class StackedState:
     """The state of a stack while it trains: each variable of all members in one array.
 
     A member's row is fetched from its own variables before it is trained, and brought home when
@@ -654,7 +660,7 @@ class Rows:
     def __init__(self, stack: Stack, models: Sequence[keras.Model]):
         self.stack = stack
         self._row = {name: i for i, name in enumerate(stack.names)}
-        self._away: set[str] = set()
+        self._stale: set[str] = set()
         metrics = {id(variable) for variable in models[0].metrics_variables}
         self._metrics = [i for i, v in enumerate(stack.variables[0]) if id(v) in metrics]
         self._all = list(range(len(stack.variables[0])))
@@ -664,29 +670,29 @@ class Rows:
         """The rows of these members."""
         return [self._row[name] for name in names]
 
-    def fetch(self, names: Sequence[str], begun: Sequence[str]) -> None:
+    def sync_from_models(self, names: Sequence[str], begun: Sequence[str]) -> None:
         """Gets the rows that are still at home.
 
         Args:
             names: The members that are to be trained or tested.
             begun: Those of them whose metrics have been reset since they were fetched.
         """
-        missing = [name for name in names if name not in self._away]
-        reset = [name for name in begun if name in self._away]
+        missing = [name for name in names if name not in self._stale]
+        reset = [name for name in begun if name in self._stale]
         if missing:
             self.load(self.rows(missing), self._all)
         if reset:
             self.load(self.rows(reset), self._metrics)
-        self._away |= set(missing)
+        self._stale |= set(missing)
 
-    def bring_home(self, names: Sequence[str], begun: Sequence[str] = ()) -> None:
+    def sync_to_models(self, names: Sequence[str], begun: Sequence[str] = ()) -> None:
         """Gives these members their own variables back, if they are away.
 
         Args:
             names: The members.
             begun: Those of them whose metrics have been reset since their last steps.
         """
-        away = [name for name in names if name in self._away]
+        away = [name for name in names if name in self._stale]
         reset = [name for name in away if name in begun]
         others = [name for name in away if name not in begun]
         if others:
@@ -694,7 +700,7 @@ class Rows:
         if reset:
             kept = [i for i in self._all if i not in self._metrics]
             finished(lambda: self.store(self.rows(reset), kept))
-        self._away -= set(away)
+        self._stale -= set(away)
 
     def is_often(self, what: str, rows: Sequence[int]) -> bool:
         """Whether transfers of the whole stack are so many that they are worth compiling."""
@@ -734,19 +740,23 @@ def finished(write: Callable[[], None]) -> None:
         raise
 
 
-def stacked_batches(works: Sequence[Work]) -> tuple[Any, list[Any]]:
+def stacked_batches(ranges: Sequence[StepRange]) -> tuple[Any, list[Any]]:
     """The batches of several members, which are of one shape and equally many.
 
     Returns:
         The structure of a batch, for `unflattened`, and its arrays, `(steps, members, rows, ...)`.
     """
     parts = [
-        [leaf[work.start : work.stop] for leaf in tree.flatten(work.chunk.data) if leaf is not None]
-        for work in works
+        [
+            leaf[step_range.start : step_range.stop]
+            for leaf in tree.flatten(step_range.chunk.data)
+            if leaf is not None
+        ]
+        for step_range in ranges
     ]
     stack = np.stack if isinstance(parts[0][0], np.ndarray) else keras.ops.stack
     arrays = [stack(leaves, axis=1) for leaves in zip(*parts, strict=True)]
-    return tree.map_structure(lambda leaf: leaf is not None, works[0].chunk.data), arrays
+    return tree.map_structure(lambda leaf: leaf is not None, ranges[0].chunk.data), arrays
 
 
 def unflattened(structure: Any, leaves: Sequence[Any]) -> Any:

@@ -109,7 +109,7 @@ class OwnSeeds:
             self._begun = np.array([ahead.randint(1, int(1e9)), 0])
         self._own.state.assign(self._begun)
 
-    def settle(self) -> None:
+    def advance_global_rng(self) -> None:
         """Moves the global generator to where this one is, unless another has moved it."""
         drawn = self._own.state.numpy()
         if np.array_equal(drawn, self._begun):

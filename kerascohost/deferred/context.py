@@ -20,7 +20,12 @@ import numpy as np
 from kerascohost import backends, errors
 from kerascohost.arguments import Layout, PerMember, check_layout, counts_per_member
 from kerascohost.backends import observed
-from kerascohost.deferred.fits import HeldFit, HeldHistory, HeldHistoryError, Together
+from kerascohost.deferred.fits import (
+    DeferredFit,
+    DeferredHistory,
+    DeferredHistoryError,
+    DeferredRunner,
+)
 from kerascohost.results.history import CohortHistory
 from kerascohost.training.member import check_trainable_here
 
@@ -35,15 +40,15 @@ class _Call:
         fit: The fit.
         history: What the caller was given.
         label: The name of this fit.
-        validated: As in `HeldFit`, once it has been trained.
-        seconds: As in `HeldFit`.
-        has_begun: As in `HeldFit`.
+        validated: As in `DeferredFit`, once it has been trained.
+        seconds: As in `DeferredFit`.
+        has_begun: As in `DeferredFit`.
     """
 
     model: keras.Model
     variable: str
-    fit: HeldFit | None
-    history: HeldHistory
+    fit: DeferredFit | None
+    history: DeferredHistory
     label: str = ""
     validated: list[int] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
@@ -113,7 +118,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         self._verbose = verbose
         self._names = names
         self._calls: list[_Call] = []
-        self._fits: list[HeldFit] = []
+        self._fits: list[DeferredFit] = []
         self._histories: CohortHistory | None = None
         self._watch = observed.Watch(self._look)
 
@@ -121,7 +126,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     def history(self) -> CohortHistory:
         """The `CohortHistory` of all fits, once the block has ended."""
         if self._histories is None:
-            raise HeldHistoryError(
+            raise DeferredHistoryError(
                 "Expected `history` to be read after the `with` block. Received: the block has not "
                 "been run to its end."
             )
@@ -138,7 +143,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     def __enter__(self) -> "cohost":
         self._calls, self._fits, self._histories = [], [], None
         self._by_name: dict[str, tuple[int, ...]] = {}
-        self._together = Together(self._by_name, self._layout)
+        self._together = DeferredRunner(self._by_name, self._layout)
         self._failure: BaseException | None = None
         self._has_told = False
         self._frame: FrameType | None = sys._getframe(1)
@@ -178,7 +183,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         with observed.paused():
             with errors.about(name):
                 check_trainable_here(model)
-            fit = HeldFit(model, arguments, HeldHistory(self._train_of_history))
+            fit = DeferredFit(model, arguments, DeferredHistory(self._train_of_history))
             fit.name = fit.label = name
             fit.draw_ahead(is_built=any(held.model is model for held in self._fits))
             self._calls.append(_Call(model, name, fit, fit.history))
@@ -251,7 +256,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         fits, self._fits = self._fits, []
         self._watch.clear()
 
-        def ended(fit: HeldFit) -> Iterable[HeldFit]:
+        def ended(fit: DeferredFit) -> Iterable[DeferredFit]:
             if fit.error is not None:
                 if ends:
                     raise fit.error
@@ -265,7 +270,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             if self._layout != "joined" and any(fit.arguments["verbose"] != 0 for fit in fits):
                 print(f"{self._layout}: {self._together.plan.summary}")
         except BaseException:
-            self._together = Together(self._by_name, self._layout)
+            self._together = DeferredRunner(self._by_name, self._layout)
             raise
         finally:
             for fit in fits:
@@ -340,7 +345,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 call.fit.name, call.fit.label = name, call.label
 
     @staticmethod
-    def _go_on_drawing(fits: list[HeldFit]) -> None:
+    def _go_on_drawing(fits: list[DeferredFit]) -> None:
         """Random numbers go on after the last fit, unless they were drawn or set anew after it."""
         found = backends.random_state()
         for fit, later in itertools.zip_longest(fits, (fit.called_in for fit in fits[1:])):
@@ -349,7 +354,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             backends.set_random_state(fits[-1].random_after)
 
 
-def _raise_first(failed: list[HeldFit]) -> None:
+def _raise_first(failed: list[DeferredFit]) -> None:
     """Raises the exception of the first of the fits that failed, with a note of the others'."""
     if not failed:
         return

@@ -30,13 +30,13 @@ def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = F
     order, steps = _order(arguments) if _are_valid(arguments) else (None, 0)
     if order is not None:
         if backends.reads_to_build(model) and not is_built:
-            order.look_ahead()
+            order.consume_build_draw()
         epochs = arguments["epochs"] - arguments["initial_epoch"]
         per_epoch = arguments["steps_per_epoch"] or 0
         executions = math.ceil(per_epoch / model.steps_per_execution)  # `fit` runs whole ones
         for _ in range(_passes(epochs, steps, executions * model.steps_per_execution)):
             order()
-        order.settle()
+        order.advance_global_rng()
     return backends.random_state()
 
 

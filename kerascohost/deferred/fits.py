@@ -21,11 +21,11 @@ from kerascohost.training.scheduler import Scheduler, Task
 from kerascohost.training.sharing import stateful
 
 
-class HeldHistoryError(CohortError, AttributeError):
+class DeferredHistoryError(CohortError, AttributeError):
     """The `History` of a held fit is read before the fit has run."""
 
 
-class HeldHistory(keras.callbacks.History):
+class DeferredHistory(keras.callbacks.History):
     """What a held `fit` returns: a `History` that is filled when the fit has been trained.
 
     Args:
@@ -44,7 +44,7 @@ class HeldHistory(keras.callbacks.History):
             if name in vars(self):
                 return vars(self)[name]
             reason = vars(self).get("_reason")
-            raise HeldHistoryError(
+            raise DeferredHistoryError(
                 f"Expected `{name}` to be read after the training. Received: a History that is "
                 f"still empty, as {reason}."
             )
@@ -69,7 +69,7 @@ class HeldHistory(keras.callbacks.History):
         self.__dict__.update(vars(history))
 
 
-class HeldFit:
+class DeferredFit:
     """One call of `fit` that waits for others, or is trained beside them.
 
     Args:
@@ -92,7 +92,7 @@ class HeldFit:
         self,
         model: keras.Model,
         arguments: dict[str, Any],
-        history: HeldHistory | None = None,
+        history: DeferredHistory | None = None,
         entered: Callable[[], contextlib.AbstractContextManager] | None = None,
         is_deferred: bool = True,
     ):
@@ -107,14 +107,14 @@ class HeldFit:
         self.seconds = 0.0
         self.process = ProcessState()
         self.called_in = self.expected = self.process.random
-        self._source: HeldFit | None = None
+        self._source: DeferredFit | None = None
         self._may_end_early = draws.may_end_early(model, arguments)
         self.entered = entered or self.process.drawing  # the snapshot has the configuration
         changing = [thing for value in arguments.values() for thing in stateful(value)]
         things = [model, *backends.parts(model), *changing]
         self._changes = {id(thing) for thing in things} | self.snapshot.writes
 
-    def meets(self, other: "HeldFit") -> bool:
+    def meets(self, other: "DeferredFit") -> bool:
         """Whether one changes what the other changes or reads, so that one must wait."""
         return not (
             self._changes.isdisjoint(other._changes)
@@ -138,7 +138,7 @@ class HeldFit:
         """
         self.expected = draws.advance(self.model, self.arguments, is_built)
 
-    def follow(self, earlier: "HeldFit") -> None:
+    def follow(self, earlier: "DeferredFit") -> None:
         """Draws on where `earlier` stops, unless the program drew or set a seed in between."""
         if self.called_in == earlier.expected:
             self._source = earlier if earlier.draws else earlier._source
@@ -153,11 +153,11 @@ class HeldFit:
         known = self._source is None or self._source._end_is_known
         return known and not (self.draws and self._may_end_early)
 
-    def draws_after(self, other: "HeldFit") -> bool:
+    def draws_after(self, other: "DeferredFit") -> bool:
         """Whether this fit shuffles on from where `other` ends, which nobody knows before."""
         return self.draws and other is self._source and not other._end_is_known
 
-    def continues(self, earlier: "HeldFit") -> None:
+    def continues(self, earlier: "DeferredFit") -> None:
         """Takes up the random state that `earlier`, which has ended, left behind."""
         if earlier is self._source or self.called_in == earlier.called_in == earlier.expected:
             self.process.random = earlier.process.random
@@ -200,7 +200,7 @@ class HeldFit:
         self._recorded = self.model.history
 
 
-class Together:
+class DeferredRunner:
     """Trains fits together, each from when nothing that it meets is left before it.
 
     Args:
@@ -214,8 +214,8 @@ class Together:
         self._factors = {} if factors is None else factors
         self._scheduler = Scheduler(layout)
         self._members: dict[str, Member] = {}
-        self._running: dict[str, HeldFit] = {}
-        self._waiting: list[HeldFit] = []
+        self._running: dict[str, DeferredFit] = {}
+        self._waiting: list[DeferredFit] = []
         self._positions = itertools.count()
 
     @property
@@ -223,7 +223,9 @@ class Together:
         """Which member was stacked with which, and why others were joined."""
         return self._scheduler.stacks.plan(self._members.values())
 
-    def run(self, fits: Iterable[HeldFit], ended: Callable[[HeldFit], Iterable[HeldFit]]) -> None:
+    def run(
+        self, fits: Iterable[DeferredFit], ended: Callable[[DeferredFit], Iterable[DeferredFit]]
+    ) -> None:
         """Trains `fits`, and those that join in.
 
         Args:
@@ -244,7 +246,7 @@ class Together:
             fit.follow(earlier)
         self._scheduler.run(self._next_tasks(), self._on_end)
 
-    def forsake(self, failed: HeldFit) -> None:
+    def forsake(self, failed: DeferredFit) -> None:
         """Begins none of the fits that wait for one which has failed: alone they would not be."""
         self._waiting = [fit for fit in self._waiting if not fit.meets(failed)]
 
@@ -262,12 +264,12 @@ class Together:
                 self._running[fit.name] = fit
         return tasks
 
-    def _can_start(self, fit: HeldFit) -> bool:
+    def _can_start(self, fit: DeferredFit) -> bool:
         earlier = itertools.takewhile(lambda other: other is not fit, self._waiting)
         before = [*self._running.values(), *earlier]
         return not any(fit.meets(other) or fit.draws_after(other) for other in before)
 
-    def _task(self, fit: HeldFit) -> Task:
+    def _task(self, fit: DeferredFit) -> Task:
         member = self._members.get(fit.name)
         if member is None or member.model is not fit.model:
             member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
@@ -290,7 +292,7 @@ class Together:
         return self._next_tasks()
 
 
-def _entered(fit: HeldFit, member: Member, run: Run) -> Run:
+def _entered(fit: DeferredFit, member: Member, run: Run) -> Run:
     """`run`, finding the process as it would have found it alone."""
     answer: Any = None
     began = time.perf_counter()
@@ -300,11 +302,11 @@ def _entered(fit: HeldFit, member: Member, run: Run) -> Run:
         while True:
             try:
                 with fit.inside():
-                    want = run.send(answer)
+                    request = run.send(answer)
             except StopIteration as end:
                 return end.value
             fit.record()
-            answer = yield want
+            answer = yield request
     finally:
         with fit.inside():
             run.close()

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from kerascohost.backends import threads
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.deferred.context import held_by, unique
-from kerascohost.deferred.fits import HeldFit, Together
+from kerascohost.deferred.fits import DeferredFit, DeferredRunner
 from kerascohost.errors import CohortError
 from kerascohost.training.member import check_trainable_here
 
@@ -78,19 +78,19 @@ def run(paths: Sequence[str | Path], arguments: Sequence[str] = ()) -> list[Outc
     ]
     owners: dict[int, _Script] = {}
 
-    def resumed(script: _Script, error: BaseException | None = None) -> Iterable[HeldFit]:
+    def resumed(script: _Script, error: BaseException | None = None) -> Iterable[DeferredFit]:
         fit = script.resume(error)
         if fit is None:
             return ()
         owners[id(fit)] = script
         return (fit,)
 
-    def ended(fit: HeldFit) -> Iterable[HeldFit]:
+    def ended(fit: DeferredFit) -> Iterable[DeferredFit]:
         return resumed(owners.pop(id(fit)), fit.error)
 
     try:
         fits = [fit for script in scripts for fit in resumed(script)]
-        Together().run(fits, ended)
+        DeferredRunner().run(fits, ended)
     except BaseException as error:  # an interrupt, or what no member can be blamed for
         for script in scripts:
             script.interrupt(error)
@@ -107,7 +107,7 @@ class _Script:
         self._began = time.perf_counter()
         self._path, self._source = path, _source(path)
         self._world = _World(name, path, arguments)
-        self._fit: HeldFit | None = None
+        self._fit: DeferredFit | None = None
         self._error: BaseException | None = None
         self._go, self._parked = threading.Semaphore(0), threading.Semaphore(0)
         self._has_ended = self._has_told = False
@@ -116,7 +116,7 @@ class _Script:
         self._thread = threading.Thread(target=context.run, args=(self._main,), daemon=True)
         self._thread.start()
 
-    def resume(self, error: BaseException | None = None) -> HeldFit | None:
+    def resume(self, error: BaseException | None = None) -> DeferredFit | None:
         """Lets the script run until it calls `fit`, or ends.
 
         Args:
@@ -152,7 +152,7 @@ class _Script:
             with self._world.entered(), threads.configured(own):
                 yield
 
-        self._fit = HeldFit(model, arguments, entered=entered, is_deferred=False)
+        self._fit = DeferredFit(model, arguments, entered=entered, is_deferred=False)
         self._fit.name = self._fit.label = self.name
         self._parked.release()
         self._go.acquire()
@@ -365,7 +365,7 @@ def _names(paths: list[Path]) -> Mapping[str, Path]:
     """A unique name for each script: its file's, with its folder's or a number if need be."""
     names: dict[str, Path] = {}
     for path in paths:
-        twins = [other for other in paths if other.stem == path.stem]
-        name = f"{path.resolve().parent.name}/{path.stem}" if len(twins) > 1 else path.stem
+        alike = [other for other in paths if other.stem == path.stem]
+        name = f"{path.resolve().parent.name}/{path.stem}" if len(alike) > 1 else path.stem
         names[unique(name, names)] = path
     return names

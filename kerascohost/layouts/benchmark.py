@@ -121,7 +121,7 @@ def benchmark(
     data, sizes = trial_data(named, x, y, sizes, steps)
     bench = _Bench(named, data, sizes, group_factor, replicas)
     with (
-        snapshot.as_they_were(named.values()),
+        snapshot.preserved(named.values()),
         tqdm(total=1.0, desc="benchmark", disable=progress is not True) as bar,
     ):
         bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
@@ -325,7 +325,7 @@ class _Bench:
 
     def restart(self) -> None:
         """Lets all members begin with the same weights and seeds again."""
-        self._start.put_back()
+        self._start.restore()
 
     def sizes(self, layout: str) -> dict[str, int]:
         """How many samples each member's step has."""

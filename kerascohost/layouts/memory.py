@@ -146,9 +146,9 @@ def _optimizer_bytes(model: keras.Model, trained: int) -> int:
         return 0
     if not optimizer.built:
         probe = keras.Variable([0.0] * 64, name="probe")
-        twin = type(optimizer).from_config(optimizer.get_config())
-        twin.build([probe])
-        rest = [v for v in twin.variables if math.prod(v.shape) == 64]
+        probed = type(optimizer).from_config(optimizer.get_config())
+        probed.build([probe])
+        rest = [v for v in probed.variables if math.prod(v.shape) == 64]
         return len(rest) * trained
     return sum(_bytes(v.shape, v.dtype) for v in optimizer.variables)
 

@@ -313,7 +313,7 @@ class CohostSession(traitlets.HasTraits):
             if layout in ("grouped", "replicated"):
                 self.choose("factors", counts)
 
-    # Work
+    # StepRange
 
     @property
     def call(self) -> source.Call:

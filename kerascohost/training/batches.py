@@ -12,7 +12,7 @@ from keras import tree
 
 from kerascohost import backends
 from kerascohost.backends import Chunk, adapters
-from kerascohost.backends.adapters import RowOrder
+from kerascohost.backends.base import RowOrder
 from kerascohost.errors import CohortError
 
 # Large enough for a call of a program not to be felt, small enough for a hundred members.
@@ -143,16 +143,16 @@ class ArrayBatches:
         """Goes back to the start of the data, as `evaluate` does before it begins."""
         self._pass = None
 
-    def look_ahead(self) -> Any:
-        """Takes the first batch as `fit` does to build a model; see `RowOrder.look_ahead`."""
+    def read_to_build(self) -> Any:
+        """Takes the first batch as `fit` does to build a model; see `RowOrder`."""
         if self._order is not None:
-            self._order.look_ahead()
+            self._order.consume_build_draw()
         return self.peek()
 
-    def settle(self) -> None:
-        """Ends the use of the data; see `RowOrder.settle`."""
+    def advance_global_rng(self) -> None:
+        """Ends the use of the data; see `RowOrder.advance_global_rng`."""
         if self._order is not None:
-            self._order.settle()
+            self._order.advance_global_rng()
 
     def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
         """The chunks of the next epoch; arrays may be read ahead, so `at_most` does not matter."""
@@ -187,13 +187,13 @@ class ArrayBatches:
         full = self._num_rows // self._rows
         if step >= full:  # what is left over, or all there is
             rows = slice(full * self._rows, self._num_rows)
-            return Chunk(self._take(order, rows, 1), 0, 1, usual=full == 0)
+            return Chunk(self._take(order, rows, 1), 0, 1, is_first_shape=full == 0)
         most = max(1, _CHUNK_BYTES // max(1, self._row_bytes * self._rows))
         size = min(most, full, self.steps_per_epoch)
         first = min(step, full - size)
         rows = slice(first * self._rows, (first + size) * self._rows)
         data = self._take(order, rows, size)
-        return Chunk(data, step - first, min(size, stop - first), usual=True)
+        return Chunk(data, step - first, min(size, stop - first), is_first_shape=True)
 
     def _take(self, order: np.ndarray | None, rows: slice, steps: int) -> Any:
         chosen = rows if order is None else order[rows]
@@ -260,7 +260,7 @@ class StreamBatches:
             self._epochs.reset()
             self._is_reset = True
 
-    def look_ahead(self) -> Any:
+    def read_to_build(self) -> Any:
         """Takes the first batch as `fit` does to build a model: it begins an epoch, and drops it.
 
         Raises:
@@ -271,7 +271,7 @@ class StreamBatches:
             raise _no_data()
         return first
 
-    def settle(self) -> None:
+    def advance_global_rng(self) -> None:
         """Nothing: such data has its own random state, or that of its member."""
 
     def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:

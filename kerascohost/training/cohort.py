@@ -153,12 +153,12 @@ class Cohort:
     @property
     def plan(self) -> Plan:
         """Which member is stacked with which, and why others are joined."""
-        self._arrange()
+        self._assign()
         return self._scheduler.stacks.plan(list(self._members.values()))
 
-    def _arrange(self) -> None:
+    def _assign(self) -> None:
         members = self._members.values()
-        self._scheduler.stacks.arrange(member for member in members if member.model.built)
+        self._scheduler.stacks.assign(member for member in members if member.model.built)
 
     def __reduce__(self) -> tuple:
         """What pickling and copying take: the models and how they are to be trained.
@@ -238,7 +238,7 @@ class Cohort:
             self._history = None
             try:
                 if self.layout != "joined":
-                    self._arrange()
+                    self._assign()
                     if any(arguments[name]["verbose"] != 0 for name in arguments):
                         print(f"{self.layout}: {self.plan.summary}")
                 self._run("train", arguments, lambda member, bar: member.training([bar]))

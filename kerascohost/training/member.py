@@ -13,6 +13,7 @@ from keras import tree
 
 from kerascohost import backends, errors
 from kerascohost.backends import Chunk, adapters
+from kerascohost.backends.base import Logs, StepKind, Tree
 from kerascohost.backends.threads import OwnSeeds
 from kerascohost.tracing import reads
 from kerascohost.tracing.reads import Snapshot
@@ -26,7 +27,7 @@ _BATCH_HOOKS = {
 
 
 @dataclasses.dataclass
-class Want:
+class StepRequest:
     """What a member wants to be done next.
 
     Attributes:
@@ -34,31 +35,31 @@ class Want:
         chunk: Where its batches are.
         start: The first batch of the chunk to take.
         stop: The batch before which it must look up.
-        limited: Whether callbacks want to look up after few steps, all through its training.
-        begins: Whether the model's metrics have been reset since its last steps.
-        watched: Whether somebody may look at the model, or change it, after these steps.
+        has_batch_hooks: Whether callbacks are called after few steps, all through its training.
+        metrics_reset: Whether the model's metrics have been reset since its last steps.
+        must_sync: Whether somebody may look at the model, or change it, after these steps.
     """
 
-    kind: str
+    kind: StepKind
     chunk: Chunk
     start: int
     stop: int
-    limited: bool
-    begins: bool = False
-    watched: bool = True
+    has_batch_hooks: bool
+    metrics_reset: bool = False
+    must_sync: bool = True
 
 
 Batches = ArrayBatches | StreamBatches
 
 # Yields what the member wants, receives how many steps were done and the logs of the last one.
-Run = Generator[Want, tuple[int, Any], Any]
+Run = Generator[StepRequest, tuple[int, Any], Any]
 
 
 class Member:
     """One model of a cohort.
 
     A member does what `keras.Model.fit` does, but for the steps: instead of running them it yields
-    a `Want` and is sent the outcome. It touches only its own model and its own callbacks.
+    a `StepRequest` and is sent the outcome. It touches only its own model and its own callbacks.
 
     Args:
         name: Its unique name in the cohort.
@@ -80,7 +81,7 @@ class Member:
         self.finds_otherwise = False
         self._seeds: OwnSeeds | None = None
         self._forms: dict[str, Hashable] = {}
-        self.piece = 0
+        self.samples_per_replica = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
         self._group = group_factor * replicas
@@ -92,7 +93,7 @@ class Member:
         self._predicted: Any = None
         self._random: Any = contextlib.nullcontext()
         self._unbuilt: list[tuple[keras.Variable, np.ndarray]] = []
-        self._last_logs: Any = {}
+        self._last_logs: Logs = {}
 
     def prepare_fit(self, fit: dict[str, Any]) -> None:
         """Takes the arguments of `fit`, reads a first batch and builds the model from it.
@@ -132,9 +133,9 @@ class Member:
         if self.samples_per_step is None and first is not None:
             self.samples_per_step = _rows(first)
         if self.replicas > 1:
-            self.piece = self._rows_per_replica(self._train)
+            self.samples_per_replica = self._rows_per_replica(self._train)
 
-    def _prepare_validation(self, data: Any) -> None:
+    def _prepare_validation(self, data: Tree) -> None:
         """Gets ready what is validated on; where reading it runs code of the user's, when due."""
         self._validation = None
         if data is None:
@@ -154,7 +155,7 @@ class Member:
                 self._check_batch(self._validation.peek(), "test")
 
     @contextlib.contextmanager
-    def traced(self, kind: str) -> Iterator[None]:
+    def traced(self, kind: StepKind) -> Iterator[None]:
         """Lets the member's steps of this kind be traced with what they are to read.
 
         That is what they read when they were first traced, or else what its fit read at its call.
@@ -164,7 +165,7 @@ class Member:
             yield
 
     @contextlib.contextmanager
-    def as_read(self, kind: str) -> Iterator[None]:
+    def as_read(self, kind: StepKind) -> Iterator[None]:
         """Lets the block find what the member's steps of this kind are to read, and draw from."""
         found = reads.remembered(self.model, kind) if self._is_traced else None
         found = found or self.snapshot
@@ -179,7 +180,7 @@ class Member:
     def _is_traced(self) -> bool:
         return backends.get_backend().execution(self.model) != "eager"
 
-    def remember_trace(self, kind: str) -> None:
+    def remember_trace(self, kind: StepKind) -> None:
         """Keeps what the steps of this kind, which have been traced and have run, read."""
         if not self._is_traced or reads.remembered(self.model, kind) is not None:
             return
@@ -189,7 +190,7 @@ class Member:
             self.name, self._forms.get(kind)
         )  # this fit's later traces, of other shapes, are to find it, too
 
-    def _recall_traces(self, **batches: Any) -> None:
+    def _recall_traces(self, **batches: Tree) -> None:
         """Gets ready what steps are to read, and the seeds that they draw.
 
         Args:
@@ -239,7 +240,7 @@ class Member:
             self._predicted = batches
             first = None
             if backends.reads_to_predict(self.model):
-                first = batches.look_ahead()
+                first = batches.read_to_build()
                 batches.reset()
             if first is None:
                 first = batches.peek(whole=not self.model.built)
@@ -253,7 +254,7 @@ class Member:
         kwargs["steps_per_execution"] = self.model.steps_per_execution
         return batches(data, backends.get_backend().row_order, *args, **kwargs)
 
-    def _as_if_alone(self, *data: Any) -> Any:
+    def _as_if_alone(self, *data: Tree) -> Any:
         """A context in which data that runs code of the user's draws random numbers of its own."""
         needed = any(adapters.runs_python(_inputs_of(one)) for one in data)
         self._random = adapters.OwnRandom() if needed else contextlib.nullcontext()
@@ -266,20 +267,20 @@ class Member:
             while True:
                 try:
                     with self._random:
-                        want = run.send(answer)
+                        request = run.send(answer)
                 except StopIteration as end:
                     return end.value
-                answer = yield want
+                answer = yield request
         finally:
             run.close()
 
-    def _build(self, batches: Batches, kind: str = "train") -> Any:
+    def _build(self, batches: Batches, kind: StepKind = "train") -> Any:
         """Builds the model from its first batch; returns it, or `None` where it is not known yet.
 
         Batches are read, and dropped, as `fit` reads and drops them before its first epoch: after
         the building, until when a dataset that prefetches goes on.
         """
-        first = batches.look_ahead() if backends.reads_to_build(self.model) else None
+        first = batches.read_to_build() if backends.reads_to_build(self.model) else None
         is_read = first is not None
         if not is_read:
             batches.reset()
@@ -291,7 +292,7 @@ class Member:
             batches.reset()
         return first
 
-    def _check_batch(self, batch: Any, kind: str) -> None:
+    def _check_batch(self, batch: Tree, kind: StepKind) -> None:
         if backends.overridden(self.model, f"{kind}_step"):
             return  # what it makes of a batch is not known
         _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
@@ -299,7 +300,7 @@ class Member:
             raise errors.CohortError("Expected `y`, the targets of its loss. Received: y=None.")
         self._check_shapes(batch)
 
-    def _check_shapes(self, batch: Any) -> None:
+    def _check_shapes(self, batch: Tree) -> None:
         """Raises what the model itself would raise for data of another shape."""
         wanted = getattr(self.model, "inputs", None)
         if not wanted or batch is None:
@@ -387,7 +388,7 @@ class Member:
     def _evaluating(self, batches: Batches, dispatch: keras.callbacks.CallbackList) -> Run:
         """Evaluates as `evaluate` does; returns the logs as floats."""
         if batches is not self._evaluated and backends.reads_to_build(self.model):
-            batches.look_ahead()
+            batches.read_to_build()
         batches.reset()
         self.model.stop_evaluating = False
         dispatch.on_test_begin()
@@ -422,7 +423,9 @@ class Member:
             for start in range(chunk.start, chunk.stop, limit or chunk.stop):
                 dispatch.on_predict_batch_begin(step)
                 stop = min(chunk.stop, start + (limit or chunk.stop))
-                done, outputs = yield Want("predict", chunk, start, stop, limited=False)
+                done, outputs = yield StepRequest(
+                    "predict", chunk, start, stop, has_batch_hooks=False
+                )
                 step += done
                 parts.append(tree.map_structure(_rows_in_order, outputs))
                 dispatch.on_predict_batch_end(step - 1, {"outputs": parts[-1]})
@@ -435,7 +438,11 @@ class Member:
         return tree.map_structure(lambda *rows: concatenated(rows), *parts)
 
     def _epoch(
-        self, kind: str, batches: Batches, dispatch: keras.callbacks.CallbackList, limit: int | None
+        self,
+        kind: StepKind,
+        batches: Batches,
+        dispatch: keras.callbacks.CallbackList,
+        limit: int | None,
     ) -> Run:
         """The steps of one epoch; returns its logs, as `fit` would hand them to `on_epoch_end`."""
         on_begin = getattr(dispatch, f"on_{kind}_batch_begin")
@@ -443,9 +450,9 @@ class Member:
         stop = "stop_training" if kind == "train" else "stop_evaluating"
         if getattr(self.model, stop):  # set before the epoch's first step, it ends the epoch there
             limit = self.model.steps_per_execution
-        watched = _is_watched(self.model, dispatch, batches)
+        must_sync = _is_watched(self.model, dispatch, batches)
         counted = backends.seed_counts(self.model) if kind == "train" else {}
-        logs: Any = {}
+        logs: Logs = {}
         step = 0
         # Hooks come in the rhythm of `steps_per_execution`, however chunks and turns fall.
         for chunk in batches.epoch(limit):
@@ -456,8 +463,14 @@ class Member:
                 until = chunk.stop
                 if limit:
                     until = min(until, position + limit - step % limit)
-                done, logs = yield Want(
-                    kind, chunk, position, until, bool(limit), begins=step == 0, watched=watched
+                done, logs = yield StepRequest(
+                    kind,
+                    chunk,
+                    position,
+                    until,
+                    bool(limit),
+                    metrics_reset=step == 0,
+                    must_sync=must_sync,
                 )
                 position, step = position + done, step + done
                 if not isinstance(logs, dict):
@@ -478,7 +491,7 @@ class Member:
             on_end(step + limit - step % limit - 1, logs)
         return self._metrics_or(logs, kind)
 
-    def _metrics_or(self, logs: Any, kind: str) -> Any:
+    def _metrics_or(self, logs: Logs, kind: StepKind) -> Any:
         """The metrics, unless a step of the model's own makes other logs: then the last step's."""
         if not backends.has_own_step(self.model, kind):
             return logs
@@ -507,12 +520,12 @@ class Member:
     def close(self) -> None:
         """Ends the use of the data, and lets go of it."""
         if self._train is not None:
-            self._train.settle()
+            self._train.advance_global_rng()
         if isinstance(self._random, adapters.OwnRandom):
-            self._random.settle()
+            self._random.advance_global_rng()
         self._random = contextlib.nullcontext()
         if self._seeds is not None:
-            self._seeds.settle()
+            self._seeds.advance_global_rng()
         self._fit = {}
         self._train = self._validation = self._evaluated = self._predicted = None
 
@@ -575,7 +588,7 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
 
 
 def _step_limit(
-    model: keras.Model, dispatch: keras.callbacks.CallbackList, kind: str
+    model: keras.Model, dispatch: keras.callbacks.CallbackList, kind: StepKind
 ) -> int | None:
     """How many steps may pass until callbacks look at a batch; `None` if none ever does."""
     if not any(_looks_at_batches(callback, kind) for callback in dispatch.callbacks):
@@ -583,7 +596,7 @@ def _step_limit(
     return model.steps_per_execution
 
 
-def _looks_at_batches(callback: keras.callbacks.Callback, kind: str) -> bool:
+def _looks_at_batches(callback: keras.callbacks.Callback, kind: StepKind) -> bool:
     savers = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
     if type(callback) in savers and callback.save_freq == "epoch":
         return False  # their batch hook only counts batches for an integer `save_freq`
@@ -636,7 +649,7 @@ def _is_due(epoch: int, validation_freq: Any) -> bool:
     return (epoch + 1) in validation_freq
 
 
-def _as_floats(logs: Any) -> dict:
+def _as_floats(logs: Logs) -> dict:
     """Logs as Python floats where they are scalars, nested ones flattened, as in `evaluate`."""
     plain: dict = {}
     for name, value in sorted((logs or {}).items()):
@@ -650,18 +663,18 @@ def _as_floats(logs: Any) -> dict:
     return plain
 
 
-def _inputs_of(data: Any) -> Any:
+def _inputs_of(data: Tree) -> Any:
     """The inputs in a `validation_data`, which may be a tuple."""
     return keras.utils.unpack_x_y_sample_weight(data)[0] if isinstance(data, tuple) else data
 
 
-def _rows(batch: Any) -> int:
+def _rows(batch: Tree) -> int:
     return next(leaf.shape[0] for leaf in tree.flatten(batch) if leaf is not None)
 
 
 def _fits(given: Any, wanted: keras.KerasTensor) -> bool:
     return len(given.shape) == len(wanted.shape) and all(
-        want in (None, have) for have, want in zip(given.shape, wanted.shape, strict=True)
+        request in (None, have) for have, request in zip(given.shape, wanted.shape, strict=True)
     )
 
 

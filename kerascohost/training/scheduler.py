@@ -10,11 +10,12 @@ from typing import Any
 from keras import tree
 
 from kerascohost import backends, errors
-from kerascohost.backends import Work, eager, observed
+from kerascohost.backends import StepRange, eager, observed
+from kerascohost.backends.base import StepKind, Tree
 from kerascohost.backends.stacking import NotStackableError, reason
 from kerascohost.results.progress import Progress
-from kerascohost.training.member import Member, Run, Want
-from kerascohost.training.stacks import Seat, Stacks
+from kerascohost.training.member import Member, Run, StepRequest
+from kerascohost.training.stacks import ActiveStack, Stacks
 
 # A turn should last about this long (in seconds): short enough for Stop and the progress bars,
 # long enough for the dispatch of a call not to be felt.
@@ -81,73 +82,77 @@ class Scheduler:
         _Tasks(self, ended or collect).run(tasks)
         return results
 
-    def turn(self, wants: dict[str, Want]) -> Iterable[tuple[dict[str, Work], dict[str, Any]]]:
+    def turn(
+        self, requests: dict[str, StepRequest]
+    ) -> Iterable[tuple[dict[str, StepRange], dict[str, Any]]]:
         """One call for each program that does what the members want next.
 
         Yields:
             What was asked of the program, and what came of it: for each member its logs, or the
             exception that it raised; members that are missing have done nothing yet.
         """
-        calls, rest = self.stacks.split(wants)
-        for seat, names in calls:
-            if seat not in self.stacks.seats:
+        calls, rest = self.stacks.split(requests)
+        for active, names in calls:
+            if active not in self.stacks.active_stacks:
                 continue  # given up by a call before: its members find their places next turn
-            program = self._stack_program(seat, wants[names[0]].kind)
-            works = self._in_step(program, {name: wants[name] for name in names})
-            outcomes = self._call_stack(seat, program, works)
-            self.stacks.served(outcomes)
-            yield works, outcomes
+            program = self._stack_program(active, requests[names[0]].kind)
+            ranges = self._in_step(program, {name: requests[name] for name in names})
+            outcomes = self._call_stack(active, program, ranges)
+            self.stacks.mark_done(outcomes)
+            yield ranges, outcomes
         for program, names in self._programs_for(rest):
-            works = self._works(program, {name: wants[name] for name in names})
-            yield works, self._call(program, works)
+            ranges = self._ranges(program, {name: requests[name] for name in names})
+            yield ranges, self._call(program, ranges)
 
-    def let_go(self) -> None:
+    def release_data(self) -> None:
         """Lets go of the data of a run that has ended."""
-        self.stacks.let_go()
+        self.stacks.release_data()
         for program in itertools.chain(*self._programs.values()):
-            program.let_go()
+            program.release_data()
 
     def admit(self, member: Member) -> None:
         """Makes `member` known under its name, perhaps instead of another one."""
         self._members[member.name] = member
 
     @staticmethod
-    def _stack_program(seat: Seat, kind: str) -> "_Program":
-        if kind not in seat.programs:
-            seat.programs[kind] = _Program(kind, seat.members, seat.program(kind))
-        return seat.programs[kind]
+    def _stack_program(active: ActiveStack, kind: StepKind) -> "_Program":
+        if kind not in active.programs:
+            active.programs[kind] = _Program(kind, active.members, active.program(kind))
+        return active.programs[kind]
 
-    def _call_stack(self, seat: Seat, program: "_Program", works: dict[str, Work]) -> dict:
+    def _call_stack(
+        self, active: ActiveStack, program: "_Program", ranges: dict[str, StepRange]
+    ) -> dict:
         try:
-            return program(works)
+            return program(ranges)
         except NotStackableError as error:  # before any step counts: the next turn does without
-            self.stacks.dissolve(seat, error)
+            self.stacks.disband(active, error)
             return {}
         except Exception as error:
-            outcomes = self._replay(program.kind, works)
+            outcomes = self._replay(program.kind, ranges)
             if not any(isinstance(outcome, Exception) for outcome in outcomes.values()):
                 # No member is to blame, so it is the step of all.
-                self.stacks.dissolve(seat, NotStackableError(reason(error)))
+                self.stacks.disband(active, NotStackableError(reason(error)))
             return outcomes
 
-    def _programs_for(self, wants: dict[str, Want]) -> list[tuple["_Program", list[str]]]:
+    def _programs_for(self, requests: dict[str, StepRequest]) -> list[tuple["_Program", list[str]]]:
         """The programs that do what the members want next, each with the members it serves.
 
         A program that once was made for several members serves each subset of them, so what is
         traced and compiled is every member's step once per kind, however they meet.
         """
         groups: dict[tuple, list[str]] = {}
-        for name, want in wants.items():
-            groups.setdefault(self._placement(name, want), []).append(name)
+        for name, request in requests.items():
+            groups.setdefault(self._placement(name, request), []).append(name)
         turn = []
         for placement, names in groups.items():
-            signatures = {name: self._signature(name, wants[name]) for name in names}
+            signatures = {name: self._signature(name, requests[name]) for name in names}
             known = self._programs.setdefault(placement, [])
             for program in known:
-                served = [n for n in names if program.signatures.get(n) == signatures[n]]
-                if served:
-                    turn.append((program, served))
-                    names = [name for name in names if name not in served]
+                mark_done = [n for n in names if program.signatures.get(n) == signatures[n]]
+                if mark_done:
+                    turn.append((program, mark_done))
+                    names = [name for name in names if name not in mark_done]
             if names:
                 known[:] = [program for program in known if not self._is_outdated(program)]
                 program = _Program(placement[0], [self._members[name] for name in names])
@@ -156,15 +161,17 @@ class Scheduler:
                 turn.append((program, names))
         return turn
 
-    def _placement(self, name: str, want: Want) -> tuple:
+    def _placement(self, name: str, request: StepRequest) -> tuple:
         """Members of one placement share a program."""
         member, backend = self._members[name], backends.get_backend()
-        needs_shape = backend.COMPILES_PER_SHAPE or (want.kind == "train" and member.piece)
-        apart = bool(needs_shape) and not want.chunk.usual
+        needs_shape = backend.COMPILES_PER_SHAPE or (
+            request.kind == "train" and member.samples_per_replica
+        )
+        apart = bool(needs_shape) and not request.chunk.is_first_shape
         execution = backend.execution(member.model)
         # What is not compiled gains nothing from company, and is best stopped by its own failure.
-        alone = execution == "eager" or want.kind == "predict" or self._is_heavy(name)
-        return (want.kind, apart, want.limited, execution, name if alone else None)
+        alone = execution == "eager" or request.kind == "predict" or self._is_heavy(name)
+        return (request.kind, apart, request.has_batch_hooks, execution, name if alone else None)
 
     def _is_heavy(self, name: str) -> bool:
         model = self._members[name].model
@@ -174,13 +181,13 @@ class Scheduler:
             self._state_bytes[name] = (model, size)
         return size > backends.FUSED_STATE_LIMIT / len(self._members)
 
-    def _signature(self, name: str, want: Want) -> tuple:
+    def _signature(self, name: str, request: StepRequest) -> tuple:
         """Changes when a program made for this member no longer does what it wants."""
         member = self._members[name]
         return (
             backends.compile_stamp(member.model),
-            member.piece,
-            _structure(want.chunk.data),
+            member.samples_per_replica,
+            _structure(request.chunk.data),
         )
 
     def _is_outdated(self, program: "_Program") -> bool:
@@ -190,44 +197,55 @@ class Scheduler:
             for name, (stamp, *_) in program.signatures.items()
         )
 
-    def _works(self, program: "_Program", wants: dict[str, Want]) -> dict[str, Work]:
+    def _ranges(
+        self, program: "_Program", requests: dict[str, StepRequest]
+    ) -> dict[str, StepRange]:
         """As many steps for each member as it and time allow."""
         most = program.steps_per_turn()
         return {
-            name: Work(want.chunk, want.start, min(want.stop, want.start + most), want.begins)
-            for name, want in wants.items()
+            name: StepRange(
+                request.chunk,
+                request.start,
+                min(request.stop, request.start + most),
+                request.metrics_reset,
+            )
+            for name, request in requests.items()
         }
 
-    def _in_step(self, program: "_Program", wants: dict[str, Want]) -> dict[str, Work]:
+    def _in_step(
+        self, program: "_Program", requests: dict[str, StepRequest]
+    ) -> dict[str, StepRange]:
         """As many steps as all members and time allow: equally many for each."""
-        most = min(want.stop - want.start for want in wants.values())
+        most = min(request.stop - request.start for request in requests.values())
         most = min(most, program.steps_per_turn())
         return {
-            name: Work(want.chunk, want.start, want.start + most, want.begins)
-            for name, want in wants.items()
+            name: StepRange(
+                request.chunk, request.start, request.start + most, request.metrics_reset
+            )
+            for name, request in requests.items()
         }
 
-    def _call(self, program: "_Program", works: dict[str, Work]) -> dict[str, Any]:
+    def _call(self, program: "_Program", ranges: dict[str, StepRange]) -> dict[str, Any]:
         try:
-            return program(works)
+            return program(ranges)
         except BaseException as error:
             if not program.has_run:  # perhaps not even traced: the next turn must begin anew
                 self._forget(program)
             if not isinstance(error, Exception):
                 raise  # an interrupt
-            if len(works) == 1:
-                errors.attributed(error, next(iter(works)))
+            if len(ranges) == 1:
+                errors.attributed(error, next(iter(ranges)))
             if errors.is_attributed(error):  # while tracing, before any step was taken
                 return {errors.member_of(error): error}
             if program.is_protected:
-                return self._replay(program.kind, works)
+                return self._replay(program.kind, ranges)
             raise
 
     def _forget(self, program: "_Program") -> None:
         for known in self._programs.values():
             known[:] = [other for other in known if other is not program]
 
-    def _replay(self, kind: str, works: dict[str, Work]) -> dict[str, Any]:
+    def _replay(self, kind: StepKind, ranges: dict[str, StepRange]) -> dict[str, Any]:
         """Repeats a call that failed, member by member and step by step.
 
         The failing member stops before its failing step, the others finish theirs, and the failure
@@ -237,12 +255,12 @@ class Scheduler:
             The members' logs, or the exceptions that they raise on their own.
         """
         outcomes: dict[str, Any] = {}
-        self.stacks.bring_home(works)
-        for name, work in works.items():
+        self.stacks.sync_to_models(ranges)
+        for name, step_range in ranges.items():
             try:
                 program = _Program(kind, [self._members[name]])
-                for i in range(work.start, work.stop):
-                    outcomes |= program({name: Work(work.chunk, i, i + 1)})
+                for i in range(step_range.start, step_range.stop):
+                    outcomes |= program({name: StepRange(step_range.chunk, i, i + 1)})
             except Exception as error:
                 outcomes[name] = errors.attributed(error, name)
         return outcomes
@@ -255,7 +273,7 @@ class _Tasks:
         self._scheduler = scheduler
         self._ended = ended
         self._active: dict[str, Task] = {}
-        self._wants: dict[str, Want] = {}
+        self._requests: dict[str, StepRequest] = {}
         self._arriving: deque[Task] = deque()
         self._bars: list[Progress] = []
         self._ending: list[tuple[str, Any]] = []
@@ -263,16 +281,16 @@ class _Tasks:
     def run(self, tasks: Iterable[Task]) -> None:
         self._arriving.extend(tasks)
         try:
-            while self._arriving or self._wants:
+            while self._arriving or self._requests:
                 self._begin_all()
-                for works, outcomes in self._scheduler.turn(dict(self._wants)):
+                for ranges, outcomes in self._scheduler.turn(dict(self._requests)):
                     self._show_models(outcomes)
                     for name, outcome in outcomes.items():
-                        self._advance(name, works[name], outcome)
+                        self._advance(name, ranges[name], outcome)
                     self._end_all()
         finally:
-            self._scheduler.stacks.bring_home(self._active)
-            self._scheduler.let_go()
+            self._scheduler.stacks.sync_to_models(self._active)
+            self._scheduler.release_data()
             for task in [*self._active.values(), *self._arriving]:
                 task.run.close()
                 task.member.close()
@@ -288,42 +306,42 @@ class _Tasks:
             self._resume(task.member.name, None)
             self._end_all()
         members = [task.member for task in self._active.values()]
-        self._scheduler.stacks.arrange(members)
+        self._scheduler.stacks.assign(members)
 
     def _show_models(self, outcomes: dict[str, Any]) -> None:
         """Lets models have their own state where callbacks may look at it, or a run has failed."""
-        self._scheduler.stacks.bring_home(
+        self._scheduler.stacks.sync_to_models(
             name
             for name, outcome in outcomes.items()
-            if self._wants[name].watched or isinstance(outcome, Exception)
+            if self._requests[name].must_sync or isinstance(outcome, Exception)
         )
 
-    def _advance(self, name: str, work: Work, outcome: Any) -> None:
+    def _advance(self, name: str, step_range: StepRange, outcome: Any) -> None:
         if isinstance(outcome, Exception):
             self._ending.append((name, outcome))
             return
-        steps = work.stop - work.start
-        self._active[name].bar.advance(self._wants[name].kind, steps, outcome)
+        steps = step_range.stop - step_range.start
+        self._active[name].bar.advance(self._requests[name].kind, steps, outcome)
         self._resume(name, (steps, outcome))
 
     def _resume(self, name: str, answer: Any) -> None:
         try:
             with errors.about(name):
-                want = self._active[name].run.send(answer)
-            self._wants[name] = want
-            self._scheduler.stacks.note(name, want)
+                request = self._active[name].run.send(answer)
+            self._requests[name] = request
+            self._scheduler.stacks.note(name, request)
         except StopIteration as end:
             self._ending.append((name, end.value))
         except Exception as error:
             self._ending.append((name, error))
 
     def _end_all(self) -> None:
-        self._scheduler.stacks.bring_home(name for name, _ in self._ending)
+        self._scheduler.stacks.sync_to_models(name for name, _ in self._ending)
         while self._ending:
             self._end(*self._ending.pop(0))
 
     def _end(self, name: str, outcome: Any) -> None:
-        self._wants.pop(name, None)
+        self._requests.pop(name, None)
         task = self._active.pop(name)
         task.run.close()
         task.member.close()
@@ -339,7 +357,7 @@ class _Program:
         signatures: For each member that it serves, what it was made for.
     """
 
-    def __init__(self, kind: str, members: list[Member], run: Any = None):
+    def __init__(self, kind: StepKind, members: list[Member], run: Any = None):
         backend = backends.get_backend()
         is_eager = backend.execution(members[0].model) == "eager"
         make = eager.Program if is_eager else backend.Program
@@ -351,20 +369,20 @@ class _Program:
         self._calls = 0
         self._seconds_per_step = 0.0
 
-    def __call__(self, works: dict[str, Work]) -> dict[str, Any]:
+    def __call__(self, ranges: dict[str, StepRange]) -> dict[str, Any]:
         began = time.perf_counter()
-        logs = self._run(works)
+        logs = self._run(ranges)
         if not self._calls:
             for member in self._members:
                 member.remember_trace(self.kind)
-        steps = max(work.stop - work.start for work in works.values())
+        steps = max(step_range.stop - step_range.start for step_range in ranges.values())
         self._seconds_per_step = (time.perf_counter() - began) / steps
         self._calls += 1
         return logs
 
-    def let_go(self) -> None:
+    def release_data(self) -> None:
         """Lets go of the data of a run that has ended."""
-        self._run.let_go()
+        self._run.release_data()
 
     @property
     def has_run(self) -> bool:
@@ -384,6 +402,6 @@ class _Program:
         return max(1, int(_TURN_SECONDS / self._seconds_per_step))
 
 
-def _structure(data: Any) -> str:
+def _structure(data: Tree) -> str:
     """What of a batch's structure decides which code runs: its nesting, and what is missing."""
     return repr(tree.map_structure(lambda leaf: leaf is not None, data))

@@ -7,17 +7,18 @@ from keras import tree
 
 from kerascohost import backends
 from kerascohost.backends import stacking
+from kerascohost.backends.base import Program, StepKind
 from kerascohost.results.plan import Plan
-from kerascohost.training.member import Member, Want
+from kerascohost.training.member import Member, StepRequest
 
 
-class Seat:
+class ActiveStack:
     """A stack at work: its members, its state, and whom it can serve.
 
     Attributes:
         stack: The stack.
         members: Its members, in its order.
-        rows: Its state.
+        state: Its state.
         programs: Its programs by kind; the scheduler's.
         differs: The hyperparameters that its members did not have in common when they came.
     """
@@ -25,17 +26,21 @@ class Seat:
     def __init__(self, stack: stacking.Stack, members: Sequence[Member]):
         self.stack = stack
         self.members = list(members)
-        self.rows = backends.get_backend().Rows(stack, [member.model for member in members])
+        models = [member.model for member in members]
+        make = backends.get_backend().StackedState
+        assert make is not None  # where it is, `cannot_stack` has refused every model
+        self.state = make(stack, models)
         self.programs: dict[str, Any] = {}
-        self.differs = list(dict.fromkeys(slot.name for slot in stack.slots))
+        self.differs = list(dict.fromkeys(ref.name for ref in stack.float_refs))
         rates = {float(member.model.optimizer.learning_rate) for member in members}
         if len(rates) > 1:
             self.differs.insert(0, "learning_rate")
 
-    def program(self, kind: str) -> Any:
-        """A backend's program for steps of this kind."""
+    def program(self, kind: StepKind) -> Program:
+        """Returns a backend's program for steps of this kind."""
         make = backends.get_backend().StackProgram
-        return make(kind, self.members, self.stack, self.rows)
+        assert make is not None  # as above
+        return make(kind, self.members, self.stack, self.state)
 
 
 class Stacks:
@@ -48,32 +53,32 @@ class Stacks:
 
     def __init__(self, layout: str):
         self.layout = layout
-        self.seats: list[Seat] = []
+        self.active_stacks: list[ActiveStack] = []
         self.reasons: dict[str, str] = {}
-        self._seat_of: dict[str, Seat] = {}
+        self._active_of: dict[str, ActiveStack] = {}
         self._stamps: dict[str, tuple] = {}
         self._members: dict[str, Member] = {}
-        self._solid: set[str] = set()
+        self._static_paths: set[str] = set()
         self._begun: set[str] = set()
 
-    def arrange(self, members: Iterable[Member]) -> None:
+    def assign(self, members: Iterable[Member]) -> None:
         """Finds a place for those members that have none, or that have been compiled anew."""
         if self.layout == "joined":
             return
         fresh = [m for m in members if self._stamps.get(m.name) != _stamp(m)]
-        for seat in {self._seat_of[m.name] for m in fresh if m.name in self._seat_of}:
-            self._leave(seat)
+        for active in {self._active_of[m.name] for m in fresh if m.name in self._active_of}:
+            self._leave(active)
             known = {m.name for m in fresh}  # a name may be used again, for another member
-            fresh += [m for m in seat.members if m.name not in known]
+            fresh += [m for m in active.members if m.name not in known]
         self._members |= {member.name: member for member in fresh}
         self._stamps |= {member.name: _stamp(member) for member in fresh}
         self._place(fresh)
 
-    def _leave(self, seat: Seat) -> None:
-        seat.rows.bring_home(seat.stack.names, list(self._begun))
-        self.seats.remove(seat)
-        for name in seat.stack.names:
-            del self._seat_of[name]
+    def _leave(self, active: ActiveStack) -> None:
+        active.state.sync_to_models(active.stack.names, list(self._begun))
+        self.active_stacks.remove(active)
+        for name in active.stack.names:
+            del self._active_of[name]
 
     def _place(self, members: Sequence[Member]) -> None:
         models = {}
@@ -84,96 +89,102 @@ class Stacks:
             else:
                 self.reasons[member.name] = obstacle
         read = {m.name: m.snapshot for m in members if m.snapshot is not None}
-        stacks, alone = stacking.alike(models, self._solid.__contains__, read)
+        stacks, alone = stacking.alike(models, self._static_paths.__contains__, read)
         self.reasons |= alone
         for stack in stacks:
-            seated = [self._members[name] for name in stack.names]
-            slow = self._expected_slow(seated)
+            members = [self._members[name] for name in stack.names]
+            slow = self._expected_slow(members)
             if slow is not None:
                 self.reasons |= dict.fromkeys(stack.names, slow)
                 continue
-            seat = Seat(stack, seated)
-            self.seats.append(seat)
+            active = ActiveStack(stack, members)
+            self.active_stacks.append(active)
             for name in stack.names:
                 self.reasons.pop(name, None)
-                self._seat_of[name] = seat
+                self._active_of[name] = active
 
     def _expected_slow(self, members: Sequence[Member]) -> str | None:
         if self.layout != "auto":
             return None
         return backends.get_backend().stacks_badly(members[0].model)
 
-    def dissolve(self, seat: Seat, error: stacking.NotStackableError) -> None:
-        """Gives up a stack whose step could not be traced, or a lifted float that was the cause."""
-        names = seat.stack.names
-        self._leave(seat)
-        refused = {slot.path for slot in seat.stack.slots if slot.refused}
+    def disband(self, active: ActiveStack, error: stacking.NotStackableError) -> None:
+        """Gives up a stack whose step could not be traced, or a traced float that was the cause."""
+        names = active.stack.names
+        self._leave(active)
+        refused = {ref.path for ref in active.stack.float_refs if ref.refused}
         self.reasons |= dict.fromkeys(names, f"cannot be vectorised: {error}")
-        if seat.stack.slots and not error.is_final:
+        if active.stack.float_refs and not error.is_final:
             # Members with the same floats may still be stacked.
-            self._solid |= refused or {slot.path for slot in seat.stack.slots}
+            self._static_paths |= refused or {ref.path for ref in active.stack.float_refs}
             known = dict(self.reasons)
             self._place([self._members[name] for name in names])
             if not refused:  # the floats were perhaps not the cause
-                self.reasons |= {n: known[n] for n in names if n not in self._seat_of}
+                self.reasons |= {n: known[n] for n in names if n not in self._active_of}
 
-    def split(self, wants: dict[str, Want]) -> tuple[list[tuple[Seat, list[str]]], dict[str, Want]]:
+    def split(
+        self, requests: dict[str, StepRequest]
+    ) -> tuple[list[tuple[ActiveStack, list[str]]], dict[str, StepRequest]]:
         """The calls that stacks should make now, and the wants of all members that are in none.
 
-        Members of a stack are served together if they want steps of one kind with batches of one
+        Members of a stack are mark_done together if they want steps of one kind with batches of one
         shape. What few of them want, such as a last partial batch or a validation, is done first:
         so all come to their full batches together again.
         """
-        groups: dict[Seat, dict[tuple, list[str]]] = {}
-        rest: dict[str, Want] = {}
-        for name, want in wants.items():
-            seat = self._seat_of.get(name)
-            if seat is None or want.limited or want.kind == "predict":
-                rest[name] = want
+        groups: dict[ActiveStack, dict[tuple, list[str]]] = {}
+        rest: dict[str, StepRequest] = {}
+        for name, request in requests.items():
+            active = self._active_of.get(name)
+            if active is None or request.has_batch_hooks or request.kind == "predict":
+                rest[name] = request
             else:
-                key = (want.kind == "train" and want.chunk.usual, want.kind, _shape(want))
-                groups.setdefault(seat, {}).setdefault(key, []).append(name)
+                key = (
+                    request.kind == "train" and request.chunk.is_first_shape,
+                    request.kind,
+                    _shape(request),
+                )
+                groups.setdefault(active, {}).setdefault(key, []).append(name)
         calls = []
-        for seat, by_key in groups.items():
+        for active, by_key in groups.items():
             first = [key for key in by_key if not key[0]] or list(by_key)
-            calls += [(seat, by_key[key]) for key in first]
-        self.bring_home(rest)
+            calls += [(active, by_key[key]) for key in first]
+        self.sync_to_models(rest)
         return calls, rest
 
-    def served(self, names: Iterable[str]) -> None:
+    def mark_done(self, names: Iterable[str]) -> None:
         """Notes that these members have done what they wanted."""
         self._begun -= set(names)
 
-    def note(self, name: str, want: Want) -> None:
+    def note(self, name: str, request: StepRequest) -> None:
         """Notes what a member wants: if it begins, the metrics in its row are not to be kept."""
-        if want.begins:
+        if request.metrics_reset:
             self._begun.add(name)
         else:
             self._begun.discard(name)
 
-    def let_go(self) -> None:
+    def release_data(self) -> None:
         """Lets go of the data of a run that has ended."""
-        for seat in self.seats:
-            for program in seat.programs.values():
-                program.let_go()
+        for active in self.active_stacks:
+            for program in active.programs.values():
+                program.release_data()
 
-    def bring_home(self, names: Iterable[str]) -> None:
+    def sync_to_models(self, names: Iterable[str]) -> None:
         """Gives these members their own variables back."""
-        by_seat: dict[Seat, list[str]] = {}
+        by_stack: dict[ActiveStack, list[str]] = {}
         for name in names:
-            if name in self._seat_of:
-                by_seat.setdefault(self._seat_of[name], []).append(name)
-        for seat, seated in by_seat.items():
-            seat.rows.bring_home(seated, list(self._begun))
+            if name in self._active_of:
+                by_stack.setdefault(self._active_of[name], []).append(name)
+        for active, members in by_stack.items():
+            active.state.sync_to_models(members, list(self._begun))
 
     def plan(self, members: Iterable[Member]) -> Plan:
         """Where these members are, and why."""
         return Plan([self._row(member) for member in members])
 
     def _row(self, member: Member) -> dict[str, Any]:
-        seat = self._seat_of.get(member.name)
+        active = self._active_of.get(member.name)
         told = {"member": member.name, "batch_size": member.samples_per_step}
-        if seat is None:
+        if active is None:
             known = self.layout == "joined" or member.name in self._stamps
             unknown = "" if known else "not built yet: known after the first `fit`"
             return told | {
@@ -182,25 +193,31 @@ class Stacks:
             }
         return told | {
             "layout": "stacked",
-            "stack": self.seats.index(seat) + 1,
-            "differs": ", ".join(seat.differs),
+            "stack": self.active_stacks.index(active) + 1,
+            "differs": ", ".join(active.differs),
         }
 
 
 def _stamp(member: Member) -> tuple:
-    """Changes when a member may have become another one's twin, or is none any more."""
+    """Returns what changes when a member's step signature may have changed."""
     model = member.model
     size = len(backends.variables(model))  # grows when the optimizer and the metrics are built
-    return (model, member.piece, size, member.finds_otherwise, *backends.compile_stamp(model))
+    return (
+        model,
+        member.samples_per_replica,
+        size,
+        member.finds_otherwise,
+        *backends.compile_stamp(model),
+    )
 
 
-def _shape(want: Want) -> tuple:
+def _shape(request: StepRequest) -> tuple:
     """What batches share that are stacked: their structure, their arrays' shapes and types."""
     leaves = [
         None if leaf is None else (tuple(leaf.shape[1:]), str(leaf.dtype), type(leaf))
-        for leaf in tree.flatten(want.chunk.data)
+        for leaf in tree.flatten(request.chunk.data)
     ]
-    return (repr(tree.map_structure(lambda _: 0, want.chunk.data)), *leaves)
+    return (repr(tree.map_structure(lambda _: 0, request.chunk.data)), *leaves)
 
 
 def _obstacle(member: Member) -> str | None:
@@ -217,7 +234,7 @@ def _obstacle(member: Member) -> str | None:
         return "goes on with what it was first traced with, which has changed since"
     if not member.model.trainable_variables:
         return "has no weights to train"
-    if member.piece:
+    if member.samples_per_replica:
         return "is applied several times in a step (`replicas`)"
     if backends.state_bytes(member.model) > backends.STACKED_STATE_LIMIT:
         return "is so large that a step costs far more than its dispatch"

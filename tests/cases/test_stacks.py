@@ -1,4 +1,4 @@
-"""Stacks end as separate `fit`, or dissolve into joined, on what public programs have shown."""
+"""Stacks end as separate `fit`, or disband into joined, on what public programs have shown."""
 
 import keras
 import numpy as np
@@ -212,8 +212,8 @@ def test_lengths_that_differ_from_batch_to_batch():
     cohort = train(make, x=Lengths, shuffle=False)
     assert layouts(cohort) == {"stacked"}
     if BACKEND == "tensorflow":
-        (seat,) = cohort._scheduler.stacks.seats
-        traced = [specs for specs, _ in seat.programs["train"]._run._functions.values()]
+        (active,) = cohort._scheduler.stacks.active_stacks
+        traced = [specs for specs, _ in active.programs["train"]._run._functions.values()]
         assert [specs[0].shape.as_list() for specs in traced] == [[None, 2, None, None]]
 
 
@@ -239,5 +239,7 @@ def test_a_new_member_under_a_used_name_does_not_bring_back_the_old_one():
     other = kc.Cohort({name: network(layers.Dense(4)) for name in "ab"}, layout="stacked")
     other._scheduler = scheduler
     other.fit(**data(), verbose=0, epochs=2)
-    assert {m.model for m in scheduler.stacks.seats[0].members} == set(other.members.values())
-    assert len(scheduler.stacks.seats) == 1
+    assert {m.model for m in scheduler.stacks.active_stacks[0].members} == set(
+        other.members.values()
+    )
+    assert len(scheduler.stacks.active_stacks) == 1

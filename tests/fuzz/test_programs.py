@@ -43,7 +43,7 @@ MUTANTS = {
     "variables of closures are not compared": (LOSSES, Cell, "differs", lambda cell: False),
     "arrays are not copied": (BUFFER, reads, "copied", lambda path, value, compare: value),
     "nothing is trained first": (LOOKS, context.cohost, "_look", lambda block, thing, doing: None),
-    "draws are not foreseen": (DRAWS, fits.HeldFit, "draw_ahead", lambda fit, is_built: None),
+    "draws are not foreseen": (DRAWS, fits.DeferredFit, "draw_ahead", lambda fit, is_built: None),
 }
 
 

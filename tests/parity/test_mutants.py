@@ -33,8 +33,10 @@ def change_works(monkeypatch, change):
     """Lets `change(name, work)` alter what a program is asked to do."""
     original = scheduler._Program.__call__
 
-    def changed(self, works):
-        return original(self, {name: change(name, work) for name, work in works.items()})
+    def changed(self, ranges):
+        return original(
+            self, {name: change(name, step_range) for name, step_range in ranges.items()}
+        )
 
     monkeypatch.setattr(scheduler._Program, "__call__", changed)
 
@@ -44,9 +46,13 @@ def test_the_unbroken_core_passes():
 
 
 def test_a_skipped_step_is_seen(monkeypatch):
-    def skip_one(name, work):
-        long = name == "two" and work.stop - work.start > 2
-        return backends.Work(work.chunk, work.start, work.stop - 1) if long else work
+    def skip_one(name, step_range):
+        long = name == "two" and step_range.stop - step_range.start > 2
+        return (
+            backends.StepRange(step_range.chunk, step_range.start, step_range.stop - 1)
+            if long
+            else step_range
+        )
 
     change_works(monkeypatch, skip_one)
     with pytest.raises(AssertionError, match="two"):
@@ -54,9 +60,13 @@ def test_a_skipped_step_is_seen(monkeypatch):
 
 
 def test_a_batch_trained_twice_is_seen(monkeypatch):
-    def repeat_one(name, work):
-        late = name == "two" and work.start > 0
-        return backends.Work(work.chunk, work.start - 1, work.stop) if late else work
+    def repeat_one(name, step_range):
+        late = name == "two" and step_range.start > 0
+        return (
+            backends.StepRange(step_range.chunk, step_range.start - 1, step_range.stop)
+            if late
+            else step_range
+        )
 
     change_works(monkeypatch, repeat_one)
     with pytest.raises(AssertionError, match="two"):
@@ -70,10 +80,10 @@ def test_a_batch_trained_twice_is_seen(monkeypatch):
 def test_swapped_members_are_seen(monkeypatch):
     original = scheduler._Program.__call__
 
-    def swapped(self, works):
-        if len(works) < 2:
-            return original(self, works)
-        (one, first), (two, second) = works.items()
+    def swapped(self, ranges):
+        if len(ranges) < 2:
+            return original(self, ranges)
+        (one, first), (two, second) = ranges.items()
         logs = original(self, {one: second, two: first})
         return {one: logs[two], two: logs[one]}
 
@@ -88,7 +98,7 @@ def test_a_dropped_partial_batch_is_seen(monkeypatch):
     original = batches.ArrayBatches.epoch
 
     def without_the_rest(self, at_most=None):
-        return (chunk for chunk in original(self, at_most) if chunk.usual)
+        return (chunk for chunk in original(self, at_most) if chunk.is_first_shape)
 
     monkeypatch.setattr(batches.ArrayBatches, "epoch", without_the_rest)
     with pytest.raises(AssertionError, match="one"):
@@ -119,8 +129,8 @@ def test_shuffled_instead_of_ordered_batches_are_seen(monkeypatch):
 def test_a_stale_optimizer_state_is_seen(monkeypatch):
     original = scheduler._Program.__call__
 
-    def forgetting(self, works):
-        logs = original(self, works)
+    def forgetting(self, ranges):
+        logs = original(self, ranges)
         if self.kind == "train":
             slot = self._run.members[0].model.optimizer.variables[-1]
             slot.assign(keras.ops.zeros_like(slot.value))

@@ -108,7 +108,7 @@ def test_an_optimizer_agrees_to_1e_9_in_float64(name, float64):
 def member(seed, build_kwargs=None, build=None, **fit):
     """A member with everything that a stack has to keep apart; its own data and weights."""
 
-    def usual():
+    def is_first_shape():
         keras.utils.set_random_seed(seed)
         return network(**(build_kwargs or {}))
 
@@ -116,7 +116,7 @@ def member(seed, build_kwargs=None, build=None, **fit):
     x = random.normal(size=(64, 4)).astype("float32")
     y = np.eye(3, dtype="float32")[random.integers(3, size=64)]
     defaults = {"x": x, "y": y, "batch_size": 8, "epochs": 4, "shuffle": False}
-    return Member(build or usual, **{**defaults, **fit})
+    return Member(build or is_first_shape, **{**defaults, **fit})
 
 
 def network(
@@ -384,12 +384,12 @@ def test_a_second_fit_traces_nothing_and_takes_up_what_was_changed(monkeypatch):
     cohort.fit(verbose=0, **compare.by_argument(members))  # not yet at the third fit
     for name in models:
         cohort.members[name].optimizer.learning_rate = 0.5
-    seats = list(cohort._scheduler.stacks.seats)
-    compiled = [program._run for seat in seats for program in seat.programs.values()]
+    active_stacks = list(cohort._scheduler.stacks.active_stacks)
+    compiled = [program._run for active in active_stacks for program in active.programs.values()]
     before = [len(getattr(p, "_functions", None) or p._traced) for p in compiled]
     cohort.fit(verbose=0, **compare.by_argument(members))
     assert before == [len(getattr(p, "_functions", None) or p._traced) for p in compiled]
-    assert list(cohort._scheduler.stacks.seats) == seats
+    assert list(cohort._scheduler.stacks.active_stacks) == active_stacks
 
 
 def test_the_reason_says_what_went_wrong_and_not_where():
@@ -415,7 +415,7 @@ def three():
 def test_rows_brought_home_to_another_member_are_seen(three, monkeypatch):
     from kerascohost import backends
 
-    rows = backends.get_backend().Rows
+    rows = backends.get_backend().StackedState
     store = rows.store
     monkeypatch.setattr(rows, "store", lambda self, *args: swap(self, args, store))
     breaks(three)
@@ -442,18 +442,22 @@ def test_a_lifted_float_of_another_member_is_seen(three, monkeypatch):
 
 
 def test_metrics_that_are_not_reset_are_seen(three, monkeypatch):
-    fetch = stacking.Rows.fetch
-    monkeypatch.setattr(stacking.Rows, "fetch", lambda self, names, begun: fetch(self, names, []))
+    sync_from_models = stacking.StackedState.sync_from_models
+    monkeypatch.setattr(
+        stacking.StackedState,
+        "sync_from_models",
+        lambda self, names, begun: sync_from_models(self, names, []),
+    )
     breaks(three)
 
 
 def test_a_change_by_a_callback_that_is_not_taken_up_is_seen(monkeypatch):
     def kept_away(self, names, begun=()):
-        self.store(self.rows([name for name in names if name in self._away]), self._all)
+        self.store(self.rows([name for name in names if name in self._stale]), self._all)
 
     class Halves(callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.set_weights([w / 2 for w in self.model.get_weights()])
 
-    monkeypatch.setattr(stacking.Rows, "bring_home", kept_away)
+    monkeypatch.setattr(stacking.StackedState, "sync_to_models", kept_away)
     breaks({f"m{i}": member(i, callbacks=lambda: [Halves()]) for i in range(2)})

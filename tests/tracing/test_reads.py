@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kerascohost as kc
-from kerascohost.deferred.fits import HeldFit
+from kerascohost.deferred.fits import DeferredFit
 from kerascohost.tracing import copies, reads
 
 
@@ -19,7 +19,7 @@ def net(loss="mse", **compiled):
 
 def fit_of(model, x=None, **given):
     arguments = dict.fromkeys(["y", "sample_weight", "validation_data", "callbacks"])
-    return HeldFit(model, {"x": np.ones((4, 2)) if x is None else x, **arguments, **given})
+    return DeferredFit(model, {"x": np.ones((4, 2)) if x is None else x, **arguments, **given})
 
 
 def test_a_variable_is_found_as_it_was_inside_and_as_it_is_outside():
@@ -80,7 +80,7 @@ def test_arrays_beyond_the_budget_are_compared_and_a_change_is_refused(monkeypat
 def test_a_script_that_waits_for_its_fit_has_nothing_copied():
     x = np.ones((4, 2))
     arguments = {"x": x, "callbacks": None}
-    assert HeldFit(net(), arguments, is_deferred=False).arguments["x"] is x
+    assert DeferredFit(net(), arguments, is_deferred=False).arguments["x"] is x
 
 
 def test_a_shuffling_dataset_lets_the_fits_of_all_that_is_made_from_it_wait():

@@ -11,10 +11,17 @@ import keras
 import numpy as np
 from jax import lax
 
-from kerascohost.backends import STACKED_WEIGHTS_LIMIT, Chunk, Work, has_own_step, symbolic_build
+from kerascohost.backends import (
+    STACKED_WEIGHTS_LIMIT,
+    Chunk,
+    StepRange,
+    has_own_step,
+    symbolic_build,
+)
 from kerascohost.backends.adapters import RowOrder, shuffled_rows
+from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
 from kerascohost.backends.jax.stack import Program as StackProgram
-from kerascohost.backends.jax.stack import Rows
+from kerascohost.backends.jax.stack import StackedState
 from kerascohost.backends.replicas import applied_in_pieces
 
 __all__ = [
@@ -23,8 +30,8 @@ __all__ = [
     "FINALIZES_AFTER_FAILURE",
     "SHUFFLES_BY_GLOBAL_STATE",
     "Program",
-    "Rows",
     "StackProgram",
+    "StackedState",
     "build",
     "cannot_stack",
     "concatenated",
@@ -39,6 +46,7 @@ __all__ = [
     "runs_functions_eagerly",
     "set_random_state",
     "stacks_badly",
+    "variables_read_by",
 ]
 
 COMPILED_FUNCTION = None  # they are given what they read
@@ -79,11 +87,10 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
-            `traced(kind)`, the context in which its steps are traced.
+        members: The members.
     """
 
-    def __init__(self, kind: str, members: Sequence[Any]):
+    def __init__(self, kind: StepKind, members: Sequence[ProgramMember]):
         self.kind = kind
         self.is_protected = True  # as state is written back only after a call
         self.members = list(members)
@@ -97,75 +104,77 @@ class Program:
         if execution(members[0].model) == "step":
             self._steps = [jax.jit(self._single_step(member)) for member in self.members]
 
-    def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
-        """Runs the steps asked for in `works`, by member; the first call must name all members.
+    def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
+        """Runs the steps asked for in `ranges`, by member; the first call must name all members.
 
         If it fails, every member is left where it was before the call.
 
         Returns:
-            For each member of `works`, the logs of its last step as NumPy arrays (its metrics,
+            For each member of `ranges`, the logs of its last step as NumPy arrays (its metrics,
             where these are what its step returns), or the outputs of all steps when predicting.
         """
         owned = [_state_variables(member.model, self.kind) for member in self.members]
         states = [tuple([v.value for v in group] for group in groups) for groups in owned]
-        self._data |= {name: _on_device(work.chunk) for name, work in works.items()}
+        self._data |= {name: _on_device(step_range.chunk) for name, step_range in ranges.items()}
         if (
             self._has_let_go
         ):  # a call for some members runs no steps of the others: any data will do
             self._data = jax.tree.map(_array, self._data)
             self._has_let_go = False
         data = [self._data[member.name] for member in self.members]
-        busy = [i for i, member in enumerate(self.members) if member.name in works]
+        busy = [i for i, member in enumerate(self.members) if member.name in ranges]
         if self.kind == "predict":
-            results, states = self._predicted(states, data, works)
+            results, states = self._predicted(states, data, ranges)
             _write_back([owned[i] for i in busy], [states[i] for i in busy])
             return results
-        run = self._step_by_step if self._steps else self._choose(works)
-        logs, states = run(states, data, self._bounds(works))
+        run = self._step_by_step if self._steps else self._choose(ranges)
+        logs, states = run(states, data, self._bounds(ranges))
         jax.block_until_ready(states)  # a failure must show before anything is written back
         _write_back([owned[i] for i in busy], [states[i] for i in busy])
         # Not left to `np.array`: it asks an array of JAX for its buffer and, if an interrupt comes
         # just then, takes that for a "no" and forgets it (NumPy 2.4).
         return jax.device_get({self.members[i].name: logs[i] for i in busy})
 
-    def let_go(self) -> None:
+    def release_data(self) -> None:
         """Lets go of the data of a run that has ended, but for its shapes."""
         self._data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self._data)
         self._has_let_go = True
 
     def _predicted(
-        self, states: list[State], data: list[Any], works: Mapping[str, Work]
+        self, states: list[State], data: list[Any], ranges: Mapping[str, StepRange]
     ) -> tuple[dict[str, Any], list[State]]:
         """Predictions of few batches of a chunk do not cost those of all of them."""
-        most = max(work.stop - work.start for work in works.values())
+        most = max(step_range.stop - step_range.start for step_range in ranges.values())
         length = min(jax.tree.leaves(batches)[0].shape[0] for batches in data)
         size = min(length, 2 ** math.ceil(math.log2(most)))  # few sizes, as each is compiled
-        firsts = np.array([min(works[m.name].start, length - size) for m in self.members], np.int32)
-        outputs, states = self._predict(states, data, firsts, self._bounds(works), size=size)
+        firsts = np.array(
+            [min(ranges[m.name].start, length - size) for m in self.members], np.int32
+        )
+        outputs, states = self._predict(states, data, firsts, self._bounds(ranges), size=size)
         jax.block_until_ready(states)  # a failure must show before anything is written back
         results = {
             m.name: jax.tree.map(
-                lambda a, w=works[m.name], first=first: a[w.start - first : w.stop - first], output
+                lambda a, w=ranges[m.name], first=first: a[w.start - first : w.stop - first], output
             )
             for m, first, output in zip(self.members, firsts, outputs, strict=True)
         }
         return results, states
 
-    def _choose(self, works: Mapping[str, Work]) -> Callable:
+    def _choose(self, ranges: Mapping[str, StepRange]) -> Callable:
         if self._alike is None:
-            self._alike = len({work.chunk.stop for work in works.values()}) == 1
-        spans = {(work.start, work.stop) for work in works.values()}
-        together = self._alike and len(spans) == 1 and len(works) == len(self.members)
+            self._alike = len({step_range.chunk.stop for step_range in ranges.values()}) == 1
+        spans = {(step_range.start, step_range.stop) for step_range in ranges.values()}
+        together = self._alike and len(spans) == 1 and len(ranges) == len(self.members)
         return self._lockstep if together else self._apart
 
-    def _bounds(self, works: Mapping[str, Work]) -> np.ndarray:
-        spans = [works.get(member.name) for member in self.members]
+    def _bounds(self, ranges: Mapping[str, StepRange]) -> np.ndarray:
+        spans = [ranges.get(member.name) for member in self.members]
         return np.array([(w.start, w.stop) if w else (0, 0) for w in spans], np.int32)
 
-    def _single_step(self, member: Any) -> Callable:
+    def _single_step(self, member: ProgramMember) -> Callable:
         step = _step(member, self.kind)
 
-        def run(state: State, data: Any, position: Any) -> tuple:
+        def run(state: State, data: Tree, position: Any) -> tuple:
             with member.traced(self.kind):
                 return step(state, _take(data, position))
 
@@ -197,7 +206,7 @@ class Program:
             carries.append(lax.fori_loop(bounds[i, 0], bounds[i, 1], advance, begin))
         return self._results(carries)
 
-    def _body(self, i: int, data: Any, state: State) -> tuple[Callable, tuple]:
+    def _body(self, i: int, data: Tree, state: State) -> tuple[Callable, tuple]:
         """One member's step as the body of a loop, and what the loop begins with."""
         member = self.members[i]
         step = _step(member, self.kind)
@@ -217,7 +226,7 @@ class Program:
     def _results(self, carries: list) -> tuple[list, list[State]]:
         return list(map(self._logs, self.members, carries)), [state for state, _ in carries]
 
-    def _logs(self, member: Any, carry: tuple) -> Any:
+    def _logs(self, member: ProgramMember, carry: tuple) -> Any:
         state, logs = carry
         with member.traced(self.kind):
             return logs if has_own_step(member.model, self.kind) else _metrics(member.model, state)
@@ -253,19 +262,19 @@ def _predict_one(
     return kept, outputs
 
 
-def _step(member: Any, kind: str) -> Callable:
+def _step(member: ProgramMember, kind: StepKind) -> Callable:
     step = getattr(member.model, f"{kind}_step")
-    if kind != "train" or not member.piece:
+    if kind != "train" or not member.samples_per_replica:
         return step
 
-    def in_pieces(state: State, batch: Any) -> tuple:
-        with applied_in_pieces(member.model, member.piece):
+    def in_pieces(state: State, batch: Tree) -> tuple:
+        with applied_in_pieces(member.model, member.samples_per_replica):
             return step(state, batch)
 
     return in_pieces
 
 
-def _state_variables(model: keras.Model, kind: str) -> list[list[keras.Variable]]:
+def _state_variables(model: keras.Model, kind: StepKind) -> list[list[keras.Variable]]:
     """The variables whose values are the state that a step of this kind takes, in its order."""
     groups = [model.trainable_variables, model.non_trainable_variables]
     if kind == "train":
@@ -303,7 +312,7 @@ def _metrics(model: keras.Model, state: State) -> Any:
         return model.get_metrics_result()
 
 
-def _take(data: Any, i: Any) -> Any:
+def _take(data: Tree, i: Any) -> Any:
     return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), data)
 
 
@@ -312,7 +321,7 @@ def _as_before(new: Any, old: jax.Array) -> jax.Array:
     return lax.convert_element_type(new, old.dtype)
 
 
-def _empty_logs(step: Callable, state: State, batch: Any) -> Any:
+def _empty_logs(step: Callable, state: State, batch: Tree) -> Any:
     logs, _ = jax.eval_shape(step, state, batch)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), logs)
 
@@ -328,7 +337,7 @@ def _on_device(chunk: Chunk) -> Any:
     return chunk.on_device
 
 
-def build(model: keras.Model, batch: Any) -> bool:
+def build(model: keras.Model, batch: Tree) -> bool:
     """Creates the variables that the model, its loss, metrics and optimizer still lack.
 
     Returns:
@@ -337,7 +346,7 @@ def build(model: keras.Model, batch: Any) -> bool:
     return symbolic_build(model, batch)
 
 
-def execution(model: keras.Model) -> str:
+def execution(model: keras.Model) -> Execution:
     """How the model's steps run.
 
     Steps are not jitted with `run_eagerly=True`, or where a layer forbids it. Convolutions on a CPU
@@ -374,7 +383,7 @@ def stacks_badly(model: keras.Model) -> str | None:
     return None
 
 
-def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
+def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Any:
     """One step without compiling anything; returns the step's logs."""
     owned = _state_variables(model, kind)
     state = tuple([v.value for v in group] for group in owned)
@@ -407,7 +416,7 @@ class _NumpyOrder(RowOrder):
         permutation = self._random.permutation
         super().__init__(lambda: shuffled_rows(permutation, num_rows, batch_size, shuffle))
 
-    def settle(self) -> None:
+    def advance_global_rng(self) -> None:
         if all(map(np.array_equal, self._begun, np.random.get_state())):
             np.random.set_state(self._random.get_state())
 
@@ -425,3 +434,8 @@ def device_bytes() -> tuple[int, int] | None:
 
 def reset_device_peak() -> None:
     """Nothing: JAX cannot."""
+
+
+def variables_read_by(function: object) -> list:
+    """Returns nothing: functions on JAX are given what they read."""
+    return []

@@ -11,12 +11,13 @@ import numpy as np
 from jax import lax
 from keras import tree
 
-from kerascohost.backends import Work, has_own_step, stacking
+from kerascohost.backends import StepRange, has_own_step, stacking
+from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tree
 from kerascohost.backends.stacking import Stack
 
 
-class Rows(stacking.Rows):
-    """See `stacking.Rows`; the arrays are replaced as a whole, never changed."""
+class StackedState(stacking.StackedState):
+    """See `stacking.StackedState`; the arrays are replaced as a whole, never changed."""
 
     def __init__(self, stack: Stack, models: Sequence[keras.Model]):
         super().__init__(stack, models)
@@ -63,22 +64,24 @@ class Program:
         kind: `"train"` or `"test"`.
         members: The members, in the stack's order.
         stack: The stack.
-        rows: Its state.
+        state: Its state.
     """
 
     is_protected = True  # as state is replaced only after a call
 
-    def __init__(self, kind: str, members: Sequence[Any], stack: Stack, rows: Rows):
+    def __init__(
+        self, kind: StepKind, members: Sequence[ProgramMember], stack: Stack, state: StackedState
+    ):
         self.kind = kind
         self._models = [member.model for member in members]
         self._prototype = members[0]
         self._stack = stack
-        self._rows = rows
+        self._state = state
         self._groups = self._state_groups()
-        self._lifted = [np.asarray(values, keras.config.floatx()) for values in stack.values]
+        self._floats = [np.asarray(values, keras.config.floatx()) for values in stack.values]
         self._run = jax.jit(self._loop, static_argnames="everyone")
         self._traced: set[Any] = set()
-        self._data: Any = None
+        self._data: Tree = None
 
     def _state_groups(self) -> list[list[int]]:
         """The positions of the variables that a step of this kind takes, group by group."""
@@ -90,33 +93,35 @@ class Program:
         position = {id(variable): i for i, variable in enumerate(self._stack.variables[0])}
         return [[position[id(variable)] for variable in group] for group in groups]
 
-    def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
-        """Runs the steps asked for in `works`, equally many for each of its members.
+    def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
+        """Runs the steps asked for in `ranges`, equally many for each of its members.
 
         Returns:
-            For each member of `works`, its logs as NumPy arrays.
+            For each member of `ranges`, its logs as NumPy arrays.
 
         Raises:
             NotStackableError: If the step cannot be traced for all; nothing has been done then.
         """
-        names = list(works)
+        names = list(ranges)
         self._stack.check_trainable()
         everyone = names == self._stack.names
-        self._rows.fetch(names, [name for name, work in works.items() if work.begins])
-        rows = self._rows.rows(names)
+        self._state.sync_from_models(
+            names, [name for name, step_range in ranges.items() if step_range.metrics_reset]
+        )
+        rows = self._state.rows(names)
         padded = rows if everyone else _padded(rows)
-        chosen = [works[self._stack.names[row]] for row in padded]
+        chosen = [ranges[self._stack.names[row]] for row in padded]
         begin, data = self._on_device(chosen)
         bounds = np.array([begin, begin + chosen[0].stop - chosen[0].start], np.int32)
-        given = (self._rows.values, data, np.array(padded, np.int32), bounds)
+        given = (self._state.values, data, np.array(padded, np.int32), bounds)
         self._trace(given, everyone)
         values, logs = self._run(*given, everyone=everyone)
         jax.block_until_ready(values)  # a failure must show before anything is replaced
-        self._rows.values = values
+        self._state.values = values
         logs = jax.tree.map(lambda leaf: leaf[: len(rows)], jax.device_get(logs))
         return stacking.logs_by_member(names, rows, logs, self._models)
 
-    def let_go(self) -> None:
+    def release_data(self) -> None:
         """Lets go of the data."""
         self._data = None
 
@@ -129,16 +134,16 @@ class Program:
             self._run.trace(*given, everyone=everyone)
         self._traced.add(key)
 
-    def _on_device(self, works: Sequence[Work]) -> tuple[int, Any]:
+    def _on_device(self, ranges: Sequence[StepRange]) -> tuple[int, Any]:
         """Where in the arrays the first batch is, and the arrays, `(steps, members, rows, ...)`.
 
         Chunks are kept whole, as another number of steps would be compiled anew, and until others
         come. Members that are at different steps of theirs are brought side by side.
         """
-        begin = min(work.start for work in works)
-        chunks = [(id(work.chunk), work.start - begin) for work in works]
+        begin = min(step_range.start for step_range in ranges)
+        chunks = [(id(step_range.chunk), step_range.start - begin) for step_range in ranges]
         if self._data is None or self._data[0] != chunks:
-            leaves = [tree.flatten(work.chunk.data) for work in works]
+            leaves = [tree.flatten(step_range.chunk.data) for step_range in ranges]
             most = max(len(x) for own in leaves for x in own if x is not None)
             stacked = [
                 None
@@ -149,14 +154,18 @@ class Program:
                 )
                 for parts in zip(*leaves, strict=True)
             ]
-            data = jax.device_put(tree.pack_sequence_as(works[0].chunk.data, stacked))
-            self._data = (chunks, data, works)  # the works, so that no id is given to another chunk
+            data = jax.device_put(tree.pack_sequence_as(ranges[0].chunk.data, stacked))
+            self._data = (
+                chunks,
+                data,
+                ranges,
+            )  # the works, so that no id is given to another chunk
         return begin, self._data[1]
 
     def _loop(
         self,
         values: list,
-        data: Any,
+        data: Tree,
         rows: Any,
         bounds: Any,
         everyone: bool,
@@ -166,7 +175,7 @@ class Program:
 
         state = tuple([chosen(values[i]) for i in group] for group in self._groups)
         step = jax.vmap(self._step())
-        lifted = [chosen(jnp.asarray(own)) for own in self._lifted]
+        floats = [chosen(jnp.asarray(own)) for own in self._floats]
         own_logs = has_own_step(self._models[0], self.kind)
 
         def batches(i: Any) -> Any:
@@ -176,12 +185,12 @@ class Program:
 
         def advance(i: Any, carry: tuple) -> tuple:
             state, logs = carry
-            new_logs, new_state = step(state, lifted, batches(i))
+            new_logs, new_state = step(state, floats, batches(i))
             return jax.tree.map(_as_before, new_state, state), new_logs if own_logs else logs
 
-        logs: Any = ()
+        logs: Logs = ()
         if own_logs:
-            shapes, _ = jax.eval_shape(step, state, lifted, batches(0))
+            shapes, _ = jax.eval_shape(step, state, floats, batches(0))
             logs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         state, logs = lax.fori_loop(bounds[0], bounds[1], advance, (state, logs))
         if not own_logs:
@@ -195,8 +204,8 @@ class Program:
     def _step(self) -> Callable:
         own_step = getattr(self._models[0], f"{self.kind}_step")
 
-        def step(state: tuple, lifted: list, batch: Any) -> tuple:
-            with stacking.lifted(self._stack, lifted, lambda x, dtype: x.astype(dtype)):
+        def step(state: tuple, floats: list, batch: Tree) -> tuple:
+            with stacking.traced_floats(self._stack, floats, lambda x, dtype: x.astype(dtype)):
                 return own_step(state, batch)
 
         return step

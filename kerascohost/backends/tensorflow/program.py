@@ -19,7 +19,7 @@ from tensorflow.python.eager import (
 from kerascohost.backends import (
     FUSED_STATE_LIMIT,
     Chunk,
-    Work,
+    StepRange,
     has_own_step,
     is_built,
     state_bytes,
@@ -27,9 +27,10 @@ from kerascohost.backends import (
     variables,
 )
 from kerascohost.backends.adapters import RowOrder, shuffled_rows
+from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
 from kerascohost.backends.replicas import applied_in_pieces
 from kerascohost.backends.tensorflow.stack import Program as StackProgram
-from kerascohost.backends.tensorflow.stack import Rows, cannot_stack, stacks_badly
+from kerascohost.backends.tensorflow.stack import StackedState, cannot_stack, stacks_badly
 
 __all__ = [
     "COMPILED_FUNCTION",
@@ -37,8 +38,8 @@ __all__ = [
     "FINALIZES_AFTER_FAILURE",
     "SHUFFLES_BY_GLOBAL_STATE",
     "Program",
-    "Rows",
     "StackProgram",
+    "StackedState",
     "build",
     "cannot_stack",
     "concatenated",
@@ -74,51 +75,55 @@ class Program:
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
-        members: What has a `name`, a `model`, a `piece`, the rows per replica, or 0, and
-            `traced(kind)`, the context in which its steps are traced.
+        members: The members.
     """
 
-    def __init__(self, kind: str, members: Sequence[Any]):
+    def __init__(self, kind: StepKind, members: Sequence[ProgramMember]):
         self.kind = kind
         self.members = list(members)
         self._structures: list[Any] = []
         self._specs: list[list[tf.TensorSpec]] = []
         self._function: Any = None
 
-    def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
-        """Runs the steps asked for in `works`, by member; the first call must name all members.
+    def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
+        """Runs the steps asked for in `ranges`, by member; the first call must name all members.
 
         If it fails, every member is put back to where it was before the call (see `is_protected`).
 
         Returns:
-            For each member of `works`, the logs of its last step as NumPy arrays (its metrics,
+            For each member of `ranges`, the logs of its last step as NumPy arrays (its metrics,
             where these are what its step returns), or the outputs of all steps when predicting.
         """
-        batches = self._batches(works)
+        batches = self._batches(ranges)
         bounds = [
-            (works[m.name].start, works[m.name].stop) if m.name in works else (0, 0)
+            (ranges[m.name].start, ranges[m.name].stop) if m.name in ranges else (0, 0)
             for m in self.members
         ]
-        with self._all_or_nothing(works):
+        with self._all_or_nothing(ranges):
             logs = self._function(batches, tf.constant(bounds, dtype=tf.int32))
-        own = {m.name: logs[i] for i, m in enumerate(self.members) if m.name in works}
+        own = {m.name: logs[i] for i, m in enumerate(self.members) if m.name in ranges}
         return own if self.kind == "predict" else {name: _on_host(own[name]) for name in own}
 
-    def let_go(self) -> None:
+    def release_data(self) -> None:
         """Nothing: data is not kept."""
 
-    def _batches(self, works: Mapping[str, Work]) -> list[list[tf.Tensor]]:
+    def _batches(self, ranges: Mapping[str, StepRange]) -> list[list[tf.Tensor]]:
         """Every member's tensors, empty ones for those without work; traces if need be."""
-        given = [_on_device(works[m.name].chunk) if m.name in works else None for m in self.members]
+        given = [
+            _on_device(ranges[m.name].chunk) if m.name in ranges else None for m in self.members
+        ]
         specs = [
             self._specs[i]
             if tensors is None
-            else [_spec(t, bool(m.piece) or works[m.name].chunk.is_fixed) for t in tensors]
+            else [
+                _spec(t, bool(m.samples_per_replica) or ranges[m.name].chunk.is_fixed)
+                for t in tensors
+            ]
             for i, (m, tensors) in enumerate(zip(self.members, given, strict=True))
         ]
         if self._function is None or not _accepts(self._specs, specs):
             if not self._structures:
-                chunks = [works[m.name].chunk for m in self.members]
+                chunks = [ranges[m.name].chunk for m in self.members]
                 self._structures = [tree.map_structure(_is_present, c.data) for c in chunks]
             self._trace(specs)
         return [
@@ -129,7 +134,10 @@ class Program:
     def _trace(self, specs: list[list[tf.TensorSpec]]) -> None:
         if self._specs:
             triples = zip(self.members, self._specs, specs, strict=True)
-            specs = [new if m.piece else list(map(_common, old, new)) for m, old, new in triples]
+            specs = [
+                new if m.samples_per_replica else list(map(_common, old, new))
+                for m, old, new in triples
+            ]
         bounds = tf.TensorSpec((len(self.members), 2), tf.int32)
         function = tf.function(self._run, autograph=False)
         self._function = function.get_concrete_function(specs, bounds)
@@ -144,7 +152,7 @@ class Program:
         return logs
 
     @contextlib.contextmanager
-    def _all_or_nothing(self, works: Mapping[str, Work]) -> Iterator[None]:
+    def _all_or_nothing(self, ranges: Mapping[str, StepRange]) -> Iterator[None]:
         """A step that fails is half done, and stops the other members in the middle of theirs."""
         if not self.is_protected:
             yield
@@ -154,7 +162,7 @@ class Program:
         state = [
             (variable, tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype))
             for member in self.members
-            if member.name in works
+            if member.name in ranges
             for variable in self._variables[member.name]
         ]
         try:
@@ -177,7 +185,9 @@ class Program:
         return {m.name: [v.value for v in variables(m.model)] for m in self.members}
 
 
-def _loop(member: Any, kind: str, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
+def _loop(
+    member: ProgramMember, kind: StepKind, take: Callable, start: tf.Tensor, stop: tf.Tensor
+) -> Any:
     """Runs the member's step from `start` to `stop`; returns what `Program.__call__` promises."""
     step = _step(member, kind)
     if kind == "predict":
@@ -193,14 +203,14 @@ def _loop(member: Any, kind: str, take: Callable, start: tf.Tensor, stop: tf.Ten
     return member.model.get_metrics_result()
 
 
-def _step(member: Any, kind: str) -> Callable:
+def _step(member: ProgramMember, kind: StepKind) -> Callable:
     """The model's own step, compiled by XLA where the model's `fit` would compile it so."""
     step = getattr(member.model, f"{kind}_step")
-    if kind == "train" and member.piece:
+    if kind == "train" and member.samples_per_replica:
         whole = step
 
-        def step(data: Any) -> Any:
-            with applied_in_pieces(member.model, member.piece):
+        def step(data: Tree) -> Any:
+            with applied_in_pieces(member.model, member.samples_per_replica):
                 return whole(data)
 
     if member.model.jit_compile:
@@ -217,7 +227,7 @@ def _carry_logs(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tenso
     """
     inner: Any = tf.function(step, autograph=False)
 
-    def kept(data: Any) -> Any:
+    def kept(data: Tree) -> Any:
         return tf.experimental.Optional.from_value(inner(data))
 
     traced: Any = tf.function(kept, autograph=False)
@@ -230,7 +240,7 @@ def _carry_logs(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tenso
     return logs
 
 
-def _on_host(logs: Any) -> Any:
+def _on_host(logs: Logs) -> Any:
     """Logs that have left a program, as NumPy arrays where that is what they are made of.
 
     Not left to `np.array`: it asks a tensor for its buffer and, if an interrupt comes just then,
@@ -248,7 +258,7 @@ def _map_steps(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tensor
     return tf.map_fn(lambda i: traced(take(i)), tf.range(start, stop), fn_output_signature=spec)
 
 
-def _take(structure: Any, tensors: list[tf.Tensor], i: tf.Tensor) -> Any:
+def _take(structure: Tree, tensors: list[tf.Tensor], i: tf.Tensor) -> Any:
     remaining = iter(tensors)
     return tree.map_structure(lambda there: next(remaining)[i] if there else None, structure)
 
@@ -286,7 +296,7 @@ def _common(spec: tf.TensorSpec, other: tf.TensorSpec) -> tf.TensorSpec:
     return spec.most_specific_common_supertype([other]) or other
 
 
-def build(model: keras.Model, batch: Any) -> bool:
+def build(model: keras.Model, batch: Tree) -> bool:
     """Creates the variables that the model, its loss, metrics and optimizer still lack.
 
     A model with a `train_step` of its own need not be callable as a whole: what is not built of it
@@ -309,7 +319,7 @@ def build(model: keras.Model, batch: Any) -> bool:
     return False
 
 
-def execution(model: keras.Model) -> str:
+def execution(model: keras.Model) -> Execution:
     """`"eager"` for a model compiled with `run_eagerly=True`, else `"loop"`."""
     return "eager" if model.run_eagerly or runs_functions_eagerly() else "loop"
 
@@ -324,7 +334,7 @@ def run_functions_eagerly(value: bool) -> None:
     tf.config.run_functions_eagerly(value)
 
 
-def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
+def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Any:
     """One step without compiling anything; returns the step's logs."""
     batch = tree.map_structure(lambda a: None if a is None else tf.convert_to_tensor(a), batch)
     logs = getattr(model, f"{kind}_step")(batch)

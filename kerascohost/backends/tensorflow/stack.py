@@ -13,19 +13,20 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from kerascohost.backends import (
     STACKED_WEIGHTS_LIMIT,
-    Work,
+    StepRange,
     flat_layers,
     has_own_step,
     is_of_keras,
     stacking,
 )
+from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tree
 from kerascohost.backends.stacking import NotStackableError, Stack
 from kerascohost.backends.tensorflow import vectorized
 from kerascohost.patching import patched
 
 
-class Rows(stacking.Rows):
-    """See `stacking.Rows`; the arrays are `tf.Variable`s."""
+class StackedState(stacking.StackedState):
+    """See `stacking.StackedState`; the arrays are `tf.Variable`s."""
 
     def __init__(self, stack: Stack, models: Sequence[keras.Model]):
         super().__init__(stack, models)
@@ -89,17 +90,19 @@ class Program:
         kind: `"train"` or `"test"`.
         members: The members, in the stack's order.
         stack: The stack.
-        rows: Its state.
+        state: Its state.
     """
 
     is_protected = True  # as rows are only written when all steps are done
 
-    def __init__(self, kind: str, members: Sequence[Any], stack: Stack, rows: Rows):
+    def __init__(
+        self, kind: StepKind, members: Sequence[ProgramMember], stack: Stack, state: StackedState
+    ):
         self.kind = kind
         self._models = [member.model for member in members]
         self._prototype = members[0]
         self._stack = stack
-        self._rows = rows
+        self._state = state
         self._functions: dict[tuple, Any] = {}
         own = stack.variables[0]
         metrics = {id(v) for v in self._models[0].metrics_variables}
@@ -107,24 +110,26 @@ class Program:
         self._metrics = [i for i, v in enumerate(own) if id(v) in metrics]
         self._changing = [i for i, v in enumerate(own) if kind == "train" or id(v) in changing]
 
-    def __call__(self, works: Mapping[str, Work]) -> dict[str, Any]:
-        """Runs the steps asked for in `works`, equally many for each of its members.
+    def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
+        """Runs the steps asked for in `ranges`, equally many for each of its members.
 
         Returns:
-            For each member of `works`, its metrics as NumPy arrays.
+            For each member of `ranges`, its metrics as NumPy arrays.
 
         Raises:
             NotStackableError: If the step cannot be vectorised; nothing has been done then.
         """
-        names = list(works)
+        names = list(ranges)
         chosen = _never_one(names)
-        structure, data = stacking.stacked_batches([works[name] for name in chosen])
+        structure, data = stacking.stacked_batches([ranges[name] for name in chosen])
         data = [tf.convert_to_tensor(leaf) for leaf in data]
-        self._rows.fetch(names, [name for name, work in works.items() if work.begins])
-        is_fixed = all(works[name].chunk.is_fixed for name in names)
+        self._state.sync_from_models(
+            names, [name for name, step_range in ranges.items() if step_range.metrics_reset]
+        )
+        is_fixed = all(ranges[name].chunk.is_fixed for name in names)
         function = self._function_for(names, structure, data, is_fixed)
-        rows = self._rows.rows(names)
-        chosen_rows = tf.constant(self._rows.rows(chosen))
+        rows = self._state.rows(names)
+        chosen_rows = tf.constant(self._state.rows(chosen))
         logs, changed = function(data, chosen_rows, tf.constant(len(data[0])))
         self._take_up(names, rows, self._checked(changed, len(chosen)))
         logs = tree.map_structure(lambda t: t.numpy(), logs)
@@ -137,7 +142,7 @@ class Program:
                 raise NotStackableError("would give a variable a value of another shape")
         return changed
 
-    def let_go(self) -> None:
+    def release_data(self) -> None:
         """Nothing: data is not kept."""
 
     def _take_up(self, names: list[str], rows: list[int], changed: list[tf.Tensor]) -> None:
@@ -146,15 +151,15 @@ class Program:
         def write() -> None:
             for i, value in zip(self._changing, changed, strict=True):
                 if names == self._stack.names:
-                    self._rows.values[i].assign(value)
+                    self._state.values[i].assign(value)
                 else:
                     own = tf.IndexedSlices(value[: len(rows)], tf.constant(rows))
-                    self._rows.values[i].scatter_update(own)
+                    self._state.values[i].scatter_update(own)
 
         stacking.finished(write)
 
     def _function_for(
-        self, names: list[str], structure: Any, data: list[tf.Tensor], is_fixed: bool
+        self, names: list[str], structure: Tree, data: list[tf.Tensor], is_fixed: bool
     ) -> Any:
         """The trace for these shapes; one for all shapes where they have turned out to differ."""
         everyone = names == self._stack.names
@@ -172,7 +177,7 @@ class Program:
             self._functions[key] = (specs, function)
         return function
 
-    def _trace(self, everyone: bool, structure: Any, specs: list[tf.TensorSpec]) -> Any:
+    def _trace(self, everyone: bool, structure: Tree, specs: list[tf.TensorSpec]) -> Any:
         traced = tf.function(functools.partial(self._run, structure, everyone), autograph=False)
         rows = tf.TensorSpec((specs[0].shape[1],), tf.int32)
         with (
@@ -186,7 +191,7 @@ class Program:
 
     def _run(
         self,
-        structure: Any,
+        structure: Tree,
         everyone: bool,
         data: list[tf.Tensor],
         rows: tf.Tensor,
@@ -195,15 +200,15 @@ class Program:
         def chosen(stacked: Any) -> tf.Tensor:
             return tf.convert_to_tensor(stacked) if everyone else tf.gather(stacked, rows)
 
-        values = [chosen(value) for value in self._rows.values]
-        lifted = [chosen(tf.constant(own, tf.float64)) for own in self._stack.values]
+        values = [chosen(value) for value in self._state.values]
+        floats = [chosen(tf.constant(own, tf.float64)) for own in self._stack.values]
         step: Any = functools.partial(_map, self._step(structure))
         if self._models[0].jit_compile:  # by XLA, where the model's `fit` would compile it so
             step = tf.function(step, jit_compile=True, autograph=False)
 
         def body(i: tf.Tensor, *changing: tf.Tensor) -> list[tf.Tensor]:
             now = _replaced(values, self._changing, changing)
-            new = step(now, lifted, [leaf[i] for leaf in data])
+            new = step(now, floats, [leaf[i] for leaf in data])
             return [i + 1, *map(_shaped_like, new, changing)]
 
         with _stateless(self._models[0]):
@@ -214,16 +219,16 @@ class Program:
         logs = _map(self._results, [values[i] for i in self._metrics], [], [], fallback=True)
         return logs, changing
 
-    def _step(self, structure: Any) -> Callable:
-        """`step(values, lifted, batch)`, for one member; returns the changing values."""
+    def _step(self, structure: Tree) -> Callable:
+        """`step(values, floats, batch)`, for one member; returns the changing values."""
         model, variables = self._models[0], self._stack.variables[0]
         own_step = _train_step if self.kind == "train" else _test_step
 
-        def step(values: list, lifted: list, batch: list) -> list[tf.Tensor]:
+        def step(values: list, floats: list, batch: list) -> list[tf.Tensor]:
             data = stacking.unflattened(structure, batch)
             mapping = list(zip(variables, values, strict=True))
             with (
-                stacking.lifted(self._stack, lifted, tf.cast),
+                stacking.traced_floats(self._stack, floats, tf.cast),
                 _Scope(mapping) as scope,
             ):
                 own_step(model, scope, data)
@@ -284,9 +289,9 @@ def stacks_badly(model: keras.Model) -> str | None:
     return None
 
 
-def _map(step: Callable, values: list, lifted: list, batch: list, fallback: bool = False) -> Any:
+def _map(step: Callable, values: list, floats: list, batch: list, fallback: bool = False) -> Any:
     return tf.vectorized_map(
-        lambda given: step(*given), (values, lifted, batch), fallback_to_while_loop=fallback
+        lambda given: step(*given), (values, floats, batch), fallback_to_while_loop=fallback
     )
 
 
@@ -305,7 +310,7 @@ def _replaced(values: list, positions: Sequence[int], others: Sequence[Any]) -> 
     return values
 
 
-def _train_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> None:
+def _train_step(model: keras.Model, scope: keras.StatelessScope, data: Tree) -> None:
     """What `keras.Model.train_step` does on TensorFlow, with the variables of a stateless scope.
 
     `_call_has_training_arg`, `_compute_loss`, `_loss_tracker`: what Keras's own step uses. Its
@@ -327,7 +332,7 @@ def _train_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> N
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
-def _test_step(model: keras.Model, scope: keras.StatelessScope, data: Any) -> None:
+def _test_step(model: keras.Model, scope: keras.StatelessScope, data: Tree) -> None:
     """What `keras.Model.test_step` does on TensorFlow; see `_train_step`."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     y_pred = model(x, training=False) if model._call_has_training_arg else model(x)
@@ -369,7 +374,7 @@ def _stateless(model: keras.Model) -> Iterator[None]:
 
 
 def _instead(method: Callable) -> Callable:
-    return lambda usual: method
+    return lambda is_first_shape: method
 
 
 def _assigning_parts(name: str) -> Callable:

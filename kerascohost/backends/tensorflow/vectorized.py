@@ -22,7 +22,7 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 from tensorflow.python.ops.parallel_for import pfor
 
-from kerascohost.backends.stacking import Lifted, NotStackableError
+from kerascohost.backends.stacking import NotStackableError, TracedFloat
 from kerascohost.patching import patched
 
 _RULES: dict[str, Callable] = {}
@@ -44,7 +44,7 @@ def rules(most_members: int) -> Iterator[None]:
     try:
         with (
             patched(pfor, "_pfor_converter_registry", _with_rules),
-            patched(tf.nn.experimental, "stateless_dropout", _with_lifted_rate),
+            patched(tf.nn.experimental, "stateless_dropout", _with_traced_rate),
             # A failure is told once, as the reason not to stack.
             patched(tf.get_logger(), "isEnabledFor", lambda usual: _is_critical),
         ):
@@ -57,7 +57,7 @@ def _with_rules(own: Mapping[str, Callable]) -> dict[str, Callable]:
     return {**own, **{name: _with(rule, own.get(name)) for name, rule in _RULES.items()}}
 
 
-def _with_lifted_rate(dropout: Callable) -> Callable:
+def _with_traced_rate(dropout: Callable) -> Callable:
     return functools.partial(_dropout, dropout)
 
 
@@ -66,8 +66,8 @@ def _is_critical(level: int) -> bool:
 
 
 def _dropout(function: Callable, x: tf.Tensor, rate: Any, **options: Any) -> tf.Tensor:
-    """Dropout with a lifted rate: TensorFlow takes a number or a tensor, but nothing like one."""
-    rate = rate.as_tensor(x.dtype) if isinstance(rate, Lifted) else rate
+    """Applies Dropout whose rate members have different ones of: TensorFlow needs a tensor."""
+    rate = rate.as_tensor(x.dtype) if isinstance(rate, TracedFloat) else rate
     return function(x, rate=rate, **options)
 
 

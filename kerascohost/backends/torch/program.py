@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
 from kerascohost.backends import symbolic_build
 from kerascohost.backends.adapters import RowOrder
+from kerascohost.backends.base import Execution, StepKind, Tree
 from kerascohost.backends.eager import Program as Program
 
 COMPILED_FUNCTION = None
@@ -20,10 +21,10 @@ COMPILES_PER_SHAPE = False
 SHUFFLES_BY_GLOBAL_STATE = True  # torch's generator
 FINALIZES_AFTER_FAILURE = False
 concatenated = np.concatenate  # of outputs: `predict` refuses other shapes, too
-StackProgram = None
+StackProgram = StackedState = None
 
 
-def build(model: keras.Model, batch: Any) -> bool:
+def build(model: keras.Model, batch: Tree) -> bool:
     """Creates the variables that the model, its loss, metrics and optimizer still lack.
 
     Returns:
@@ -32,12 +33,12 @@ def build(model: keras.Model, batch: Any) -> bool:
     return symbolic_build(model, batch)
 
 
-def execution(model: keras.Model) -> str:
+def execution(model: keras.Model) -> Execution:
     """Always `"eager"`; a model's own `torch.compile` setting is followed inside its step."""
     return "eager"
 
 
-def eager_step(model: keras.Model, kind: str, batch: Any) -> Any:
+def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Any:
     """One step, through the model's own step function; returns the step's logs."""
     model.train(kind == "train")  # torch layers inside the model look at this switch, as in `fit`
     getattr(model, f"make_{kind}_function")()
@@ -87,11 +88,11 @@ class _TorchOrder(RowOrder):
         with self._own_state():
             return super().__call__()
 
-    def look_ahead(self) -> None:
+    def consume_build_draw(self) -> None:
         with self._own_state():
-            super().look_ahead()
+            super().consume_build_draw()
 
-    def settle(self) -> None:
+    def advance_global_rng(self) -> None:
         if torch.equal(self._begun, torch.random.get_rng_state()):
             torch.random.set_rng_state(self._own)
 
@@ -149,3 +150,12 @@ def reset_device_peak() -> None:
 def cannot_stack(model: keras.Model) -> str:
     """Steps run eagerly here: there is no program that could do several members' at once."""
     return "steps are not compiled on torch"
+
+
+def stacks_badly(model: keras.Model) -> None:
+    """Returns `None`: nothing is stacked here."""
+
+
+def variables_read_by(function: object) -> list:
+    """Returns nothing: no function here reads variables by references of its own."""
+    return []
