@@ -1,6 +1,6 @@
 """Reads and changes of what deferred fits will train, seen as they happen.
 
-A `Watch` is told of them for the models, and the callbacks, of fits that are held. What sees them
+A `Watch` is told of them for the models, and the callbacks, of deferred fits. What sees them
 are hooks on Keras's classes. They are there only while some thread watches something, and act in
 that thread only: every other thread finds what it would find without them. What does not look at
 values is not told: summaries, configs, clones, symbolic calls, shapes and names.

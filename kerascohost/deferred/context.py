@@ -1,4 +1,4 @@
-"""Programs left as they are: calls of `fit` are held, and then trained together."""
+"""Programs left as they are: calls of `fit` are deferred, and then trained together."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ from kerascohost.training.member import check_trainable_here
 
 @dataclasses.dataclass
 class _Call:
-    """A call of `fit` in the block, also when it has been trained and its data are let go of.
+    """A call of `fit` in the block, also when it has been trained and its data released.
 
     Attributes:
         model: The model.
@@ -56,18 +56,19 @@ class _Call:
 
 
 class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
-    """Holds the calls of `fit` inside a `with` block, and trains them together at its end.
+    """Defers the calls of `fit` inside a `with` block, and trains them together at its end.
 
-    Everything else in the block runs as written. What reads or changes something that a held `fit`
-    is yet to change (`evaluate`, weights, an optimizer's learning rate, its `History`, also those
-    of other models that share layers) lets all that is held so far train first, and a line says so;
-    then the block goes on holding. Each model ends as if the block had not been there. A fit that
-    continues an earlier one (of the same model, or of one that shares layers or an optimizer with
-    it) starts when that one has ended.
+    Everything else in the block runs as written. What reads or changes something that a deferred
+    `fit` is yet to change (`evaluate`, weights, an optimizer's learning rate, its `History`, also
+    those of other models that share layers) lets all fits deferred so far train first, and a line
+    says so; later calls are deferred again. Each model ends as if the block had not been there. A
+    fit that continues an earlier one (of the same model, or of one that shares layers or an
+    optimizer with it) starts when that one has ended.
 
     Members go by the names of the variables that hold the models, or else by `model.name`. Only
-    the thread that opened the block is held. An exception inside the block trains nothing more; one
-    of a training is raised where the training was asked for, or at the end of the block.
+    the fits of the thread that opened the block are deferred. An exception inside the block trains
+    nothing more; one of a training is raised where the training was asked for, or at the end of the
+    block.
 
     Args:
         layout: As in `Cohort`.
@@ -148,11 +149,11 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         self._has_told = False
         self._frame: FrameType | None = sys._getframe(1)
         self._thread, self._stdout = threading.get_ident(), sys.stdout
-        _holders.enter(self)
+        _contexts.enter(self)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        _holders.leave(self)
+        _contexts.leave(self)
         self._watch.clear()
         self._frame = sys._getframe(1)
         try:
@@ -164,20 +165,20 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 fit.history.was_not_run()
             if self._fits:
                 listed = ", ".join(fit.label for fit in self._fits)
-                error.add_note(f"The fits held by `cohost()` were not run: {listed}.")
+                error.add_note(f"The fits deferred by `cohost()` were not run: {listed}.")
         finally:
             if error is None or any(call.has_begun for call in self._calls):
                 self._collect()
-            self._fits, self._calls, self._frame = [], [], None  # with what they hold of data
+            self._fits, self._calls, self._frame = [], [], None  # and the data that they hold
 
-    def hold(self, model: keras.Model, arguments: dict[str, Any], caller: FrameType) -> Any:
+    def defer(self, model: keras.Model, arguments: dict[str, Any], caller: FrameType) -> Any:
         """Keeps a call of `fit` for the end of the block, or until somebody looks at it."""
         names = {**caller.f_globals, **caller.f_locals}
         name = _name_in(names, model) or _attribute_in(names, model) or model.name
         if self._verbose is not None:
             arguments["verbose"] = self._verbose
         is_redirected = sys.stdout is not self._stdout and _prints(arguments)
-        if is_redirected:  # what is held so far does not print to where this one does
+        if is_redirected:  # what is deferred so far does not print to where this one does
             with contextlib.redirect_stdout(self._stdout):
                 self._train_first("output is redirected around a `fit`")
         with observed.paused():
@@ -185,7 +186,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 check_trainable_here(model)
             fit = DeferredFit(model, arguments, DeferredHistory(self._train_of_history))
             fit.name = fit.label = name
-            fit.draw_ahead(is_built=any(held.model is model for held in self._fits))
+            fit.draw_ahead(is_built=any(other.model is model for other in self._fits))
             self._calls.append(_Call(model, name, fit, fit.history))
             self._fits.append(fit)
             self._watch.add(model, _callbacks(arguments), fit.snapshot.others)
@@ -198,7 +199,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         return fit.history
 
     def train_if_met(self, model: keras.Model) -> None:
-        """Lets what is held train before a fit of `model` that an inner block holds."""
+        """Lets what is deferred train before a fit of `model` that an inner block defers."""
         if self._watch.covers(model):
             self._train_first(f"a block within this one fits {self._name_of(model)!r}")
 
@@ -218,7 +219,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             self._train_first("a `History` is read")
 
     def _train_first(self, why: str, at_call: bool = False) -> None:
-        """Trains what is held, as the program looks at it.
+        """Trains what is deferred, as the program looks at it.
 
         Args:
             why: What the program does.
@@ -237,7 +238,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 self._failure = error
             raise
         if told:
-            self.tell(f"cohost: the fits held so far were trained now, as {why}.")
+            self.tell(f"cohost: the fits deferred so far were trained now, as {why}.")
 
     def _train_rest(self) -> None:
         if not self._calls and not self._has_told:  # else fits were trained apart
@@ -248,7 +249,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             raise self._failure
 
     def _train(self, ends: bool) -> None:
-        """Trains the fits that are held.
+        """Trains the fits that are deferred.
 
         Args:
             ends: Whether nothing comes after them, so that a failure may end all of them.
@@ -260,12 +261,12 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             if fit.error is not None:
                 if ends:
                     raise fit.error
-                self._together.forsake(fit)
+                self._together.drop_after(fit)
             return ()
 
         try:
             self._by_name |= self._factors_of({fit.name: fit.model for fit in fits}, ends)
-            with _holders.none():
+            with _contexts.none():
                 self._together.run(fits, ended)
             if self._layout != "joined" and any(fit.arguments["verbose"] != 0 for fit in fits):
                 print(f"{self._layout}: {self._together.plan.summary}")
@@ -455,19 +456,34 @@ def unique(wanted: str, taken: Iterable[str]) -> str:
 # Calls of `fit`
 
 
-class _Holders(threading.local):
-    """Who holds the fits of this thread: the innermost block, or the program that it runs."""
+class DefersFits(Protocol):
+    """Something that takes the calls of `fit` of a thread: a block, or a program run in turn."""
+
+    def defer(
+        self, model: keras.Model, arguments: dict[str, Any], caller: FrameType
+    ) -> keras.callbacks.History:
+        """Takes a call of `fit`; returns `NotImplemented` where Keras's own is to be run."""
+
+    def train_if_met(self, model: keras.Model) -> None:
+        """Trains its fits if a fit of `model`, which an inner context takes, conflicts with one."""
+
+    def tell(self, text: str) -> None:
+        """Tells the user something about the fits."""
+
+
+class _Contexts(threading.local):
+    """The contexts that this thread is in; the last one takes its fits."""
 
     def __init__(self) -> None:
-        self.stack: list[Any] = []
+        self.stack: list[DefersFits] = []
         self.is_own = False  # whether a `fit` of Keras's is run by ours
 
-    def enter(self, holder: Any) -> None:
-        self.stack.append(holder)
+    def enter(self, context: DefersFits) -> None:
+        self.stack.append(context)
         _fit_hooks.acquire()
 
-    def leave(self, holder: Any) -> None:
-        self.stack.remove(holder)
+    def leave(self, context: DefersFits) -> None:
+        self.stack.remove(context)
         _fit_hooks.release()
 
     @contextlib.contextmanager
@@ -480,36 +496,32 @@ class _Holders(threading.local):
             self.stack = outside
 
 
-_holders = _Holders()
+_contexts = _Contexts()
 
 
 @contextlib.contextmanager
-def held_by(holder: Any) -> Iterator[None]:
-    """Within the block, this thread's fits go to `holder.hold(model, arguments, caller)`.
-
-    Where that answers `NotImplemented`, Keras's own `fit` is run. `holder.tell(text)` is called
-    with what the user should know.
-    """
-    _holders.enter(holder)
+def deferred_by(context: DefersFits) -> Iterator[None]:
+    """Gives this thread's fits, within the block, to a context."""
+    _contexts.enter(context)
     try:
         yield
     finally:
-        _holders.leave(holder)
+        _contexts.leave(context)
 
 
-def _held_fit(original: Callable) -> Callable:
+def _deferring_fit(original: Callable) -> Callable:
     signature = inspect.signature(original)
 
     def keras_fit(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
-        outside, _holders.is_own = _holders.is_own, True
+        outside, _contexts.is_own = _contexts.is_own, True
         try:
             return original(self, *args, **kwargs)
         finally:
-            _holders.is_own = outside
+            _contexts.is_own = outside
 
     @functools.wraps(original)
     def fit(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
-        if not _holders.stack:
+        if not _contexts.stack:
             return original(self, *args, **kwargs)
         own = backends.overridden(self, "fit")
         if own:
@@ -519,7 +531,7 @@ def _held_fit(original: Callable) -> Callable:
                 stacklevel=3,
             )
             return keras_fit(self, *args, **kwargs)
-        *outer, holder = _holders.stack
+        *outer, context = _contexts.stack
         for other in outer:
             other.train_if_met(self)
         for name in kwargs:
@@ -528,7 +540,7 @@ def _held_fit(original: Callable) -> Callable:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
-        history = holder.hold(self, arguments, sys._getframe(1))
+        history = context.defer(self, arguments, sys._getframe(1))
         return keras_fit(self, *args, **kwargs) if history is NotImplemented else history
 
     return fit
@@ -539,10 +551,10 @@ def _begun(original: Callable) -> Callable:
 
     @functools.wraps(original)
     def begun(self: keras.Model, method_name: str | None = None) -> Any:
-        if method_name == "fit" and _holders.stack:
+        if method_name == "fit" and _contexts.stack:
             observed.looked_at([self], "fit of {} begins", writes=True)
-            if not _holders.is_own:
-                _holders.stack[-1].tell(
+            if not _contexts.is_own:
+                _contexts.stack[-1].tell(
                     f"cohost: the fit of {self.name!r} is trained now and apart, as something that "
                     "wraps `keras.Model.fit` calls Keras's own."
                 )
@@ -555,8 +567,8 @@ def _make_fit_hooks() -> Iterator[Any]:
     # Behind what wrappers put on `keras.Model` itself. `_assert_compile_called`: what Keras's `fit`
     # begins with, whoever calls it.
     trainer = keras.Model.__mro__[1]
-    for name, replace in (("fit", _held_fit), ("_assert_compile_called", _begun)):
-        yield observed.hook(trainer, name, replace, lambda: bool(_holders.stack))
+    for name, replace in (("fit", _deferring_fit), ("_assert_compile_called", _begun)):
+        yield observed.hook(trainer, name, replace, lambda: bool(_contexts.stack))
 
 
 _fit_hooks = observed.Hooks(_make_fit_hooks)

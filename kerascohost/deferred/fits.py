@@ -1,4 +1,4 @@
-"""Fits that are held: what they would draw, what they share, and how they are trained together."""
+"""Deferred fits run concurrently; each starts once no earlier fit shares objects with it."""
 
 import contextlib
 import itertools
@@ -22,11 +22,11 @@ from kerascohost.training.sharing import stateful
 
 
 class DeferredHistoryError(CohortError, AttributeError):
-    """The `History` of a held fit is read before the fit has run."""
+    """The `History` of a deferred fit is read before the fit has run."""
 
 
 class DeferredHistory(keras.callbacks.History):
-    """What a held `fit` returns: a `History` that is filled when the fit has been trained.
+    """What a deferred `fit` returns: a `History` that is filled when the fit has been trained.
 
     Args:
         train: Trains the fit; called when somebody reads the `History`.
@@ -34,7 +34,7 @@ class DeferredHistory(keras.callbacks.History):
 
     # Without Keras's `__init__`: what it would set is not known yet.
     def __init__(self, train: Callable[[], None]) -> None:
-        self._reason = "its `fit` is held until the `with` block or the cell ends"
+        self._reason = "its `fit` is deferred until the `with` block or the cell ends"
         self._train = train
 
     def __getattr__(self, name: str) -> Any:
@@ -56,7 +56,7 @@ class DeferredHistory(keras.callbacks.History):
 
     def __repr__(self) -> str:
         epochs = vars(self).get("epoch")
-        return "<History, held>" if epochs is None else f"<History of {len(epochs)} epochs>"
+        return "<History, deferred>" if epochs is None else f"<History of {len(epochs)} epochs>"
 
     def was_not_run(self) -> None:
         """Says why this will stay empty."""
@@ -114,7 +114,7 @@ class DeferredFit:
         things = [model, *backends.parts(model), *changing]
         self._changes = {id(thing) for thing in things} | self.snapshot.writes
 
-    def meets(self, other: "DeferredFit") -> bool:
+    def conflicts_with(self, other: "DeferredFit") -> bool:
         """Whether one changes what the other changes or reads, so that one must wait."""
         return not (
             self._changes.isdisjoint(other._changes)
@@ -201,7 +201,7 @@ class DeferredFit:
 
 
 class DeferredRunner:
-    """Trains fits together, each from when nothing that it meets is left before it.
+    """Trains fits together, each as soon as no earlier one is left that it conflicts with.
 
     Args:
         factors: The group factor and the replicas of each member that has any, by name.
@@ -246,9 +246,9 @@ class DeferredRunner:
             fit.follow(earlier)
         self._scheduler.run(self._next_tasks(), self._on_end)
 
-    def forsake(self, failed: DeferredFit) -> None:
+    def drop_after(self, failed: DeferredFit) -> None:
         """Begins none of the fits that wait for one which has failed: alone they would not be."""
-        self._waiting = [fit for fit in self._waiting if not fit.meets(failed)]
+        self._waiting = [fit for fit in self._waiting if not fit.conflicts_with(failed)]
 
     def _next_tasks(self) -> list[Task]:
         tasks = []
@@ -267,7 +267,7 @@ class DeferredRunner:
     def _can_start(self, fit: DeferredFit) -> bool:
         earlier = itertools.takewhile(lambda other: other is not fit, self._waiting)
         before = [*self._running.values(), *earlier]
-        return not any(fit.meets(other) or fit.draws_after(other) for other in before)
+        return not any(fit.conflicts_with(other) or fit.draws_after(other) for other in before)
 
     def _task(self, fit: DeferredFit) -> Task:
         member = self._members.get(fit.name)
@@ -286,7 +286,7 @@ class DeferredRunner:
         if isinstance(outcome, Exception):
             fit.error = outcome
         for later in self._waiting:
-            if later.meets(fit) or later.draws_after(fit):
+            if later.conflicts_with(fit) or later.draws_after(fit):
                 later.continues(fit)
         self._waiting.extend(self._ended(fit))
         return self._next_tasks()

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from kerascohost.backends import threads
 from kerascohost.backends.process_state import ProcessState
-from kerascohost.deferred.context import held_by, unique
+from kerascohost.deferred.context import deferred_by, unique
 from kerascohost.deferred.fits import DeferredFit, DeferredRunner
 from kerascohost.errors import CohortError
 from kerascohost.training.member import check_trainable_here
@@ -136,7 +136,7 @@ class _Script:
         while not self._has_ended:
             self.resume(error)
 
-    def hold(self, model: keras.Model, arguments: dict[str, Any], caller: Any) -> Any:
+    def defer(self, model: keras.Model, arguments: dict[str, Any], caller: Any) -> Any:
         """In the script's thread: gives way to the others until the fit has been run."""
         try:
             check_trainable_here(model)
@@ -185,7 +185,7 @@ class _Script:
         try:
             if self._error is not None:  # interrupted before it began
                 raise self._error
-            with held_by(self):
+            with deferred_by(self):
                 exec(compile(self._source, self._path, "exec"), vars(self._world.module))
         except SystemExit as end:
             self.outcome.status = _status(end)

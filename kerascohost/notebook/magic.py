@@ -85,7 +85,7 @@ class CohostMagics(Magics):
     def cohost(self, line: str, cell: str | None = None) -> Any:
         """Trains Keras models together, each exactly as if it were alone.
 
-        As `%%cohost` before a cell: the calls of `fit` in the cell are held, and trained together
+        As `%%cohost` before a cell: the cell's calls of `fit` are deferred, and trained together
         at its end; everything else runs as written. The histories that `fit` returns are filled
         then, and a table shows how each model ended.
 

@@ -91,7 +91,7 @@ class Scheduler:
             What was asked of the program, and what came of it: for each member its logs, or the
             exception that it raised; members that are missing have done nothing yet.
         """
-        calls, rest = self.stacks.split(requests)
+        calls, rest = self.stacks.plan_calls(requests)
         for active, names in calls:
             if active not in self.stacks.active_stacks:
                 continue  # given up by a call before: its members find their places next turn
@@ -149,10 +149,10 @@ class Scheduler:
             signatures = {name: self._signature(name, requests[name]) for name in names}
             known = self._programs.setdefault(placement, [])
             for program in known:
-                mark_done = [n for n in names if program.signatures.get(n) == signatures[n]]
-                if mark_done:
-                    turn.append((program, mark_done))
-                    names = [name for name in names if name not in mark_done]
+                fitting = [n for n in names if program.signatures.get(n) == signatures[n]]
+                if fitting:
+                    turn.append((program, fitting))
+                    names = [name for name in names if name not in fitting]
             if names:
                 known[:] = [program for program in known if not self._is_outdated(program)]
                 program = _Program(placement[0], [self._members[name] for name in names])
@@ -329,7 +329,7 @@ class _Tasks:
             with errors.about(name):
                 request = self._active[name].run.send(answer)
             self._requests[name] = request
-            self._scheduler.stacks.note(name, request)
+            self._scheduler.stacks.set_metrics_reset(name, request)
         except StopIteration as end:
             self._ending.append((name, end.value))
         except Exception as error:

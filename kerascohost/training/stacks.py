@@ -59,7 +59,7 @@ class Stacks:
         self._stamps: dict[str, tuple] = {}
         self._members: dict[str, Member] = {}
         self._static_paths: set[str] = set()
-        self._begun: set[str] = set()
+        self._metrics_reset: set[str] = set()
 
     def assign(self, members: Iterable[Member]) -> None:
         """Finds a place for those members that have none, or that have been compiled anew."""
@@ -75,7 +75,7 @@ class Stacks:
         self._place(fresh)
 
     def _leave(self, active: ActiveStack) -> None:
-        active.state.sync_to_models(active.stack.names, list(self._begun))
+        active.state.sync_to_models(active.stack.names, list(self._metrics_reset))
         self.active_stacks.remove(active)
         for name in active.stack.names:
             del self._active_of[name]
@@ -122,12 +122,12 @@ class Stacks:
             if not refused:  # the floats were perhaps not the cause
                 self.reasons |= {n: known[n] for n in names if n not in self._active_of}
 
-    def split(
+    def plan_calls(
         self, requests: dict[str, StepRequest]
     ) -> tuple[list[tuple[ActiveStack, list[str]]], dict[str, StepRequest]]:
         """The calls that stacks should make now, and the wants of all members that are in none.
 
-        Members of a stack are mark_done together if they want steps of one kind with batches of one
+        Members of a stack are called together if they want steps of one kind with batches of one
         shape. What few of them want, such as a last partial batch or a validation, is done first:
         so all come to their full batches together again.
         """
@@ -153,14 +153,14 @@ class Stacks:
 
     def mark_done(self, names: Iterable[str]) -> None:
         """Notes that these members have done what they wanted."""
-        self._begun -= set(names)
+        self._metrics_reset -= set(names)
 
-    def note(self, name: str, request: StepRequest) -> None:
+    def set_metrics_reset(self, name: str, request: StepRequest) -> None:
         """Notes what a member wants: if it begins, the metrics in its row are not to be kept."""
         if request.metrics_reset:
-            self._begun.add(name)
+            self._metrics_reset.add(name)
         else:
-            self._begun.discard(name)
+            self._metrics_reset.discard(name)
 
     def release_data(self) -> None:
         """Lets go of the data of a run that has ended."""
@@ -175,7 +175,7 @@ class Stacks:
             if name in self._active_of:
                 by_stack.setdefault(self._active_of[name], []).append(name)
         for active, members in by_stack.items():
-            active.state.sync_to_models(members, list(self._begun))
+            active.state.sync_to_models(members, list(self._metrics_reset))
 
     def plan(self, members: Iterable[Member]) -> Plan:
         """Where these members are, and why."""

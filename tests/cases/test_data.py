@@ -315,7 +315,7 @@ def test_a_second_fit_draws_on():
     assert after == (random.random(), np.random.normal())
 
 
-def test_held_fits_read_as_fit():
+def test_deferred_fits_read_as_fit():
     apart = compare.train_apart({n: Member(net, epochs=3, **SHUFFLED[n]()) for n in ["shuffled"]})
     model = net()
     model.set_weights(compare.built(Member(net)).get_weights())

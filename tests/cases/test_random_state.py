@@ -286,7 +286,7 @@ def test_what_fits_draw_from_global_states_the_program_does_not_draw_again(drawi
     check(program)
 
 
-def test_a_fit_whose_data_have_a_generator_of_their_own_is_held(capsys):
+def test_a_fit_whose_data_have_a_generator_of_their_own_is_deferred(capsys):
     class Own(keras.utils.PyDataset):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Fits held by `with cohost():` end as if the block had not been there, and the patch goes away."""
+"""Fits deferred by `with cohost():` end as without the block, and the patch goes away."""
 
 import threading
 from types import FunctionType
@@ -189,14 +189,14 @@ def test_a_history_that_is_read_is_trained_first():
     with kc.cohost() as run:
         history = a.fit(X, Y, verbose=0)
         assert not hasattr(history, "nonsense")
-        assert repr(history) == "<History, held>"
+        assert repr(history) == "<History, deferred>"
         with pytest.raises(kc.CohortError, match="after the `with` block"):
             _ = run.history
         assert history.epoch == [0]
         assert repr(history) == "<History of 1 epochs>"
         assert history.model is a
         later = a.fit(X, Y, verbose=0)
-        assert repr(later) == "<History, held>"
+        assert repr(later) == "<History, deferred>"
         assert len(getattr(later, "history", {})["loss"]) == 1
     assert list(run.history) == ["a", "a (2)"]
     assert list(run.history.values()) == [history, later]
@@ -211,7 +211,7 @@ def test_a_line_says_once_what_was_trained_early(capsys):
         b.get_weights()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cohost")]
     assert lines == [
-        "cohost: the fits held so far were trained now, as evaluate of 'a' needs its weights."
+        "cohost: the fits deferred so far were trained now, as evaluate of 'a' needs its weights."
     ]
     assert list(run.history) == ["a", "b"]
     with kc.cohost():
@@ -290,7 +290,7 @@ def test_an_exception_in_the_block_trains_nothing_and_says_so(error):
             history = a.fit(X, Y, verbose=0)
             b.fit(X, Y, verbose=0)
             raise error
-    assert caught.value.__notes__ == ["The fits held by `cohost()` were not run: a, b."]
+    assert caught.value.__notes__ == ["The fits deferred by `cohost()` were not run: a, b."]
     assert_allclose(a.get_weights()[0], before[0])
     with pytest.raises(kc.CohortError, match="its `fit` was not run"):
         _ = history.history
@@ -337,10 +337,10 @@ def test_nested_blocks_hold_their_own():
         first = a.fit(X, Y, verbose=0)
         with kc.cohost() as inner:
             b.fit(X, Y, verbose=0)
-            assert repr(first) == "<History, held>"
-            second = a.fit(X, Y, verbose=0)  # goes on from the one that the outer block holds
+            assert repr(first) == "<History, deferred>"
+            second = a.fit(X, Y, verbose=0)  # goes on from the one that the outer block defers
             assert first.epoch == [0]
-            assert repr(second) == "<History, held>"
+            assert repr(second) == "<History, deferred>"
         assert list(inner.history) == ["b", "a"]
         b.evaluate(X, Y, verbose=0)
     assert list(outer.history) == ["a"]
@@ -384,7 +384,7 @@ def test_other_threads_look_at_what_is_held_as_if_there_were_no_block(tmp_path):
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
-        assert repr(history) == "<History, held>"
+        assert repr(history) == "<History, deferred>"
     assert seen == [True, (0, False, False, False), (True, 1)]
     assert list(run.history) == ["a", "unbuilt"]
 

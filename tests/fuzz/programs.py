@@ -106,7 +106,7 @@ class _Model:
 
     @property
     def is_built(self) -> bool:
-        """Whether it has weights, or held fits will have made them when they are read."""
+        """Whether it has weights, or deferred fits will have made them when they are read."""
         return self.is_fitted or self.kind not in ("own", "unbuilt")
 
 
@@ -731,19 +731,19 @@ class Verdict:
 
 def judge(program: str) -> Verdict:
     """Runs a program alone and inside a block, and compares."""
-    alone, held = run(program), run(program, kc.cohost)
-    if isinstance(held.error, kc.CohortError):
-        return Verdict("refused", f"{held.error}")
-    if alone.error or held.error:
-        if type(alone.error) is type(held.error):
+    alone, deferred = run(program), run(program, kc.cohost)
+    if isinstance(deferred.error, kc.CohortError):
+        return Verdict("refused", f"{deferred.error}")
+    if alone.error or deferred.error:
+        if type(alone.error) is type(deferred.error):
             return Verdict("raised", f"{alone.error!r:.100}")
-        return Verdict("differs", f"{alone.error!r} alone, {held.error!r} in the block")
+        return Verdict("differs", f"{alone.error!r} alone, {deferred.error!r} in the block")
     layout = "other" if "layout=" in program else "joined"
     tolerance = TOLERANCE["bfloat16" if "bfloat16" in program else layout]
-    found = difference(alone.left, held.left, tolerance)
+    found = difference(alone.left, deferred.left, tolerance)
     if found is None:
         return Verdict("same")
-    told = any("drew random numbers" in text for text in held.warned)
+    told = any("drew random numbers" in text for text in deferred.warned)
     return Verdict("told" if told else "differs", found)
 
 

@@ -1,4 +1,4 @@
-"""Programs that read or change what a held fit trains; run alone, and in a block."""
+"""Programs that read or change what a deferred fit trains; run alone, and in a block."""
 
 # ruff: noqa: E501  # programs as people write them, each in few lines
 
@@ -232,7 +232,7 @@ with HOLD():
         if i == 0 or BACKEND == "tensorflow": seen.append(value(f(x[:3])))
 models.append(m)
 """,
-    "gradients of a held model": """
+    "gradients of a deferred model": """
 m = compiled(); v = m.trainable_variables
 with HOLD():
     m.fit(x, y, **FIT)

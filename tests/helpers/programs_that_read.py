@@ -543,13 +543,13 @@ with HOLD():
         m = compiled(); m.fit(x, y, callbacks=[Row(i)], **FIT); models.append(m)
 extra = text.getvalue().split()
 """,
-    "a loss over a held teacher": """
+    "a loss over a deferred teacher": """
 with HOLD():
     teacher = compiled(); teacher.fit(x, y, **FIT)
     student = net(); student.compile(keras.optimizers.SGD(.05), lambda t, p: ops.mean((p - t) ** 2) + ops.mean(teacher(x)) ** 2 * ops.mean(p ** 2)); student.fit(x, y, **FIT)
 models += [teacher, student]
 """,
-    "a generator over a held teacher": """
+    "a generator over a deferred teacher": """
 def taught(teacher):
     while True: yield x[:32], np.asarray(teacher(x[:32]))
 f = dict(FIT, steps_per_epoch=2); f.pop("batch_size")
@@ -558,7 +558,7 @@ with HOLD():
     student = compiled(); student.fit(taught(teacher), **f)
 models += [teacher, student]
 """,
-    "a PyDataset over a held teacher": """
+    "a PyDataset over a deferred teacher": """
 class Taught(keras.utils.PyDataset):
     def __init__(self, teacher): super().__init__(); self.teacher = teacher
     def __len__(self): return 2

@@ -1,4 +1,4 @@
-"""Programs that look at what a held fit trains see, and end with, what they would alone."""
+"""Programs that look at what a deferred fit trains see, and end with, what they would alone."""
 
 import contextlib
 import warnings
@@ -69,8 +69,8 @@ def same(one, other):
 
 def compare(program):
     expected, alone = run(program, Alone)
-    found, held = run(program, kc.cohost)
-    assert same(alone, held)
+    found, deferred = run(program, kc.cohost)
+    assert same(alone, deferred)
     for one, other in zip(expected, found, strict=True):
         assert same(state(one), state(other))
 
