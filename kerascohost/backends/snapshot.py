@@ -1,4 +1,4 @@
-"""Models put back to what they were: what lets a measurement train a user's own models."""
+"""Restores models to what they were, so that a measurement can train a user's own models."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from keras.src.saving.keras_saveable import KerasSaveable  # layers, optimizers,
 from kerascohost.backends import random_state, set_random_state, variables
 
 
-class Values:
+class VariableSnapshot:
     """The values that all variables of some models have now, and the global random state.
 
     Args:
@@ -33,14 +33,14 @@ class Values:
 
 @contextlib.contextmanager
 def preserved(models: Iterable[keras.Model]) -> Iterator[None]:
-    """Whatever the block does to `models`, they leave it as they came, also on an exception.
+    """Puts the models back to what they were when the block ends, also on an exception.
 
     What was not built is not built again; compiled functions and histories are the old ones. (A
     copy would be the other way to leave models untouched. Copies of Keras models go through saving,
     which much of what notebooks define cannot: classes without `get_config`, lambdas.)
     """
     models = list(models)
-    values, attributes = Values(models), _attributes(models)
+    values, attributes = VariableSnapshot(models), _attributes(models)
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ class _Script:
         self.name = name
         self._began = time.perf_counter()
         self._path, self._source = path, _source(path)
-        self._world = _World(name, path, arguments)
+        self._state = _ScriptState(name, path, arguments)
         self._fit: DeferredFit | None = None
         self._error: BaseException | None = None
         self._go, self._parked = threading.Semaphore(0), threading.Semaphore(0)
@@ -126,7 +126,7 @@ class _Script:
             The call of `fit`, or `None` at the script's end.
         """
         self._error, self._fit = error, None
-        with self._world.entered():
+        with self._state.entered():
             self._go.release()
             self._wait()
         return self._fit
@@ -149,7 +149,7 @@ class _Script:
 
         @contextlib.contextmanager
         def entered() -> Iterator[None]:  # in the thread that trains
-            with self._world.entered(), threads.configured(own):
+            with self._state.entered(), threads.configured(own):
                 yield
 
         self._fit = DeferredFit(model, arguments, entered=entered, is_deferred=False)
@@ -186,7 +186,7 @@ class _Script:
             if self._error is not None:  # interrupted before it began
                 raise self._error
             with deferred_by(self):
-                exec(compile(self._source, self._path, "exec"), vars(self._world.module))
+                exec(compile(self._source, self._path, "exec"), vars(self._state.module))
         except SystemExit as end:
             self.outcome.status = _status(end)
         except BaseException as error:
@@ -194,15 +194,15 @@ class _Script:
             self.outcome.status = 130 if isinstance(error, KeyboardInterrupt) else 1
             own = error.__traceback__.tb_next if error.__traceback__ else None  # without `exec`
             text = "".join(traceback.format_exception(type(error), error, own))
-            self._world.write(text, sys.stderr)
+            self._state.write(text, sys.stderr)
         finally:
             self.outcome.seconds = time.perf_counter() - self._began
-            self._world.flush()
+            self._state.flush()
             self._fit, self._has_ended = None, True
             self._parked.release()
 
 
-class _World:
+class _ScriptState:
     """What a process has once, and each script for itself: it changes hands with the turn."""
 
     def __init__(self, name: str, path: Path, arguments: Sequence[str]):

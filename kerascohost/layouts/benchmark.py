@@ -23,7 +23,7 @@ from kerascohost.arguments import (
     measured_layouts,
     named_models,
 )
-from kerascohost.backends import snapshot
+from kerascohost.backends.snapshot import VariableSnapshot, preserved
 from kerascohost.errors import CohortError
 from kerascohost.layouts import memory
 from kerascohost.layouts.sample_data import trial_data
@@ -121,7 +121,7 @@ def benchmark(
     data, sizes = trial_data(named, x, y, sizes, steps)
     bench = _Bench(named, data, sizes, group_factor, replicas)
     with (
-        snapshot.preserved(named.values()),
+        preserved(named.values()),
         tqdm(total=1.0, desc="benchmark", disable=progress is not True) as bar,
     ):
         bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
@@ -269,7 +269,7 @@ class _Bench:
         self._report = report
         xs, ys = self._columns()
         Cohort(self.models).build(xs, ys, self.batch_sizes)
-        self._start = snapshot.Values(self.models.values())
+        self._start = VariableSnapshot(self.models.values())
         rows: dict[str, dict[str, Any]] = {layout: {"layout": layout} for layout in layouts}
         rounds: dict[str, _Layout] = {}
         for i, layout in enumerate(layouts):

@@ -6,13 +6,11 @@ Models are stacked if everything that their steps reference is equal except the 
 different floats, the prototype's are replaced by traced values while its step is traced.
 """
 
-import collections
 import contextlib
 import functools
 import hashlib
 import itertools
 import math
-import operator
 import re
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -20,10 +18,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 
 from kerascohost import backends
-from kerascohost.backends import StepRange
 from kerascohost.backends.reached import TRACED_WITH
 
 # Attributes of Keras's objects that do not decide what a step computes. Private ones are Keras's
@@ -527,197 +523,6 @@ def _difference(
     return nearest[1]
 
 
-class TracedFloat:
-    """A Python float that is another one in each member, while the step of all is traced.
-
-    It takes part in arithmetic as a tensor does. Comparisons are made for all members at once; they
-    must agree, as Python can only go one way.
-
-    Args:
-        ref: Where it stands.
-        tensor: One member's value, seen by the vectorised step.
-        values: All members' values.
-        convert: `convert(tensor, dtype)`: the tensor in another dtype.
-    """
-
-    def __init__(self, ref: FloatRef, tensor: Any, values: Sequence[float], convert: Callable):
-        self.ref = ref
-        self.tensor = tensor
-        self.values = values
-        self._convert = convert
-
-    def as_tensor(self, dtype: Any = None) -> Any:
-        """The value as a tensor; of Keras's default float type unless told."""
-        return self._convert(self.tensor, dtype or keras.config.floatx())
-
-    def __jax_array__(self) -> Any:
-        return self.as_tensor()
-
-    def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> Any:
-        return self.as_tensor(dtype)
-
-    def _agreed(self, outcomes: list[bool]) -> bool:
-        if len(set(outcomes)) > 1:
-            raise self._refusal("decides how to compute, and members differ")
-        return outcomes[0]
-
-    def _refusal(self, why: str) -> NotStackableError:
-        self.ref.refused = True
-        return NotStackableError(f"`{self.ref.path}` {why}")
-
-    def __bool__(self) -> bool:
-        return self._agreed([bool(value) for value in self.values])
-
-    def __float__(self) -> float:
-        raise self._refusal("is used as a Python number")
-
-    def __neg__(self) -> Any:
-        return self._with(lambda value: -value)
-
-    def _with(self, function: Callable) -> Any:
-        """The result of arithmetic with a Python number, with the precision that there is."""
-        if keras.backend.standardize_dtype(self.tensor.dtype) == keras.config.floatx():
-            return function(self.tensor)
-        values = [function(value) for value in self.values]
-        return TracedFloat(self.ref, function(self.tensor), values, self._convert)
-
-    __hash__ = None  # type: ignore[assignment]  # what is a key must not change
-
-
-def _arithmetic(operation: Callable, swapped: bool) -> Callable:
-    def operate(self: TracedFloat, other: Any) -> Any:
-        if isinstance(other, (int, float)):
-            return self._with(lambda x: operation(other, x) if swapped else operation(x, other))
-        if isinstance(other, TracedFloat):
-            return operation(self.as_tensor(), other.as_tensor())
-        mine = self.as_tensor(_float_type(other))
-        return operation(other, mine) if swapped else operation(mine, other)
-
-    return operate
-
-
-def _float_type(other: Any) -> str | None:
-    """The dtype in which a Python number would be taken beside `other`."""
-    dtype = keras.backend.standardize_dtype(getattr(other, "dtype", keras.config.floatx()))
-    return dtype if keras.backend.is_float_dtype(dtype) else None
-
-
-def _comparison(name: str) -> Callable:
-    def compare(self: TracedFloat, other: Any) -> Any:
-        if other is None:
-            return name == "__ne__"
-        if isinstance(other, TracedFloat):
-            pairs = list(zip(self.values, other.values, strict=True))
-        elif isinstance(other, (int, float)):
-            pairs = [(value, float(other)) for value in self.values]
-        else:
-            return NotImplemented
-        return self._agreed([getattr(a, name)(b) for a, b in pairs])
-
-    return compare
-
-
-for _name in ("add", "sub", "mul", "truediv", "pow"):
-    setattr(TracedFloat, f"__{_name}__", _arithmetic(getattr(operator, _name), swapped=False))
-    setattr(TracedFloat, f"__r{_name}__", _arithmetic(getattr(operator, _name), swapped=True))
-for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
-    setattr(TracedFloat, _name, _comparison(_name))
-
-
-@contextlib.contextmanager
-def traced_floats(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[None]:
-    """Gives the prototype, within the block, traced values where the members' floats differ.
-
-    They stand in the prototype's own attributes, where every thread finds them: a model that is
-    being trained is not for other threads to use.
-
-    Args:
-        stack: The stack.
-        tensors: One member's values, for each of the stack's float_refs.
-        convert: As in `TracedFloat`.
-    """
-    with contextlib.ExitStack() as entered:
-        for ref, tensor, values in zip(stack.float_refs, tensors, stack.values, strict=True):
-            entered.enter_context(ref.holding(TracedFloat(ref, tensor, values, convert)))
-        yield
-
-
-# The transfer of a whole stack that is the first to be compiled: that takes as long as a hundred.
-_OFTEN = 100
-
-
-class StackedState:
-    """The state of a stack while it trains: each variable of all members in one array.
-
-    A member's row is fetched from its own variables before it is trained, and brought home when
-    somebody may look at the model or change it. In between the model's own variables are old.
-
-    Args:
-        stack: The stack.
-        models: Its models.
-    """
-
-    def __init__(self, stack: Stack, models: Sequence[keras.Model]):
-        self.stack = stack
-        self._row = {name: i for i, name in enumerate(stack.names)}
-        self._stale: set[str] = set()
-        metrics = {id(variable) for variable in models[0].metrics_variables}
-        self._metrics = [i for i, v in enumerate(stack.variables[0]) if id(v) in metrics]
-        self._all = list(range(len(stack.variables[0])))
-        self._transfers: collections.Counter = collections.Counter()
-
-    def rows(self, names: Sequence[str]) -> list[int]:
-        """The rows of these members."""
-        return [self._row[name] for name in names]
-
-    def sync_from_models(self, names: Sequence[str], begun: Sequence[str]) -> None:
-        """Gets the rows that are still at home.
-
-        Args:
-            names: The members that are to be trained or tested.
-            begun: Those of them whose metrics have been reset since they were fetched.
-        """
-        missing = [name for name in names if name not in self._stale]
-        reset = [name for name in begun if name in self._stale]
-        if missing:
-            self.load(self.rows(missing), self._all)
-        if reset:
-            self.load(self.rows(reset), self._metrics)
-        self._stale |= set(missing)
-
-    def sync_to_models(self, names: Sequence[str], begun: Sequence[str] = ()) -> None:
-        """Gives these members their own variables back, if they are away.
-
-        Args:
-            names: The members.
-            begun: Those of them whose metrics have been reset since their last steps.
-        """
-        away = [name for name in names if name in self._stale]
-        reset = [name for name in away if name in begun]
-        others = [name for name in away if name not in begun]
-        if others:
-            finished(lambda: self.store(self.rows(others), self._all))
-        if reset:
-            kept = [i for i in self._all if i not in self._metrics]
-            finished(lambda: self.store(self.rows(reset), kept))
-        self._stale -= set(away)
-
-    def is_often(self, what: str, rows: Sequence[int]) -> bool:
-        """Whether transfers of the whole stack are so many that they are worth compiling."""
-        if len(rows) < len(self.stack.names):
-            return False
-        self._transfers[what] += 1
-        return self._transfers[what] >= _OFTEN
-
-    def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
-        """Copies the variables at `positions` of these members into their rows."""
-        raise NotImplementedError
-
-    def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
-        """Copies these rows into the members' variables at `positions`."""
-        raise NotImplementedError
-
-
 def reason(error: Exception) -> str:
     """What went wrong, in a line: Keras tells the layer first, and TensorFlow the whole graph.
 
@@ -729,67 +534,3 @@ def reason(error: Exception) -> str:
     found = within_keras or (by_autograph if text.startswith("in user code:") else None)
     lines = (found[1] if found else text).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def finished(write: Callable[[], None]) -> None:
-    """Calls `write` to its end: an interrupt would leave old values beside new ones."""
-    try:
-        write()
-    except KeyboardInterrupt:
-        write()
-        raise
-
-
-def stacked_batches(ranges: Sequence[StepRange]) -> tuple[Any, list[Any]]:
-    """The batches of several members, which are of one shape and equally many.
-
-    Returns:
-        The structure of a batch, for `unflattened`, and its arrays, `(steps, members, rows, ...)`.
-    """
-    parts = [
-        [
-            leaf[step_range.start : step_range.stop]
-            for leaf in tree.flatten(step_range.chunk.data)
-            if leaf is not None
-        ]
-        for step_range in ranges
-    ]
-    stack = np.stack if isinstance(parts[0][0], np.ndarray) else keras.ops.stack
-    arrays = [stack(leaves, axis=1) for leaves in zip(*parts, strict=True)]
-    return tree.map_structure(lambda leaf: leaf is not None, ranges[0].chunk.data), arrays
-
-
-def unflattened(structure: Any, leaves: Sequence[Any]) -> Any:
-    """The leaves of a batch put back into the structure that `stacked_batches` returned."""
-    remaining = iter(leaves)
-    return tree.map_structure(lambda there: next(remaining) if there else None, structure)
-
-
-def logs_by_member(
-    names: Sequence[str], rows: Sequence[int], logs: Any, models: Sequence[keras.Model]
-) -> dict[str, Any]:
-    """Each member's own logs.
-
-    Args:
-        names: The members.
-        rows: Their rows.
-        logs: The prototype's logs, each of them a NumPy array with an item for each of `names`.
-        models: The models of the stack.
-    """
-    by_member = {}
-    for i, (name, row) in enumerate(zip(names, rows, strict=True)):
-        own = tree.map_structure(lambda leaf, i=i: leaf[i], logs)
-        by_member[name] = _renamed(own, models[0], models[row])
-    return by_member
-
-
-def _renamed(logs: Any, prototype: keras.Model, model: keras.Model) -> Any:
-    """Logs by the names of this model's metrics: unless told, Keras numbers some of them."""
-    if _metric_names(prototype) == _metric_names(model) or not isinstance(logs, dict):
-        return logs
-    names = zip(prototype.get_metrics_result(), model.get_metrics_result(), strict=True)
-    return {name: logs[known] for known, name in names}
-
-
-def _metric_names(model: keras.Model) -> list[str]:
-    return [metric.name for metric in backends.with_parts(model.metrics)]

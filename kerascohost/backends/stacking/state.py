@@ -1,0 +1,152 @@
+"""The state of a stack while it trains, and the batches and logs of its members."""
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerascohost.backends.base import StepRange
+from kerascohost.backends.keras_internals import with_parts
+from kerascohost.backends.stacking.signature import Stack
+
+# The transfer of a whole stack that is the first to be compiled: that takes as long as a hundred.
+_OFTEN = 100
+
+
+class StackedState:
+    """The state of a stack while it trains: each variable of all members in one array.
+
+    A member's row is fetched from its own variables before it is trained, and brought home when
+    somebody may look at the model or change it. In between the model's own variables are old.
+
+    Args:
+        stack: The stack.
+        models: Its models.
+    """
+
+    def __init__(self, stack: Stack, models: Sequence[keras.Model]):
+        self.stack = stack
+        self._row = {name: i for i, name in enumerate(stack.names)}
+        self._stale: set[str] = set()
+        metrics = {id(variable) for variable in models[0].metrics_variables}
+        self._metrics = [i for i, v in enumerate(stack.variables[0]) if id(v) in metrics]
+        self._all = list(range(len(stack.variables[0])))
+        self._transfers: collections.Counter = collections.Counter()
+
+    def rows(self, names: Sequence[str]) -> list[int]:
+        """The rows of these members."""
+        return [self._row[name] for name in names]
+
+    def sync_from_models(self, names: Sequence[str], begun: Sequence[str]) -> None:
+        """Gets the rows that are still at home.
+
+        Args:
+            names: The members that are to be trained or tested.
+            begun: Those of them whose metrics have been reset since they were fetched.
+        """
+        missing = [name for name in names if name not in self._stale]
+        reset = [name for name in begun if name in self._stale]
+        if missing:
+            self.load(self.rows(missing), self._all)
+        if reset:
+            self.load(self.rows(reset), self._metrics)
+        self._stale |= set(missing)
+
+    def sync_to_models(self, names: Sequence[str], begun: Sequence[str] = ()) -> None:
+        """Gives these members their own variables back, if they are away.
+
+        Args:
+            names: The members.
+            begun: Those of them whose metrics have been reset since their last steps.
+        """
+        away = [name for name in names if name in self._stale]
+        reset = [name for name in away if name in begun]
+        others = [name for name in away if name not in begun]
+        if others:
+            finished(lambda: self.store(self.rows(others), self._all))
+        if reset:
+            kept = [i for i in self._all if i not in self._metrics]
+            finished(lambda: self.store(self.rows(reset), kept))
+        self._stale -= set(away)
+
+    def is_often(self, what: str, rows: Sequence[int]) -> bool:
+        """Whether transfers of the whole stack are so many that they are worth compiling."""
+        if len(rows) < len(self.stack.names):
+            return False
+        self._transfers[what] += 1
+        return self._transfers[what] >= _OFTEN
+
+    def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Copies the variables at `positions` of these members into their rows."""
+        raise NotImplementedError
+
+    def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Copies these rows into the members' variables at `positions`."""
+        raise NotImplementedError
+
+
+def finished(write: Callable[[], None]) -> None:
+    """Calls `write` to its end: an interrupt would leave old values beside new ones."""
+    try:
+        write()
+    except KeyboardInterrupt:
+        write()
+        raise
+
+
+def stacked_batches(ranges: Sequence[StepRange]) -> tuple[Any, list[Any]]:
+    """The batches of several members, which are of one shape and equally many.
+
+    Returns:
+        The structure of a batch, for `unflattened`, and its arrays, `(steps, members, rows, ...)`.
+    """
+    parts = [
+        [
+            leaf[step_range.start : step_range.stop]
+            for leaf in tree.flatten(step_range.chunk.data)
+            if leaf is not None
+        ]
+        for step_range in ranges
+    ]
+    stack = np.stack if isinstance(parts[0][0], np.ndarray) else keras.ops.stack
+    arrays = [stack(leaves, axis=1) for leaves in zip(*parts, strict=True)]
+    return tree.map_structure(lambda leaf: leaf is not None, ranges[0].chunk.data), arrays
+
+
+def unflattened(structure: Any, leaves: Sequence[Any]) -> Any:
+    """The leaves of a batch put back into the structure that `stacked_batches` returned."""
+    remaining = iter(leaves)
+    return tree.map_structure(lambda there: next(remaining) if there else None, structure)
+
+
+def logs_by_member(
+    names: Sequence[str], rows: Sequence[int], logs: Any, models: Sequence[keras.Model]
+) -> dict[str, Any]:
+    """Each member's own logs.
+
+    Args:
+        names: The members.
+        rows: Their rows.
+        logs: The prototype's logs, each of them a NumPy array with an item for each of `names`.
+        models: The models of the stack.
+    """
+    by_member = {}
+    for i, (name, row) in enumerate(zip(names, rows, strict=True)):
+        own = tree.map_structure(lambda leaf, i=i: leaf[i], logs)
+        by_member[name] = _renamed(own, models[0], models[row])
+    return by_member
+
+
+def _renamed(logs: Any, prototype: keras.Model, model: keras.Model) -> Any:
+    """Logs by the names of this model's metrics: unless told, Keras numbers some of them."""
+    if _metric_names(prototype) == _metric_names(model) or not isinstance(logs, dict):
+        return logs
+    names = zip(prototype.get_metrics_result(), model.get_metrics_result(), strict=True)
+    return {name: logs[known] for known, name in names}
+
+
+def _metric_names(model: keras.Model) -> list[str]:
+    return [metric.name for metric in with_parts(model.metrics)]

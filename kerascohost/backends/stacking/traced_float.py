@@ -1,0 +1,125 @@
+"""Python floats that differ between the members of a stack, while its one step is traced."""
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+from kerascohost.backends.stacking.signature import FloatRef, NotStackableError, Stack
+
+
+class TracedFloat:
+    """A Python float that is another one in each member, while the step of all is traced.
+
+    It takes part in arithmetic as a tensor does. Comparisons are made for all members at once; they
+    must agree, as Python can only go one way.
+
+    Args:
+        ref: Where it stands.
+        tensor: One member's value, seen by the vectorised step.
+        values: All members' values.
+        convert: `convert(tensor, dtype)`: the tensor in another dtype.
+    """
+
+    def __init__(self, ref: FloatRef, tensor: Any, values: Sequence[float], convert: Callable):
+        self.ref = ref
+        self.tensor = tensor
+        self.values = values
+        self._convert = convert
+
+    def as_tensor(self, dtype: Any = None) -> Any:
+        """The value as a tensor; of Keras's default float type unless told."""
+        return self._convert(self.tensor, dtype or keras.config.floatx())
+
+    def __jax_array__(self) -> Any:
+        return self.as_tensor()
+
+    def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> Any:
+        return self.as_tensor(dtype)
+
+    def _agreed(self, outcomes: list[bool]) -> bool:
+        if len(set(outcomes)) > 1:
+            raise self._refusal("decides how to compute, and members differ")
+        return outcomes[0]
+
+    def _refusal(self, why: str) -> NotStackableError:
+        self.ref.refused = True
+        return NotStackableError(f"`{self.ref.path}` {why}")
+
+    def __bool__(self) -> bool:
+        return self._agreed([bool(value) for value in self.values])
+
+    def __float__(self) -> float:
+        raise self._refusal("is used as a Python number")
+
+    def __neg__(self) -> Any:
+        return self._with(lambda value: -value)
+
+    def _with(self, function: Callable) -> Any:
+        """The result of arithmetic with a Python number, with the precision that there is."""
+        if keras.backend.standardize_dtype(self.tensor.dtype) == keras.config.floatx():
+            return function(self.tensor)
+        values = [function(value) for value in self.values]
+        return TracedFloat(self.ref, function(self.tensor), values, self._convert)
+
+    __hash__ = None  # type: ignore[assignment]  # what is a key must not change
+
+
+def _arithmetic(operation: Callable, swapped: bool) -> Callable:
+    def operate(self: TracedFloat, other: Any) -> Any:
+        if isinstance(other, (int, float)):
+            return self._with(lambda x: operation(other, x) if swapped else operation(x, other))
+        if isinstance(other, TracedFloat):
+            return operation(self.as_tensor(), other.as_tensor())
+        mine = self.as_tensor(_float_type(other))
+        return operation(other, mine) if swapped else operation(mine, other)
+
+    return operate
+
+
+def _float_type(other: Any) -> str | None:
+    """The dtype in which a Python number would be taken beside `other`."""
+    dtype = keras.backend.standardize_dtype(getattr(other, "dtype", keras.config.floatx()))
+    return dtype if keras.backend.is_float_dtype(dtype) else None
+
+
+def _comparison(name: str) -> Callable:
+    def compare(self: TracedFloat, other: Any) -> Any:
+        if other is None:
+            return name == "__ne__"
+        if isinstance(other, TracedFloat):
+            pairs = list(zip(self.values, other.values, strict=True))
+        elif isinstance(other, (int, float)):
+            pairs = [(value, float(other)) for value in self.values]
+        else:
+            return NotImplemented
+        return self._agreed([getattr(a, name)(b) for a, b in pairs])
+
+    return compare
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    setattr(TracedFloat, f"__{_name}__", _arithmetic(getattr(operator, _name), swapped=False))
+    setattr(TracedFloat, f"__r{_name}__", _arithmetic(getattr(operator, _name), swapped=True))
+for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
+    setattr(TracedFloat, _name, _comparison(_name))
+
+
+@contextlib.contextmanager
+def traced_floats(stack: Stack, tensors: Sequence[Any], convert: Callable) -> Iterator[None]:
+    """Gives the prototype, within the block, traced values where the members' floats differ.
+
+    They stand in the prototype's own attributes, where every thread finds them: a model that is
+    being trained is not for other threads to use.
+
+    Args:
+        stack: The stack.
+        tensors: One member's values, for each of the stack's float_refs.
+        convert: As in `TracedFloat`.
+    """
+    with contextlib.ExitStack() as entered:
+        for ref, tensor, values in zip(stack.float_refs, tensors, stack.values, strict=True):
+            entered.enter_context(ref.holding(TracedFloat(ref, tensor, values, convert)))
+        yield
