@@ -1,7 +1,8 @@
 """Arguments for several models: one value for all of them, or a dict by member."""
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
 import keras
 import numpy as np
@@ -26,6 +27,66 @@ _FACTORS = {"grouped": "group_factor", "replicated": "replicas"}
 
 # Arguments whose value for one model may itself be a dict.
 _MAY_BE_DICTS = ("x", "y", "sample_weight", "class_weight")
+
+# What Keras accepts as data: arrays, tensors, a DataFrame, a dataset, a generator, structures of
+# arrays. No type tells them from other things: Keras looks at them itself.
+Data: TypeAlias = Any
+
+Callbacks: TypeAlias = (
+    keras.callbacks.Callback | keras.callbacks.CallbackList | list[keras.callbacks.Callback] | None
+)
+
+
+class FitArguments(TypedDict):
+    """The arguments of one member's `fit`, as `keras.Model.fit` has them."""
+
+    x: Data
+    y: Data
+    batch_size: int | None
+    epochs: int
+    verbose: int | str
+    callbacks: Callbacks
+    validation_split: float
+    validation_data: Data
+    shuffle: bool | str
+    class_weight: Mapping[int, float] | None
+    sample_weight: Data
+    initial_epoch: int
+    steps_per_epoch: int | None
+    validation_steps: int | None
+    validation_batch_size: int | None
+    validation_freq: int | Sequence[int]
+
+
+class EvaluateArguments(TypedDict):
+    """The arguments of one member's `evaluate`, but for `return_dict`."""
+
+    x: Data
+    y: Data
+    batch_size: int | None
+    verbose: int | str
+    sample_weight: Data
+    steps: int | None
+    callbacks: Callbacks
+
+
+class PredictArguments(TypedDict):
+    """The arguments of one member's `predict`."""
+
+    x: Data
+    batch_size: int | None
+    verbose: int | str
+    steps: int | None
+    callbacks: Callbacks
+
+
+# What Keras takes where an argument is not given; all of `evaluate` and `predict` are in `fit` too,
+# or `None`.
+FIT_DEFAULTS: Mapping[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(keras.Model.fit).parameters.items()
+    if name != "self"
+}
 
 T = TypeVar("T")
 PerMember: TypeAlias = T | Mapping[str, T]

@@ -26,6 +26,7 @@ from keras.src.trainers.data_adapters.array_data_adapter import (
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
+from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchDataLoaderAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 
@@ -199,7 +200,13 @@ class Epochs(EpochIterator):
             batches = adapter._first_batches
         elif isinstance(adapter, PyDatasetAdapter) and on_tensorflow:
             batches = self._signature_batches(adapter)
+        elif isinstance(adapter, TorchDataLoaderAdapter) and on_tensorflow:
+            # `_dataloader`: `fit` reads so many of its batches for their shapes, and starts again.
+            most = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
+            batches = list(itertools.islice(adapter._dataloader, most))
         else:
+            return None
+        if not batches:
             return None
         convert = getattr(data_adapter_utils, f"get_{'numpy' if on_tensorflow else 'jax'}_iterator")
         return next(convert(batches[:1]))

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from kerascohost import backends, errors
-from kerascohost.arguments import Layout, PerMember, check_layout, counts_per_member
+from kerascohost.arguments import FitArguments, Layout, PerMember, check_layout, counts_per_member
 from kerascohost.backends import observed
 from kerascohost.deferred.fits import (
     DeferredFit,
@@ -171,7 +171,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 self._collect()
             self._fits, self._calls, self._frame = [], [], None  # and the data that they hold
 
-    def defer(self, model: keras.Model, arguments: dict[str, Any], caller: FrameType) -> Any:
+    def defer(self, model: keras.Model, arguments: FitArguments, caller: FrameType) -> Any:
         """Keeps a call of `fit` for the end of the block, or until somebody looks at it."""
         names = {**caller.f_globals, **caller.f_locals}
         name = _name_in(names, model) or _attribute_in(names, model) or model.name
@@ -460,7 +460,7 @@ class DefersFits(Protocol):
     """Something that takes the calls of `fit` of a thread: a block, or a program run in turn."""
 
     def defer(
-        self, model: keras.Model, arguments: dict[str, Any], caller: FrameType
+        self, model: keras.Model, arguments: FitArguments, caller: FrameType
     ) -> keras.callbacks.History:
         """Takes a call of `fit`; returns `NotImplemented` where Keras's own is to be run."""
 
@@ -539,7 +539,7 @@ def _deferring_fit(original: Callable) -> Callable:
                 raise TypeError(errors.not_of_fit(name, kwargs[name], signature.parameters))
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
+        arguments: Any = {k: v for k, v in bound.arguments.items() if k != "self"}
         history = context.defer(self, arguments, sys._getframe(1))
         return keras_fit(self, *args, **kwargs) if history is NotImplemented else history
 

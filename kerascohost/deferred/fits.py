@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from kerascohost import backends, errors
+from kerascohost.arguments import FitArguments
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.deferred import draws
 from kerascohost.errors import CohortError
@@ -91,7 +92,7 @@ class DeferredFit:
     def __init__(
         self,
         model: keras.Model,
-        arguments: dict[str, Any],
+        arguments: FitArguments,
         history: DeferredHistory | None = None,
         entered: Callable[[], contextlib.AbstractContextManager] | None = None,
         is_deferred: bool = True,

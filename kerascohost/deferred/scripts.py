@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import keras
 from tqdm.auto import tqdm
 
+from kerascohost.arguments import FitArguments
 from kerascohost.backends import threads
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.deferred.context import deferred_by, unique
@@ -136,7 +137,7 @@ class _Script:
         while not self._has_ended:
             self.resume(error)
 
-    def defer(self, model: keras.Model, arguments: dict[str, Any], caller: Any) -> Any:
+    def defer(self, model: keras.Model, arguments: FitArguments, caller: Any) -> Any:
         """In the script's thread: gives way to the others until the fit has been run."""
         try:
             check_trainable_here(model)

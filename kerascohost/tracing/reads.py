@@ -30,6 +30,7 @@ import keras
 import numpy as np
 
 from kerascohost import backends, errors
+from kerascohost.arguments import FitArguments
 from kerascohost.backends import reached
 from kerascohost.backends.process_state import Configuration
 from kerascohost.tracing.copies import copied
@@ -683,13 +684,14 @@ class Snapshot(StepReads):
     _then = "the call"
     _is_for_traces = False
 
-    def __init__(self, model: keras.Model, arguments: dict[str, Any], is_deferred: bool = True):
+    def __init__(self, model: keras.Model, arguments: FitArguments, is_deferred: bool = True):
         unchanged: list[Place] = []
-        self.arguments = (
-            {name: copied(name, value, unchanged.append) for name, value in arguments.items()}
-            if is_deferred
-            else arguments
-        )
+        self.arguments = arguments
+        if is_deferred:
+            taken: Any = {
+                name: copied(name, value, unchanged.append) for name, value in arguments.items()
+            }
+            self.arguments = taken
         self._hooks = _Walk(may_write=True)
         hooked = _hooked(arguments)
         for name, value in hooked.items():
@@ -778,7 +780,7 @@ class _LearningRate(Setting):
         return reached.learning_rate(self._thing)
 
 
-def _hooked(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _hooked(arguments: FitArguments) -> dict[str, Any]:
     """Those arguments that run code of the user's, without the arrays in them."""
     names = ("callbacks", "x", "y", "sample_weight", "validation_data")
     return {name: _without_data(arguments.get(name)) for name in names}
@@ -823,7 +825,7 @@ def paths_of(callback: Any) -> dict[str, Path]:
     return found
 
 
-def _uses_threads(arguments: Mapping[str, Any]) -> bool:
+def _uses_threads(arguments: FitArguments) -> bool:
     data = arguments.get("x")
     return isinstance(data, keras.utils.PyDataset) and data.workers > 1
 

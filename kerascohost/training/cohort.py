@@ -9,13 +9,20 @@ import keras
 
 from kerascohost import errors
 from kerascohost.arguments import (
+    FIT_DEFAULTS,
+    Callbacks,
+    Data,
+    EvaluateArguments,
+    FitArguments,
     Layout,
     PerMember,
+    PredictArguments,
     check_layout,
     counts_per_member,
     named_models,
     per_member,
 )
+from kerascohost.backends import StepKind
 from kerascohost.errors import CohortError
 from kerascohost.results.history import CohortHistory
 from kerascohost.results.plan import Plan
@@ -23,26 +30,6 @@ from kerascohost.results.progress import Progress
 from kerascohost.training import sharing
 from kerascohost.training.member import Member, Run
 from kerascohost.training.scheduler import Scheduler, Task
-
-# `fit`'s arguments and defaults, which are Keras's.
-_FIT_DEFAULTS: dict[str, Any] = {
-    "x": None,
-    "y": None,
-    "batch_size": None,
-    "epochs": 1,
-    "verbose": "auto",
-    "callbacks": None,
-    "validation_split": 0.0,
-    "validation_data": None,
-    "shuffle": True,
-    "class_weight": None,
-    "sample_weight": None,
-    "initial_epoch": 0,
-    "steps_per_epoch": None,
-    "validation_steps": None,
-    "validation_batch_size": None,
-    "validation_freq": 1,
-}
 
 
 class Cohort:
@@ -177,23 +164,23 @@ class Cohort:
 
     def fit(
         self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: Any = None,
-        epochs: Any = 1,
-        verbose: Any = "auto",
-        callbacks: Any = None,
-        validation_split: Any = 0.0,
-        validation_data: Any = None,
-        shuffle: Any = True,
-        class_weight: Any = None,
-        sample_weight: Any = None,
-        initial_epoch: Any = 0,
-        steps_per_epoch: Any = None,
-        validation_steps: Any = None,
-        validation_batch_size: Any = None,
-        validation_freq: Any = 1,
-        **unknown: Any,
+        x: PerMember[Data] = None,
+        y: PerMember[Data] = None,
+        batch_size: PerMember[int | None] = None,
+        epochs: PerMember[int] = 1,
+        verbose: PerMember[int | str] = "auto",
+        callbacks: PerMember[Callbacks] = None,
+        validation_split: PerMember[float] = 0.0,
+        validation_data: PerMember[Data] = None,
+        shuffle: PerMember[bool | str] = True,
+        class_weight: PerMember[Mapping[int, float] | None] = None,
+        sample_weight: PerMember[Data] = None,
+        initial_epoch: PerMember[int] = 0,
+        steps_per_epoch: PerMember[int | None] = None,
+        validation_steps: PerMember[int | None] = None,
+        validation_batch_size: PerMember[int | None] = None,
+        validation_freq: PerMember[int | Sequence[int]] = 1,
+        **unknown: object,
     ) -> CohortHistory:
         """Trains all members together; each ends exactly as if its own `fit` had been called.
 
@@ -229,9 +216,26 @@ class Cohort:
         Raises:
             CohortError: Before any training, if something asked for cannot work.
         """
-        given = {name: value for name, value in locals().items() if name in _FIT_DEFAULTS}
-        self._check_known(unknown, _FIT_DEFAULTS)
-        arguments = self._per_member(given)
+        for name, value in unknown.items():
+            raise CohortError(errors.not_of_fit(name, value, FIT_DEFAULTS))
+        arguments: dict[str, FitArguments] = self._split(
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+            validation_freq=validation_freq,
+        )
         with self._one_at_a_time("fit"):
             for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
                 member.forget_history()
@@ -246,7 +250,12 @@ class Cohort:
                 self._history = self._recorded()
         return self.history
 
-    def build(self, x: Any, y: Any = None, batch_size: Any = None) -> None:
+    def build(
+        self,
+        x: PerMember[Data],
+        y: PerMember[Data] = None,
+        batch_size: PerMember[int | None] = None,
+    ) -> None:
         """Builds all members from their first batch, with their metrics and optimizers.
 
         `fit` does so itself, on TensorFlow not before its first step.
@@ -258,9 +267,18 @@ class Cohort:
 
         Raises:
             CohortError: If a member cannot be trained on its data.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> net = keras.Sequential([keras.layers.Dense(3)], name="net")
+        >>> net.compile("adam", loss="mse")
+        >>> Cohort([net]).build(np.ones((8, 4)), np.ones((8, 3)))
+        >>> [tuple(weight.shape) for weight in net.weights]
+        [(4, 3), (3,)]
         """
-        given = {**_FIT_DEFAULTS, "x": x, "y": y, "batch_size": batch_size, "shuffle": False}
-        arguments = self._per_member(given)
+        given = {**FIT_DEFAULTS, "x": x, "y": y, "batch_size": batch_size, "shuffle": False}
+        arguments: dict[str, FitArguments] = self._split(**given)
         with self._one_at_a_time("build"):
             for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
                 member.close()
@@ -277,13 +295,13 @@ class Cohort:
 
     def evaluate(
         self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: Any = None,
-        verbose: Any = "auto",
-        sample_weight: Any = None,
-        steps: Any = None,
-        callbacks: Any = None,
+        x: PerMember[Data] = None,
+        y: PerMember[Data] = None,
+        batch_size: PerMember[int | None] = None,
+        verbose: PerMember[int | str] = "auto",
+        sample_weight: PerMember[Data] = None,
+        steps: PerMember[int | None] = None,
+        callbacks: PerMember[Callbacks] = None,
         return_dict: bool = False,
     ) -> dict[str, Any]:
         """Evaluates all members together, each as its own `evaluate` would.
@@ -302,16 +320,15 @@ class Cohort:
         Returns:
             A dict from each member's name to what its `evaluate` returns.
         """
-        given = {
-            "x": x,
-            "y": y,
-            "batch_size": batch_size,
-            "verbose": verbose,
-            "sample_weight": sample_weight,
-            "steps": steps,
-            "callbacks": callbacks,
-        }
-        arguments = self._per_member(given)
+        arguments: dict[str, EvaluateArguments] = self._split(
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            verbose=verbose,
+            sample_weight=sample_weight,
+            steps=steps,
+            callbacks=callbacks,
+        )
 
         def begin(member: Member, bar: Progress) -> Run:
             return member.evaluation(arguments[member.name], [bar], return_dict)
@@ -322,11 +339,11 @@ class Cohort:
 
     def predict(
         self,
-        x: Any,
-        batch_size: Any = None,
-        verbose: Any = "auto",
-        steps: Any = None,
-        callbacks: Any = None,
+        x: PerMember[Data],
+        batch_size: PerMember[int | None] = None,
+        verbose: PerMember[int | str] = "auto",
+        steps: PerMember[int | None] = None,
+        callbacks: PerMember[Callbacks] = None,
     ) -> dict[str, Any]:
         """Predicts with all members, each as its own `predict` would.
 
@@ -341,14 +358,9 @@ class Cohort:
             A dict from each member's name to its predictions: NumPy arrays, structured as the
             model's output.
         """
-        given = {
-            "x": x,
-            "batch_size": batch_size,
-            "verbose": verbose,
-            "steps": steps,
-            "callbacks": callbacks,
-        }
-        arguments = self._per_member(given)
+        arguments: dict[str, PredictArguments] = self._split(
+            x=x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks
+        )
 
         def begin(member: Member, bar: Progress) -> Run:
             return member.prediction(arguments[member.name], [bar])
@@ -375,27 +387,19 @@ class Cohort:
         finally:
             self._working.release()
 
-    # Arguments
-
-    def _per_member(self, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Every member's own arguments, from values for all and dicts by member."""
-        split = {key: self._split(key, value) for key, value in given.items()}
+    def _split(self, **given: Any) -> dict[str, Any]:
+        """Returns every member's own arguments, from values for all and dicts by member."""
+        split: dict[str, dict[str, Any]] = {}
+        for key, value in given.items():
+            if key == "callbacks" and not isinstance(value, Mapping):
+                split[key] = sharing.own_callbacks(value, self._members)
+            elif key == "x":  # without its data a member would train on another one's
+                split[key] = per_member(key, value, self._members)
+            else:
+                split[key] = per_member(key, value, self._members, FIT_DEFAULTS.get(key))
         own = {name: {key: split[key][name] for key in split} for name in self._members}
         sharing.check_arguments(own)
         return own
-
-    def _split(self, key: str, value: Any) -> dict[str, Any]:
-        """One argument's value for each member."""
-        if key == "callbacks" and not isinstance(value, Mapping):
-            return sharing.own_callbacks(value, self._members)
-        if key == "x":  # without its data a member would train on another one's
-            return per_member(key, value, self._members)
-        return per_member(key, value, self._members, _FIT_DEFAULTS.get(key))
-
-    @staticmethod
-    def _check_known(unknown: dict[str, Any], known: Mapping[str, Any]) -> None:
-        for name, value in unknown.items():
-            raise CohortError(errors.not_of_fit(name, value, known))
 
     # Getting ready
 
@@ -408,7 +412,12 @@ class Cohort:
         sharing.check_models(self.members)
         return members
 
-    def _run(self, kind: str, arguments: dict[str, dict[str, Any]], begin: Callable) -> dict:
+    def _run(
+        self,
+        kind: StepKind,
+        arguments: Mapping[str, FitArguments | EvaluateArguments | PredictArguments],
+        begin: Callable[[Member, Progress], Run],
+    ) -> dict[str, Any]:
         """Runs what `begin` makes for each member and its progress bar."""
         tasks = []
         for position, (name, member) in enumerate(self._members.items()):

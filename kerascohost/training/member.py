@@ -12,6 +12,7 @@ import numpy as np
 from keras import tree
 
 from kerascohost import backends, errors
+from kerascohost.arguments import EvaluateArguments, FitArguments, PredictArguments
 from kerascohost.backends import Chunk, adapters
 from kerascohost.backends.base import Logs, StepKind, Tree
 from kerascohost.backends.threads import OwnSeeds
@@ -85,7 +86,7 @@ class Member:
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
         self._group = group_factor * replicas
-        self._fit: dict[str, Any] = {}
+        self._fit: FitArguments
         self._epochs = 0
         self._train: Any = None
         self._validation: Any = None
@@ -95,7 +96,7 @@ class Member:
         self._unbuilt: list[tuple[keras.Variable, np.ndarray]] = []
         self._last_logs: Logs = {}
 
-    def prepare_fit(self, fit: dict[str, Any]) -> None:
+    def prepare_fit(self, fit: FitArguments) -> None:
         """Takes the arguments of `fit`, reads a first batch and builds the model from it.
 
         Raises:
@@ -106,7 +107,7 @@ class Member:
         with self._as_if_alone(fit["x"], fit["validation_data"]):
             self._prepare_fit(fit)
 
-    def _prepare_fit(self, fit: dict[str, Any]) -> None:
+    def _prepare_fit(self, fit: FitArguments) -> None:
         data = (fit["x"], fit["y"], fit["sample_weight"])
         validation = fit["validation_data"]
         if fit["validation_split"] and validation is None:
@@ -221,7 +222,7 @@ class Member:
         history.epoch = []
         self.model.history = history
 
-    def prepare_evaluate(self, evaluate: dict[str, Any]) -> None:
+    def prepare_evaluate(self, evaluate: EvaluateArguments) -> None:
         """Takes the arguments of `evaluate`, as `prepare_fit` those of `fit`."""
         check_trainable_here(self.model)
         _check_arguments(evaluate)
@@ -231,7 +232,7 @@ class Member:
             self._build(self._evaluated, "test")
             self._recall_traces(test=self._evaluated)
 
-    def prepare_predict(self, predict: dict[str, Any]) -> None:
+    def prepare_predict(self, predict: PredictArguments) -> None:
         """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
         _check_arguments(predict)
         data = (predict["x"], None, None)
@@ -398,20 +399,20 @@ class Member:
         dispatch.on_test_end(logs)
         return logs
 
-    def evaluation(self, evaluate: dict[str, Any], callbacks: list, return_dict: bool) -> Run:
+    def evaluation(self, evaluate: EvaluateArguments, callbacks: list, return_dict: bool) -> Run:
         """A run that is only an evaluation; returns what `evaluate` returns."""
         return self._drawing(self._evaluation(evaluate, callbacks, return_dict))
 
-    def _evaluation(self, evaluate: dict[str, Any], callbacks: list, return_dict: bool) -> Run:
+    def _evaluation(self, evaluate: EvaluateArguments, callbacks: list, return_dict: bool) -> Run:
         dispatch = self._plain_dispatch(evaluate, callbacks, self._evaluated)
         logs = yield from self._evaluating(self._evaluated, dispatch)
         return logs if return_dict else backends.flat_results(self.model, logs)
 
-    def prediction(self, predict: dict[str, Any], callbacks: list) -> Run:
+    def prediction(self, predict: PredictArguments, callbacks: list) -> Run:
         """A run that is only a prediction; returns what `predict` returns."""
         return self._drawing(self._prediction(predict, callbacks))
 
-    def _prediction(self, predict: dict[str, Any], callbacks: list) -> Run:
+    def _prediction(self, predict: PredictArguments, callbacks: list) -> Run:
         batches = self._predicted
         dispatch = self._plain_dispatch(predict, callbacks, batches)
         self.model.stop_predicting = False
@@ -498,7 +499,9 @@ class Member:
         metrics = self.model.get_metrics_result()
         return metrics if isinstance(logs, dict) and logs.keys() == metrics.keys() else logs
 
-    def _callback_list(self, callbacks: list, fit: dict, epochs: int) -> Any:
+    def _callback_list(
+        self, callbacks: list, fit: FitArguments, epochs: int
+    ) -> keras.callbacks.CallbackList:
         return keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
@@ -508,7 +511,12 @@ class Member:
             steps=self._train.steps_per_epoch,
         )
 
-    def _plain_dispatch(self, asked: dict, callbacks: list, batches: Batches) -> Any:
+    def _plain_dispatch(
+        self,
+        asked: EvaluateArguments | PredictArguments,
+        callbacks: list,
+        batches: Batches,
+    ) -> keras.callbacks.CallbackList:
         return keras.callbacks.CallbackList(
             [*backends.callbacks_in(asked["callbacks"]), *callbacks],
             model=self.model,
@@ -518,7 +526,7 @@ class Member:
         )
 
     def close(self) -> None:
-        """Ends the use of the data, and lets go of it."""
+        """Ends the use of the data, and releases it."""
         if self._train is not None:
             self._train.advance_global_rng()
         if isinstance(self._random, adapters.OwnRandom):
@@ -526,7 +534,7 @@ class Member:
         self._random = contextlib.nullcontext()
         if self._seeds is not None:
             self._seeds.advance_global_rng()
-        self._fit = {}
+        vars(self).pop("_fit", None)
         self._train = self._validation = self._evaluated = self._predicted = None
 
 

@@ -314,7 +314,7 @@ def build(model: keras.Model, batch: Tree) -> bool:
             symbolic_build(model, tensors)
         except Exception:
             is_traced = True
-    if is_traced:
+    if is_traced and batch is not None:
         tf.function(model.train_step, autograph=False).get_concrete_function(tensors)
     return False
 
