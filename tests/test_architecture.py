@@ -1,11 +1,15 @@
 """The plan of the code: which package may import which, and where private names may stand."""
 
 import ast
+import functools
+import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 import kerascohost
@@ -99,3 +103,63 @@ def test_no_submodule_is_taken_for_a_public_name():
     modules = [name for name, value in vars(kerascohost).items() if inspect.ismodule(value)]
     for name in {*modules, *(path.stem for path in PACKAGE.iterdir())} - {"__init__"}:
         assert not [public for public in kerascohost.__all__ if is_near(name, public)], name
+
+
+BACKENDS = sorted((PACKAGE / "backends").rglob("*.py"))
+
+
+def private_imports(path):
+    """The names that a file imports from Keras's private modules, as `module:name`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("keras.src"):
+            yield from (f"{node.module}:{alias.name}" for alias in node.names)
+
+
+IMPORTS = sorted({name for path in BACKENDS for name in private_imports(path)})
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_keras_still_has_a_private_name_that_is_imported(name):
+    module, _, name = name.partition(":")
+    if "tensorflow" in module or "torch" in module:
+        pytest.importorskip(module, reason="the backend that it is of is not installed")
+    found = importlib.import_module(module)
+    assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}")
+
+
+def private_attributes(path):
+    """The private attributes that a file reads of others than `self` and `cls`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if not own:
+                yield node.attr
+
+
+def defined_here():
+    """The private names that our own classes and modules define."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                yield node.name
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                yield node.attr
+
+
+ATTRIBUTES = sorted({name for path in BACKENDS for name in private_attributes(path)})
+# Not Keras's: of Python (named tuples, `sys`), TensorFlow and torch.
+FOREIGN = {
+    "_convert_flatten_batch", "_create_op", "_fields", "_filename", "_functions", "_getframe", "_inputs",
+    "_replace", "_update_snapshot",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTRIBUTES) - set(defined_here()) - FOREIGN))
+def test_keras_still_has_a_private_attribute_that_is_read(name):
+    sources = keras_sources()
+    assert re.search(rf"\b{name}\b", sources), f"no `{name}` in Keras {keras.__version__}"
+
+
+@functools.cache
+def keras_sources():
+    return "\n".join(path.read_text() for path in Path(keras.__file__).parent.rglob("*.py"))
