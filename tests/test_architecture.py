@@ -149,8 +149,8 @@ def defined_here():
 ATTRIBUTES = sorted({name for path in BACKENDS for name in private_attributes(path)})
 # Not Keras's: of Python (named tuples, `sys`), TensorFlow and torch.
 FOREIGN = {
-    "_convert_flatten_batch", "_create_op", "_fields", "_filename", "_functions", "_getframe", "_inputs",
-    "_replace", "_update_snapshot",
+    "_convert_flatten_batch", "_create_op", "_fields", "_filename", "_functions", "_getframe",
+    "_inputs", "_replace", "_update_snapshot",
 }  # fmt: skip
 
 

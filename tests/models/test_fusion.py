@@ -1,5 +1,7 @@
 """`fuse` and its layers: the founding answer's programs, and what they must not change."""
 
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -98,6 +100,23 @@ def test_a_fused_model_is_saved_and_loaded_whole(tmp_path):
         fused.predict(inputs, verbose=0), loaded.predict(inputs, verbose=0), strict=True
     ):
         assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_file_of_a_version_whose_layers_stood_in_another_module_is_loaded(tmp_path):
+    pair = {name: keras.Sequential([keras.Input((3,)), layers.Dense(2)]) for name in ("a", "b")}
+    kc.fuse(pair, group_factor={"b": 2}).save(tmp_path / "now.keras")
+    with zipfile.ZipFile(tmp_path / "now.keras") as now:
+        with zipfile.ZipFile(tmp_path / "then.keras", "w") as then:
+            for name in now.namelist():
+                content = now.read(name)
+                then.writestr(
+                    name, content.replace(b"kerascohost.models.fusion", b"kerascohost.fusion")
+                )
+    loaded = keras.saving.load_model(tmp_path / "then.keras")
+    x = [np.ones((4, 3)), np.ones((4, 2, 3))]
+    expected = keras.saving.load_model(tmp_path / "now.keras").predict(x, verbose=0)
+    for one, other in zip(loaded.predict(x, verbose=0), expected, strict=True):
+        assert_allclose(one, other)
 
 
 @pytest.mark.skipif(
