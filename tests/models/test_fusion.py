@@ -105,13 +105,13 @@ def test_a_fused_model_is_saved_and_loaded_whole(tmp_path):
 def test_a_file_of_a_version_whose_layers_stood_in_another_module_is_loaded(tmp_path):
     pair = {name: keras.Sequential([keras.Input((3,)), layers.Dense(2)]) for name in ("a", "b")}
     kc.fuse(pair, group_factor={"b": 2}).save(tmp_path / "now.keras")
-    with zipfile.ZipFile(tmp_path / "now.keras") as now:
-        with zipfile.ZipFile(tmp_path / "then.keras", "w") as then:
-            for name in now.namelist():
-                content = now.read(name)
-                then.writestr(
-                    name, content.replace(b"kerascohost.models.fusion", b"kerascohost.fusion")
-                )
+    now_there, then_there = b"kerascohost.models.fusion", b"kerascohost.fusion"
+    with (
+        zipfile.ZipFile(tmp_path / "now.keras") as now,
+        zipfile.ZipFile(tmp_path / "then.keras", "w") as then,
+    ):
+        for name in now.namelist():
+            then.writestr(name, now.read(name).replace(now_there, then_there))
     loaded = keras.saving.load_model(tmp_path / "then.keras")
     x = [np.ones((4, 3)), np.ones((4, 2, 3))]
     expected = keras.saving.load_model(tmp_path / "now.keras").predict(x, verbose=0)
