@@ -11,9 +11,9 @@ from numpy.testing import assert_array_equal
 
 import kerascohost as kc
 from kerascohost import backends
-from kerascohost.layouts import benchmark as benchmark_function
 from kerascohost.layouts import memory
 from kerascohost.layouts.benchmark import BenchmarkResult
+from kerascohost.layouts.benchmark import benchmark as benchmark_function
 from kerascohost.results.plotting import plot_benchmark
 
 SMALL = {"steps": 4, "repeats": 2, "budget_s": 5, "progress": False}
@@ -315,7 +315,7 @@ def test_it_finds_that_large_models_do_not():
     ("make", "message"),
     [
         (lambda: {"models": [keras.Sequential([layers.Dense(1)])]}, "must call `compile"),
-        (lambda: {"models": models(), "steps": 0}, "`steps` to be a positive integer"),
+        (lambda: {"models": models(), "steps": 0}, "`steps` to be a whole number of at least 1"),
         (lambda: {"models": models(), "layouts": ["join"]}, "'join'. Did you mean 'joined'"),
         (
             lambda: {"models": models(), "x": "data"},

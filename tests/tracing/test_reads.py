@@ -88,9 +88,9 @@ def test_a_shuffling_dataset_lets_the_fits_of_all_that_is_made_from_it_wait():
     rows = tf.data.Dataset.from_tensor_slices((np.ones((4, 2)), np.ones((4, 1))))
     shuffled = rows.shuffle(4, seed=1)
     one, other = fit_of(net(), shuffled.batch(2)), fit_of(net(), shuffled.batch(1))
-    assert one.meets(other)
-    assert not one.meets(fit_of(net(), rows.shuffle(4, seed=1).batch(2)))
-    assert not fit_of(net(), rows.batch(2)).meets(fit_of(net(), rows.batch(1)))
+    assert one.conflicts_with(other)
+    assert not one.conflicts_with(fit_of(net(), rows.shuffle(4, seed=1).batch(2)))
+    assert not fit_of(net(), rows.batch(2)).conflicts_with(fit_of(net(), rows.batch(1)))
 
 
 def test_a_seeded_layer_in_two_datasets_lets_their_fits_wait():
@@ -101,14 +101,14 @@ def test_a_seeded_layer_in_two_datasets_lets_their_fits_wait():
         fit_of(net(), images.map(lambda a, layer=layer: layer(a, training=True)))
         for layer in (layers[0], layers[0], layers[1])
     )
-    assert one.meets(other)
-    assert not one.meets(apart)
+    assert one.conflicts_with(other)
+    assert not one.conflicts_with(apart)
 
 
 def test_a_metric_compiled_into_two_models_lets_their_fits_wait():
     metric = keras.metrics.TruePositives()
-    assert fit_of(net(metrics=[metric])).meets(fit_of(net(metrics=[metric])))
-    assert not fit_of(net(metrics=["mae"])).meets(fit_of(net(metrics=["mae"])))
+    assert fit_of(net(metrics=[metric])).conflicts_with(fit_of(net(metrics=[metric])))
+    assert not fit_of(net(metrics=["mae"])).conflicts_with(fit_of(net(metrics=["mae"])))
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="profiles on TensorFlow")
@@ -118,16 +118,16 @@ def test_profilers_and_one_file_let_fits_wait(tmp_path):
         for name, batch in (("a", 2), ("b", 2), ("c", 0), ("c", 0))
     ]
     first, second, third, fourth = (fit_of(net(), callbacks=[board]) for board in boards)
-    assert first.meets(second)
-    assert not first.meets(third)
-    assert third.meets(fourth)
+    assert first.conflicts_with(second)
+    assert not first.conflicts_with(third)
+    assert third.conflicts_with(fourth)
 
 
 def test_students_of_one_teacher_do_not_wait_for_each_other():
     teacher = net()
     students = [fit_of(net(lambda y, p: keras.ops.mean(p - teacher(p)))) for _ in range(2)]
-    assert not students[0].meets(students[1])
-    assert fit_of(teacher).meets(students[0])
+    assert not students[0].conflicts_with(students[1])
+    assert fit_of(teacher).conflicts_with(students[0])
 
 
 def test_installed_code_is_not_followed():

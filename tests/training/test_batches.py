@@ -122,7 +122,7 @@ def test_all_chunks_of_full_batches_have_one_shape():
     batches_module._CHUNK_BYTES, before = 100, batches_module._CHUNK_BYTES
     try:
         made = batches(arrays(47), backends.get_backend().row_order, batch_size=2)
-        shapes = {chunk.data[0].shape for chunk in made.epoch() if chunk.usual}
+        shapes = {chunk.data[0].shape for chunk in made.epoch() if chunk.is_first_shape}
     finally:
         batches_module._CHUNK_BYTES = before
     assert len(shapes) == 1
