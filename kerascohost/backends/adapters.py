@@ -3,8 +3,8 @@
 `fit` accepts arrays, datasets, generators and more; Keras's adapters and its `EpochIterator` know
 how each kind behaves (number of batches, end of data, warnings, `on_epoch_end` of a `PyDataset`).
 They are used as they are, so that a member sees the batches that its own `fit` would have seen.
-Only arrays are read by kerascohost itself, so that many batches can be cut out of one at once; their
-rows then come in the order that a `RowOrder` gives.
+Only arrays are read by kerascohost itself, so that many batches can be cut out of one at once;
+their rows then come in the order that a `RowOrder` gives.
 """
 
 import itertools
@@ -31,7 +31,7 @@ from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchData
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from kerascohost.arguments import Data
-from kerascohost.backends.base import Tree
+from kerascohost.backends.base import RandomState, Tree
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -39,10 +39,8 @@ if TYPE_CHECKING:
 # `x`, `y` and the sample weights.
 _Columns: TypeAlias = tuple[Data, Data, Data]
 
-# Python's random state and NumPy's, both of a Mersenne Twister.
-_RandomStates: TypeAlias = tuple[
-    tuple[int, tuple[int, ...], float | None], tuple[str, np.ndarray, int, int, float]
-]
+# Python's and NumPy's.
+_RandomStates: TypeAlias = tuple[RandomState, RandomState]
 
 
 class RowOrder:

@@ -35,7 +35,8 @@ Tensor: TypeAlias = Any
 # What a step returns: metrics by name, or whatever a model's own step returns.
 Logs: TypeAlias = Any
 
-# What a backend's global random state is: each has a type of its own, which others only store.
+# A global random state: a backend's, Python's or NumPy's. Each has a form of its own and is only
+# stored and set again.
 RandomState: TypeAlias = Any
 
 # Members with more state than this in all (in bytes) run one after another instead of fused: their
