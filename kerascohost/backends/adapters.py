@@ -191,12 +191,12 @@ class Epochs(EpochIterator):
 
     @property
     def is_dataset(self) -> bool:
-        """Whether the data is a `tf.data.Dataset`."""
+        """Returns whether the data is a `tf.data.Dataset`."""
         return isinstance(self.data_adapter, TFDatasetAdapter)
 
     @property
     def are_fixed(self) -> bool:
-        """Whether the type of a `tf.data.Dataset` says how many rows a batch has."""
+        """Returns whether the type of a `tf.data.Dataset` says how many rows a batch has."""
         if not self.is_dataset or self._group > 1:
             return False
         specs = tree.flatten(self.data_adapter.get_tf_dataset().element_spec)

@@ -273,7 +273,7 @@ def first_epoch(model: keras.Model, initial_epoch: int) -> int:
 
     Args:
         model: The model.
-        initial_epoch: The argument of `fit`, which holds where no callback has set an epoch.
+        initial_epoch: The argument of `fit`, returned where no callback has set an epoch.
     """
     return model._initial_epoch or initial_epoch
 

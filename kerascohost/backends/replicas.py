@@ -71,7 +71,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _take_call_losses(model: keras.Model) -> list[Tensor]:
     """Returns the losses that layers have added since the last call, and removes them.
 
-    `_flatten_layers`, `_get_own_losses`, `_clear_losses`: the public `losses` also holds the weight
+    `_flatten_layers`, `_get_own_losses`, `_clear_losses`: the public `losses` includes the weight
     regularizers, which must count once per step, not once per replica.
     """
     losses = [loss for layer in model._flatten_layers() for loss in layer._get_own_losses()]

@@ -10,7 +10,7 @@ from keras.src.saving.keras_saveable import KerasSaveable  # layers, optimizers,
 
 from kerascohost.backends import random_state, set_random_state, variables
 
-# Any object that a model holds: which of them are containers, or Keras's, is found out as they are.
+# Any object that a model refers to, Keras's or not; only `isinstance` tells which it is.
 _Thing: TypeAlias = Any
 
 

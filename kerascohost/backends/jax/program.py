@@ -413,7 +413,7 @@ def run_functions_eagerly(value: bool) -> None:
 
 
 def cannot_stack(model: keras.Model) -> str | None:
-    """Returns `None`: every pure step can be vectorised, also one that the model's class defines."""
+    """Returns `None`: every pure step can be vectorised, also a step of a model's own."""
     return None
 
 

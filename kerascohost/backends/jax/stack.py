@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from keras import tree
 
 from kerascohost.backends import StepRange, has_own_step, stacking
-from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tree
+from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tensor, Tree
 from kerascohost.backends.stacking import Stack
 
 # The values of the variables of some members, in groups as a step takes them.
@@ -251,7 +251,7 @@ def _padded(rows: list[int]) -> list[int]:
     return rows + [rows[0]] * (2 ** math.ceil(math.log2(len(rows))) - len(rows))
 
 
-def _moved(part: np.ndarray, by: int, steps: int) -> np.ndarray:
+def _moved(part: Tensor, by: int, steps: int) -> np.ndarray:
     """Returns a chunk from batch `by` on, padded to `steps` batches with ones that are not used."""
     part = np.asarray(part)[by:]
     if len(part) == steps:
