@@ -1,17 +1,17 @@
 """Keras's own data adapters, by their private names.
 
-`fit` accepts arrays, datasets, generators and more; what each kind means (number of batches, end of
-data, warnings, `on_epoch_end` of a `PyDataset`) is known by Keras's adapters and its
-`EpochIterator`. They are used as they are, so that a member sees the batches its own `fit` would
-have seen. Only arrays are read by us, so that many batches can be cut out of one at once; their
-rows then come in the order that a `RowOrder` gives.
+`fit` accepts arrays, datasets, generators and more; Keras's adapters and its `EpochIterator` know
+how each kind behaves (number of batches, end of data, warnings, `on_epoch_end` of a `PyDataset`).
+They are used as they are, so that a member sees the batches that its own `fit` would have seen.
+Only arrays are read by kerascohost itself, so that many batches can be cut out of one at once;
+their rows then come in the order that a `RowOrder` gives.
 """
 
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeAlias, TypedDict, Unpack
 
 import keras
 import numpy as np
@@ -23,11 +23,24 @@ from keras.src.trainers.data_adapters.array_data_adapter import (
     ArrayDataAdapter,
     can_convert_arrays,
 )
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchDataLoaderAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
+
+from kerascohost.arguments import Data
+from kerascohost.backends.base import RandomState, Tree
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# `x`, `y` and the sample weights.
+_Columns: TypeAlias = tuple[Data, Data, Data]
+
+# Python's and NumPy's.
+_RandomStates: TypeAlias = tuple[RandomState, RandomState]
 
 
 class RowOrder:
@@ -37,13 +50,14 @@ class RowOrder:
     training began: every member shuffles as it would have alone.
 
     Args:
-        draw: Yields the order of one epoch, in parts as they are drawn.
+        draw: Yields the order of one epoch, in parts as they are drawn: arrays of row indices.
     """
 
     def __init__(self, draw: Callable[[], Iterator[np.ndarray]]):
         self._draw = draw
 
     def __call__(self) -> np.ndarray:
+        """Returns the order of the next epoch."""
         parts = list(self._draw())
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -59,9 +73,16 @@ class RowOrder:
 
 
 def shuffled_rows(
-    permutation: Callable, num_rows: int, batch_size: int, shuffle: bool | str
+    permutation: Callable[[int], np.ndarray], num_rows: int, batch_size: int, shuffle: bool | str
 ) -> Iterator[np.ndarray]:
-    """An epoch's rows, shuffled by `permutation(n)`: all of them, or inside each batch."""
+    """Yields an epoch's rows, shuffled as a whole or inside each batch.
+
+    Args:
+        permutation: Returns the numbers below its argument in random order.
+        num_rows: The number of rows.
+        batch_size: The number of rows in a batch.
+        shuffle: `"batch"` to shuffle inside each batch; anything else shuffles all rows.
+    """
     if shuffle != "batch":
         yield permutation(num_rows)
         return
@@ -70,7 +91,7 @@ def shuffled_rows(
 
 
 def batch_order(dataset: keras.utils.PyDataset) -> RowOrder | None:
-    """The order in which `fit` visits the batches of a dataset that it shuffles.
+    """Returns the order in which `fit` visits the batches of a dataset that it shuffles.
 
     It is drawn from Python's global random state as each pass begins. `None` if the dataset does
     not end, and so is not shuffled.
@@ -88,10 +109,10 @@ def batch_order(dataset: keras.utils.PyDataset) -> RowOrder | None:
 
 
 class OwnRandom:
-    """Python's and NumPy's random state as one member finds it, who trains as if alone.
+    """A context in which Python's and NumPy's random states are those of one member.
 
-    Code of the user's that makes batches draws from the states that all members share. In this
-    context they are the member's own, which begin as the shared ones are when it is made.
+    The user's code that makes batches draws from these states, which all members share. In this
+    context they are the member's own; these begin as copies of the shared ones.
     """
 
     def __init__(self) -> None:
@@ -113,30 +134,45 @@ class OwnRandom:
             _set_global_random(self._own)
 
 
-def _global_random() -> tuple[tuple, Any]:
+def _global_random() -> _RandomStates:
     return random.getstate(), np.random.get_state()
 
 
-def _set_global_random(state: tuple[tuple, Any]) -> None:
+def _set_global_random(state: _RandomStates) -> None:
     random.setstate(state[0])
     np.random.set_state(state[1])
 
 
+class _EpochArguments(TypedDict, total=False):
+    """The arguments of `EpochIterator`, but for `steps_per_epoch`."""
+
+    x: Data
+    y: Data
+    sample_weight: Data
+    batch_size: int | None
+    shuffle: bool | str
+    class_weight: Mapping[int, float] | None
+    steps_per_execution: int
+
+
 class Epochs(EpochIterator):
-    """Keras's iterator over the epochs of some data, driven as this backend's `fit` drives it.
+    """Keras's iterator over the epochs of some data, used as this backend's `fit` uses it.
 
     `fit` on TensorFlow and JAX iterates over executions and reads each batch itself, from the
-    iterator that it is handed: `_get_iterator` and `__next__` are what its own subclasses of
-    `EpochIterator` replace. When an iterator is made counts: a seeded, reshuffling dataset comes in
-    another order for each one. Python code is called in the calling thread, one batch at a time.
+    iterator that it is given: its own subclasses of `EpochIterator` replace `_get_iterator` and
+    `__next__`, and so does this one. An iterator is made when `fit` makes one, as a seeded,
+    reshuffling dataset has another order for each. Python code is called in the calling thread, one
+    batch at a time.
 
     Args:
-        group: How many batches are merged into one step.
+        group: The number of batches that are merged into one step.
         steps_per_epoch: As in `fit`; counts steps.
         arguments: The others of `EpochIterator`.
     """
 
-    def __init__(self, group: int, steps_per_epoch: int | None, **arguments: Any):
+    def __init__(
+        self, group: int, steps_per_epoch: int | None, **arguments: Unpack[_EpochArguments]
+    ):
         self._group = group
         batches = steps_per_epoch * group if steps_per_epoch else None
         super().__init__(steps_per_epoch=batches, **arguments)
@@ -146,21 +182,21 @@ class Epochs(EpochIterator):
         self._num_batches = self._num_steps()
 
     def ends_after(self, step: int) -> bool:
-        """Whether the epoch is known to end after this step.
+        """Returns whether the epoch is known to end after this step.
 
-        `_steps_seen`, `_num_batches`: by which Keras's iterator finds that out.
+        `_steps_seen`, `_num_batches`: by these Keras's iterator finds that out.
         """
         most, known = self.steps_per_epoch or self._num_batches, self._num_batches
         return bool(most and step + 1 >= most) or bool(known and self._steps_seen >= known)
 
     @property
     def is_dataset(self) -> bool:
-        """Whether the data is a `tf.data.Dataset`."""
+        """Returns whether the data is a `tf.data.Dataset`."""
         return isinstance(self.data_adapter, TFDatasetAdapter)
 
     @property
     def are_fixed(self) -> bool:
-        """Whether the type of a `tf.data.Dataset` says how many rows a batch has."""
+        """Returns whether the type of a `tf.data.Dataset` says how many rows a batch has."""
         if not self.is_dataset or self._group > 1:
             return False
         specs = tree.flatten(self.data_adapter.get_tf_dataset().element_spec)
@@ -172,27 +208,28 @@ class Epochs(EpochIterator):
         return None if batches is None else math.ceil(batches / self._group)
 
     def reset(self) -> None:
+        """Goes back to the start of the data."""
         super().reset()
         self._num_batches = self._num_steps()
 
-    def __next__(self) -> tuple:
+    def __next__(self) -> tuple[int, int, Iterator[Tree]]:
         return next(self._epoch_iterator)
 
-    def _get_iterator(self) -> Iterator:
+    def _get_iterator(self) -> Iterator[Tree]:
         adapter = self.data_adapter
         if isinstance(adapter, TFDatasetAdapter) and keras.backend.backend() == "tensorflow":
             return _Steps(iter(adapter.get_tf_dataset()), self._group, _as_numpy)
         return _Steps(self._converted(adapter), self._group)
 
-    def _converted(self, adapter: Any) -> Iterator:
+    def _converted(self, adapter: DataAdapter) -> Iterator[Tree]:
         if keras.backend.backend() == "jax":
             return adapter.get_jax_iterator()
         return adapter.get_numpy_iterator()
 
-    def first_known(self) -> Any:
-        """A batch that `fit`, too, reads as it begins, to learn shapes; `None` where it doesn't.
+    def first_known(self) -> Tree | None:
+        """Returns a batch that `fit`, too, reads before its first step, to learn shapes, if any.
 
-        `_first_batches`, `_standardize_batch`: where the adapters keep and make them.
+        `_first_batches`, `_standardize_batch`: where the adapters store and make such batches.
         """
         adapter = self.data_adapter
         on_tensorflow = keras.backend.backend() == "tensorflow"
@@ -212,7 +249,7 @@ class Epochs(EpochIterator):
         return next(convert(batches[:1]))
 
     @staticmethod
-    def _signature_batches(adapter: PyDatasetAdapter) -> list:
+    def _signature_batches(adapter: PyDatasetAdapter) -> list[Tree]:
         most = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
         dataset = adapter.py_dataset
         count = most if dataset.num_batches is None else min(most, dataset.num_batches)
@@ -222,17 +259,22 @@ class Epochs(EpochIterator):
 
 
 class _Steps:
-    """Batches, each step's merged into one; nothing is read before it is asked for."""
+    """The batches of steps, each step's merged into one and read when the step is asked for."""
 
-    def __init__(self, batches: Iterator, group: int, convert: Callable = lambda batch: batch):
+    def __init__(
+        self,
+        batches: Iterator[Tree],
+        group: int,
+        convert: Callable[[Tree], Tree] = lambda batch: batch,
+    ):
         self._batches = batches
         self._group = group
         self._convert = convert
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[Tree]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Tree:
         batches = [self._convert(b) for b in itertools.islice(self._batches, self._group)]
         if not batches:
             raise StopIteration
@@ -243,25 +285,25 @@ class _Steps:
         )
 
 
-def _as_numpy(batch: Any) -> Any:
-    """Tensors as arrays; what is sparse or ragged stays as it is."""
+def _as_numpy(batch: Tree) -> Tree:
+    """Returns tensors as arrays; what is sparse or ragged is left as it is."""
     return tree.map_structure(lambda t: t.numpy() if hasattr(t, "numpy") else t, batch)
 
 
-def runs_python(data: Any) -> bool:
-    """Whether code of the user's runs in this process when a batch is read from `data`."""
+def runs_python(data: Data) -> bool:
+    """Returns whether the user's code runs in this process when a batch is read from `data`."""
     if hasattr(data, "element_spec"):
         return any(_calls_python(function) for node in pipeline(data) for function in node[1])
     is_loader = "DataLoader" in {kind.__name__ for kind in type(data).__mro__}
     return is_loader or hasattr(data, "__next__") or isinstance(data, keras.utils.PyDataset)
 
 
-def pipeline(dataset: Any) -> list[tuple[Any, list]]:
-    """The datasets that a `tf.data.Dataset` is made of, each with the functions that it calls.
+def pipeline(dataset: "tf.data.Dataset") -> list[tuple["tf.data.Dataset", list["tf.Graph"]]]:
+    """Returns the datasets that a `tf.data.Dataset` is made of, with the graphs that each calls.
 
-    `_inputs`, `_functions`: a dataset has no public way to tell. `DistributedDataset` has neither.
+    `_inputs`, `_functions`: nothing public tells them. `DistributedDataset` has neither.
     """
-    found: dict[int, tuple[Any, list]] = {}
+    found: dict[int, tuple[tf.data.Dataset, list[tf.Graph]]] = {}
     waiting = [dataset]
     while waiting:
         node = waiting.pop()
@@ -272,18 +314,18 @@ def pipeline(dataset: Any) -> list[tuple[Any, list]]:
     return list(found.values())
 
 
-def _calls_python(graph: Any) -> bool:
-    """Whether a function's graph, or one that it calls, runs Python (`tf.py_function`)."""
+def _calls_python(graph: "tf.Graph") -> bool:
+    """Returns whether a function's graph, or one that it calls, runs Python (`tf.py_function`)."""
     definition = graph.as_graph_def()
     nodes = [definition.node, *(function.node_def for function in definition.library.function)]
     return any("PyFunc" in node.op for node in itertools.chain(*nodes))
 
 
-def reshuffling(dataset: Any) -> list:
-    """Those parts of a `tf.data.Dataset` that make another order for each iterator, seeds given.
+def reshuffling(dataset: "tf.data.Dataset") -> list["tf.data.Dataset"]:
+    """Returns the parts of a dataset that have a seed and another order for each iterator.
 
-    `_seed`, `_seed2`, `_reshuffle_each_iteration`, `_rerandomize`: the arguments they were made
-    with, as TensorFlow keeps them. Without any seed no order is the right one.
+    `_seed`, `_seed2`, `_reshuffle_each_iteration`, `_rerandomize`: the arguments that they were
+    made with, as TensorFlow stores them. Without a seed there is no order to reproduce.
     """
     return [
         node
@@ -296,8 +338,8 @@ def reshuffling(dataset: Any) -> list:
     ]
 
 
-def columns(iterator: Epochs) -> Any:
-    """The arrays that `iterator` cuts its batches from, or `None` if its data is not arrays.
+def columns(iterator: Epochs) -> Tree | None:
+    """Returns the arrays that `iterator` cuts its batches from; `None` if its data is not arrays.
 
     `_inputs`: x, y and the sample weights (made from the class weights where those are given),
     checked against each other but not yet converted or copied.
@@ -306,18 +348,18 @@ def columns(iterator: Epochs) -> Any:
     return adapter._inputs if isinstance(adapter, ArrayDataAdapter) else None
 
 
-def split_validation(data: tuple[Any, Any, Any], fraction: float) -> tuple[tuple, tuple]:
-    """`(training, validation)` data; the last `fraction` of the rows validate, as in `fit`."""
+def split_validation(data: _Columns, fraction: float) -> tuple[_Columns, _Columns]:
+    """Returns `(training, validation)` data; the last `fraction` of the rows validate."""
     return array_slicing.train_validation_split(data, validation_split=fraction)
 
 
-def are_arrays(data: tuple[Any, Any, Any]) -> bool:
-    """Whether `fit` would cut its batches out of `(x, y, sample_weight)` itself."""
+def are_arrays(data: _Columns) -> bool:
+    """Returns whether `fit` would cut its batches out of `(x, y, sample_weight)` itself."""
     return bool(can_convert_arrays(data))
 
 
-def num_rows(x: Any, validation_split: float | None, validation_data: Any) -> int:
-    """The number of rows of the arrays `x` that `fit` trains on."""
+def num_rows(x: Data, validation_split: float | None, validation_data: Data) -> int:
+    """Returns the number of rows of the arrays `x` that `fit` trains on."""
     rows = len(next(leaf for leaf in tree.flatten(x) if leaf is not None))
     if validation_split and validation_data is None:
         return math.floor(rows * (1.0 - validation_split))

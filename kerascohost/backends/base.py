@@ -1,4 +1,4 @@
-"""What every backend offers: the contract, and what passes through it.
+"""The contract that every backend fulfils, and the types of what passes through it.
 
 A backend is the module `kerascohost.backends.<name>.program`; it has the names of `Backend`.
 Everything that leans on a private Keras or backend name is in this package, each use with a line
@@ -15,6 +15,8 @@ import keras
 import numpy as np
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from kerascohost.backends.stacking import StackedState
 
 # The three kinds of steps that a model has.
@@ -27,8 +29,15 @@ Execution = Literal["loop", "step", "eager"]
 # A nested structure of arrays or tensors, as `keras.tree` takes it: a batch, a model's outputs.
 Tree: TypeAlias = Any
 
+# One leaf of it: an array of NumPy or of a backend, or a tensor that is traced. They have no base.
+Tensor: TypeAlias = Any
+
 # What a step returns: metrics by name, or whatever a model's own step returns.
 Logs: TypeAlias = Any
+
+# A global random state: a backend's, Python's or NumPy's. Each has a form of its own and is only
+# stored and set again.
+RandomState: TypeAlias = Any
 
 # Members with more state than this in all (in bytes) run one after another instead of fused: their
 # steps are far heavier than their dispatch, so fusing gains nothing, and the copy that protects the
@@ -55,8 +64,8 @@ class Chunk:
             an epoch often has not; programs that compile per shape run it apart.
         is_fixed: Whether the data's type says how many rows a batch has: then `fit` on TensorFlow
             traces with that number.
-        on_device: Where a program keeps its own form of `data`, so that a chunk that is worked
-            through in several calls is transferred once.
+        on_device: The form of `data` that a program transferred to the device, stored for its next
+            calls; `None` before the first.
     """
 
     data: Tree
@@ -64,14 +73,17 @@ class Chunk:
     stop: int
     is_first_shape: bool
     is_fixed: bool = False
-    on_device: Any = None
+    on_device: Tree = None
 
 
 @dataclasses.dataclass
 class StepRange:
-    """What a program is to do for one member: take the batches `start` to `stop` of a chunk.
+    """The batches of one member that a call of a program takes: `start` to `stop` of a chunk.
 
     Attributes:
+        chunk: The chunk.
+        start: The first of its batches to take.
+        stop: The batch before which to stop.
         metrics_reset: Whether the model's metrics have been reset since its last steps.
     """
 
@@ -82,12 +94,12 @@ class StepRange:
 
 
 class ProgramMember(Protocol):
-    """What a program must know of a member.
+    """A member, as a program sees it.
 
     Attributes:
         name: Its name, unique in the program.
         model: Its model.
-        samples_per_replica: The rows of each of its replicas in a step; 0: it has only one.
+        samples_per_replica: The number of rows of each replica in a step; 0 with one replica only.
     """
 
     name: str
@@ -102,20 +114,24 @@ class ProgramMember(Protocol):
 
 
 class Program(Protocol):
-    """The steps of one kind of some members, in one compiled function.
-
-    Attributes:
-        is_protected: Whether a call that fails leaves all members as they were before it.
-    """
+    """The steps of one kind of some members, in one compiled function."""
 
     @property
-    def is_protected(self) -> bool: ...
+    def is_protected(self) -> bool:
+        """Returns whether a call that fails leaves all members as they were before it."""
 
     def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
-        """Runs the steps asked for, by member; returns the members' logs, or their predictions."""
+        """Runs steps of members.
+
+        Args:
+            ranges: For each member that has steps to do, the range of its steps.
+
+        Returns:
+            The logs of the last step of each of these members, or its outputs when predicting.
+        """
 
     def release_data(self) -> None:
-        """Lets go of the data of a run that has ended."""
+        """Releases the data of a run that has ended."""
 
 
 class RowOrder(Protocol):
@@ -131,11 +147,12 @@ class RowOrder(Protocol):
         """Leaves the global random state where `fit` would, unless it was moved meanwhile."""
 
 
+# Backends name the arguments alike, but each takes a state of a class of its own.
 _MakeProgram: TypeAlias = Callable[..., Program]
 
 
 class Backend(Protocol):
-    """What the module of a backend offers.
+    """The names that the module of a backend has.
 
     Attributes:
         SHUFFLES_BY_GLOBAL_STATE: Whether `fit` draws the order of rows from a global random state,
@@ -143,12 +160,6 @@ class Backend(Protocol):
         COMPILES_PER_SHAPE: Whether a program is compiled again for every new shape.
         FINALIZES_AFTER_FAILURE: Whether `fit` hands its model over (averaged weights taken up) also
             when it fails or is interrupted, as Keras's does on JAX only.
-        COMPILED_FUNCTION: The class of compiled functions that read variables by references of
-            their own, or `None`; see `variables_read_by`.
-        Program: `Program(kind, members)`, a `Program`.
-        StackProgram: `StackProgram(kind, members, stack, state)`: a `Program` of a stack, all of
-            whose members do equally many steps; `None` where nothing is stacked.
-        StackedState: The state of a stack, see `stacking`.
     """
 
     SHUFFLES_BY_GLOBAL_STATE: bool
@@ -156,19 +167,33 @@ class Backend(Protocol):
     FINALIZES_AFTER_FAILURE: bool
 
     @property
-    def COMPILED_FUNCTION(self) -> type | None: ...  # noqa: N802
+    def COMPILED_FUNCTION(self) -> type | None:  # noqa: N802
+        """The class of compiled functions that read variables by references of their own.
+
+        `None` where functions are given what they read; see `variables_read_by`.
+        """
 
     @property
-    def Program(self) -> "_MakeProgram": ...  # noqa: N802
+    def Program(self) -> "_MakeProgram":  # noqa: N802
+        """The class of programs: `Program(kind, members)`."""
 
     @property
-    def StackProgram(self) -> "_MakeProgram | None": ...  # noqa: N802
+    def StackProgram(self) -> "_MakeProgram | None":  # noqa: N802
+        """The class of programs of a stack: `StackProgram(kind, members, stack, state)`.
+
+        All members in a call do equally many steps. `None` where nothing is stacked.
+        """
 
     @property
-    def StackedState(self) -> "Callable[..., StackedState] | None": ...  # noqa: N802
+    def StackedState(self) -> "Callable[..., StackedState] | None":  # noqa: N802
+        """The class of the state of a stack, see `stacking`; `None` where nothing is stacked."""
 
     def build(self, model: keras.Model, batch: Tree) -> bool:
         """Creates the variables that the model, its loss, metrics and optimizer still lack.
+
+        Args:
+            model: The model.
+            batch: A batch of its data, from which shapes are taken.
 
         Returns:
             Whether `fit` would have taken a batch for this before its first epoch.
@@ -192,11 +217,11 @@ class Backend(Protocol):
     def row_order(self, num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
         """Returns the order in which `fit` on this backend visits the rows of an array."""
 
-    def random_state(self) -> Any:
+    def random_state(self) -> RandomState:
         """Returns the backend's global random state."""
 
-    def set_random_state(self, state: Any) -> None:
-        """Goes back to what `random_state` returned."""
+    def set_random_state(self, state: RandomState) -> None:
+        """Sets the backend's global random state to one that `random_state` returned."""
 
     def runs_functions_eagerly(self) -> bool:
         """Returns whether the backend is set to compile nothing at all, for debugging."""
@@ -205,19 +230,20 @@ class Backend(Protocol):
         """Sets `runs_functions_eagerly`."""
 
     def is_recording(self) -> bool:
-        """Returns whether what this thread computes is traced or recorded, and not only done."""
+        """Returns whether this thread traces or records what it computes."""
 
-    def variables_read_by(self, function: Any) -> list[Any]:
+    def variables_read_by(self, function: Callable[..., Tree]) -> Sequence["tf.Variable"]:
         """Returns the backend's variables that a `COMPILED_FUNCTION` reads."""
 
     def device_bytes(self) -> tuple[int, int] | None:
         """Returns the memory in use on the GPU and its peak, in bytes; `None` without a GPU.
 
-        The peak is that since `reset_device_peak`; ever, where the backend cannot reset it.
+        The peak is that since `reset_device_peak`, or since the start where the backend cannot
+        reset it.
         """
 
     def reset_device_peak(self) -> None:
-        """Makes the memory in use now the peak, where the backend can."""
+        """Sets the peak to the memory in use now, where the backend can."""
 
 
 def get_backend() -> Backend:
@@ -232,5 +258,4 @@ def get_backend() -> Backend:
             "kerascohost runs on the Keras backends 'tensorflow', 'jax' and 'torch'. "
             f"Received: KERAS_BACKEND={backend!r}"
         )
-    module: Any = importlib.import_module(f"kerascohost.backends.{backend}.program")
-    return module
+    return importlib.import_module(f"kerascohost.backends.{backend}.program")

@@ -1,7 +1,6 @@
 """Programs for what is not compiled: members that run eagerly, and everything on torch."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +12,7 @@ from kerascohost.backends.replicas import applied_in_pieces
 
 
 class Program:
-    """The members' steps, one after another, in Python.
+    """The steps of the members, run one after another in Python.
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
@@ -22,7 +21,7 @@ class Program:
 
     def __init__(self, kind: StepKind, members: Sequence[ProgramMember]):
         self.kind = kind
-        self.is_protected = False  # steps are single anyway: a failure is its member's own
+        self.is_protected = False  # a step belongs to one member, and so does its failure
         self.members = list(members)
 
     def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
@@ -32,7 +31,7 @@ class Program:
             For each member of `ranges`, the logs of its last step, or the outputs of all steps,
             stacked, when predicting.
         """
-        results: dict[str, list] = {name: [] for name in ranges}
+        results: dict[str, list[Logs]] = {name: [] for name in ranges}
         for i in range(max(step_range.stop - step_range.start for step_range in ranges.values())):
             for member in self.members:
                 step_range = ranges.get(member.name)
@@ -40,16 +39,16 @@ class Program:
                     continue
                 with member.traced(self.kind):
                     logs = self._step(member, _take(step_range.chunk.data, step_range.start + i))
-                kept = results[member.name] if self.kind == "predict" else []
-                results[member.name] = [*kept, logs]
+                earlier = results[member.name] if self.kind == "predict" else []
+                results[member.name] = [*earlier, logs]
         if self.kind == "predict":
             return {name: _stacked(outputs) for name, outputs in results.items()}
         return {name: logs[-1] for name, logs in results.items()}
 
     def release_data(self) -> None:
-        """Nothing: data is not kept."""
+        """Does nothing: no data is stored."""
 
-    def _step(self, member: ProgramMember, batch: Tree) -> Any:
+    def _step(self, member: ProgramMember, batch: Tree) -> Logs:
         step = get_backend().eager_step
         if self.kind != "train" or not member.samples_per_replica:
             return step(member.model, self.kind, batch)
@@ -57,10 +56,10 @@ class Program:
             return step(member.model, self.kind, batch)
 
 
-def _take(data: Tree, i: int) -> Any:
+def _take(data: Tree, i: int) -> Tree:
     return tree.map_structure(lambda a: None if a is None else a[i], data)
 
 
-def _stacked(outputs: list[Any]) -> Any:
+def _stacked(outputs: list[Tree]) -> Tree:
     to_numpy = keras.ops.convert_to_numpy
     return tree.map_structure(lambda *parts: np.stack([to_numpy(p) for p in parts]), *outputs)

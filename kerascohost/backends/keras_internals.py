@@ -1,4 +1,4 @@
-"""What Keras's models hold and how they compile: private Keras names that several modules use.
+"""Private Keras names that several modules use: the state of models, and how they compile.
 
 Each use has a line that says why the public interface does not do.
 """
@@ -6,7 +6,8 @@ Each use has a line that says why the public interface does not do.
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
@@ -15,11 +16,20 @@ from keras.src.backend import compute_output_spec
 from keras.src.models.functional import Functional
 from keras.src.utils.python_utils import pythonify_logs  # what callbacks' logs go through first
 
+from kerascohost.arguments import Callbacks
+from kerascohost.backends.base import Logs, StepKind, Tree
 from kerascohost.errors import CohortError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    _Distribution: TypeAlias = (
+        keras.distribution.DataParallel | keras.distribution.ModelParallel | tf.distribute.Strategy
+    )
 
 
 def variables(model: keras.Model) -> list[keras.Variable]:
-    """All that training `model` changes: weights, seeds, optimizer variables and metrics."""
+    """Returns all that training `model` changes: weights, seeds, optimizer variables, metrics."""
     optimizer = getattr(model, "optimizer", None)
     found = [
         *model.variables,
@@ -40,14 +50,17 @@ _ADAPTED = (
 
 
 def changed_variables(model: keras.Model) -> dict[int, tuple[str, keras.Variable]]:
-    """The variables that a training of `model` may change, and what holds each, by identity.
+    """Returns the variables that a training of `model` may change.
 
-    Left out are those of layers that only `adapt` changes, and the weights of frozen layers, also
-    the statistics of a frozen BatchNormalization. Whatever else is not trained (seeds, states,
-    counters of a layer's own) may be assigned by a step.
+    Left out are those of layers that only `adapt` changes, the weights of frozen layers, and the
+    statistics of a frozen BatchNormalization. Other variables that are not trained (seeds, states,
+    counters of a user's layer) are included, as a step may assign them.
 
-    `_trainable_variables`: the variables that a layer of its own would train if it were not frozen;
+    `_trainable_variables`: the variables that a layer would train if it were not frozen;
     `_non_trainable_variables`: the statistics.
+
+    Returns:
+        By the `id` of each variable: a phrase that says what it belongs to, and the variable.
     """
     found = {id(v): ("of the model", v) for v in variables(model)}
     for layer in flat_layers(model):
@@ -68,7 +81,7 @@ def changed_variables(model: keras.Model) -> dict[int, tuple[str, keras.Variable
 
 
 def compares_targets(model: keras.Model) -> bool:
-    """Whether the model has losses, all of them Keras's own, which compare with targets."""
+    """Returns whether the model has losses, all of them Keras's own, which compare with targets."""
     losses = [loss for loss in tree.flatten(model.loss) if loss is not None]
     if not losses or overridden(model, "compute_loss"):
         return False
@@ -76,28 +89,28 @@ def compares_targets(model: keras.Model) -> bool:
     return all(maker is str or is_of_keras(maker) for maker in makers)
 
 
-def is_of_keras(maker: Any) -> bool:
-    """Whether this class or function is Keras's own."""
+def is_of_keras(maker: type | FunctionType) -> bool:
+    """Returns whether this class or function is Keras's own."""
     return maker.__module__.partition(".")[0] == "keras"
 
 
 def resets_in_its_own_way(model: keras.Model) -> bool:
-    """Whether code of the user's resets a metric, perhaps to what depends on its last value."""
+    """Returns whether the user's code resets a metric, perhaps depending on its last value."""
     return bool(overridden(model, "reset_metrics")) or not all(
         is_of_keras(type(metric).reset_state) for metric in with_parts(model.metrics)
     )
 
 
-def with_parts(metrics: Sequence[Any]) -> list[Any]:
-    """Metrics, and those that one of them (`compile`'s metrics) is made of."""
+def with_parts(metrics: Sequence[keras.metrics.Metric]) -> list[keras.metrics.Metric]:
+    """Returns metrics, and those that one of them (`compile`'s metrics) is made of."""
     return [part for m in metrics for part in (m, *with_parts(getattr(m, "metrics", [])))]
 
 
 def unbuilt_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """The metrics that the model will track once it has seen data.
+    """Returns the metrics that the model will track once it has seen data.
 
-    `_compile_metrics`, `_user_metrics`, `_user_weighted_metrics`: where `compile` keeps what it was
-    given, which only later is among the model's `metrics`.
+    `_compile_metrics`, `_user_metrics`, `_user_weighted_metrics`: where `compile` stores what it
+    was given, which is among the model's `metrics` only later.
     """
     metrics = model._compile_metrics
     if metrics is None or metrics.built:
@@ -107,15 +120,15 @@ def unbuilt_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
 
 
 def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
-    """The variables of `unbuilt_metrics(model)`."""
+    """Returns the variables of `unbuilt_metrics(model)`."""
     return [v for metric in unbuilt_metrics(model) for v in metric.variables]
 
 
 def metrics_not_reset(model: keras.Model) -> list[tuple[keras.Variable, np.ndarray]]:
-    """Variables, and their values, that `fit` does not reset before its first epoch.
+    """Returns variables that `fit` does not reset before its first epoch, with their values.
 
-    On TensorFlow `fit` builds metrics as it traces its first step, and resets what is built. (A
-    metric that two models share goes on from where the first one left it.)
+    On TensorFlow `fit` builds metrics as it traces its first step, and before that resets only what
+    is built. (So a metric that two models share goes on from the value that the first one left.)
     """
     if keras.backend.backend() != "tensorflow":
         return []
@@ -126,35 +139,41 @@ def metrics_not_reset(model: keras.Model) -> list[tuple[keras.Variable, np.ndarr
 
 
 def state_bytes(model: keras.Model) -> int:
-    """The size of `variables(model)` in bytes."""
+    """Returns the size of `variables(model)` in bytes."""
     return sum(math.prod(v.shape) * bytes_per_element(v.dtype) for v in variables(model))
 
 
 def bytes_per_element(dtype: str) -> int:
-    """The size of a number of this Keras dtype, in bytes."""
+    """Returns the size of a number of this Keras dtype, in bytes."""
     bits = re.search(r"\d+", dtype)  # of "float32", "bfloat16", "float8_e4m3fn", …; not of "bool"
     return int(bits[0]) // 8 if bits else 1
 
 
-def distribution(model: keras.Model) -> Any:
-    """What distributes the model's training over devices, or `None`.
+def distribution(model: keras.Model) -> "_Distribution | None":
+    """Returns what distributes the model's training over devices, or `None`.
 
-    `_distribute_strategy`: the public property answers with a default strategy where there is none.
+    `_distribute_strategy`: the public property returns a default strategy where there is none.
     """
     return getattr(model, "_distribute_strategy", None) or keras.distribution.distribution()
 
 
-def call_on_symbols(model: keras.Model, inputs: Any) -> None:
+def call_on_symbols(model: keras.Model, inputs: Tree) -> None:
     """Calls `model` as in training on `KerasTensor`s, so that nothing is computed or changed.
 
     `compute_output_spec`: only it goes through every layer's `__call__`; the model's public method
     of that name asks layers for their output shapes where it can.
+
+    Args:
+        model: The model.
+        inputs: Its inputs, as `KerasTensor`s.
     """
     compute_output_spec(lambda x: model(x, training=True), inputs)
 
 
-def compile_stamp(model: keras.Model) -> tuple:
-    """Changes whenever `model.compile` is called again.
+def compile_stamp(
+    model: keras.Model,
+) -> tuple[keras.optimizers.Optimizer | None, keras.metrics.Metric, bool, bool]:
+    """Returns a tuple that is another one after each call of `model.compile`.
 
     `_loss_tracker`: `compile` makes a new one each time, also when it is given the same optimizer.
     """
@@ -163,15 +182,15 @@ def compile_stamp(model: keras.Model) -> tuple:
 
 
 def check_trainable(model: keras.Model) -> None:
-    """Refuses a model of which other variables are trainable than when its optimizer was built.
+    """Raises if other variables are trainable than when the model's optimizer was built.
 
-    On JAX, where `fit` fails for it; on TensorFlow it goes on with those of its first trace.
+    Only on JAX, where `fit` fails then; on TensorFlow `fit` goes on with those of its first trace.
     `_trainable_variables`: nothing public tells what an optimizer was built for.
 
     Raises:
-        CohortError: With the way out.
+        CohortError: It says what to do.
     """
-    optimizer: Any = getattr(model, "optimizer", None)
+    optimizer = getattr(model, "optimizer", None)
     if keras.backend.backend() != "jax" or not getattr(optimizer, "built", False):
         return
     known = getattr(optimizer, "_trainable_variables", None)
@@ -185,18 +204,21 @@ def check_trainable(model: keras.Model) -> None:
 
 
 def decayed(model: keras.Model) -> tuple[bool, ...]:
-    """For each trainable variable, whether the optimizer's weight decay includes it.
+    """Returns for each trainable variable whether the optimizer's weight decay includes it.
 
-    `_use_weight_decay`: only it tells, as exclusions are kept by names and by identities.
+    `_use_weight_decay`: only it tells, as exclusions are stored by names and by identities.
+
+    Returns:
+        The flags in the order of `model.trainable_variables`; none without weight decay.
     """
-    optimizer: Any = getattr(model, "optimizer", None)
-    if getattr(optimizer, "weight_decay", None) is None or not model.built:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or getattr(optimizer, "weight_decay", None) is None or not model.built:
         return ()
     return tuple(map(optimizer._use_weight_decay, model.trainable_variables))
 
 
 def flat_layers(model: keras.Layer) -> list[keras.Layer]:
-    """All layers of a model, those inside of layers too.
+    """Returns all layers of a model, also those inside layers.
 
     `_flatten_layers`: only it finds them.
     """
@@ -204,16 +226,16 @@ def flat_layers(model: keras.Layer) -> list[keras.Layer]:
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
-    """What the model was compiled with, as it was given; nothing for one that only predicts.
+    """Returns the arguments of `compile` as they were given; none for a model that only predicts.
 
-    `_compile_config`: the public `get_compile_config` answers with configs, from which functions of
-    the user's cannot be made again.
+    `_compile_config`: the public `get_compile_config` returns configs, from which the user's
+    functions cannot be made again.
     """
     return dict(model._compile_config.config) if hasattr(model, "_compile_config") else {}
 
 
 def is_functional(model: keras.Model) -> bool:
-    """Whether `model` is a graph of layers, and not of a class of its own.
+    """Returns whether `model` is a graph of layers, and not of a subclass.
 
     `Functional`: the class that `keras.Model(inputs, outputs)` makes has no public name.
     """
@@ -221,17 +243,17 @@ def is_functional(model: keras.Model) -> bool:
 
 
 def is_graph(thing: object) -> bool:
-    """Whether `thing` is a graph of layers, perhaps of a class of its own; see `is_functional`."""
+    """Returns whether `thing` is a graph of layers, also of a subclass; see `is_functional`."""
     return isinstance(thing, Functional)
 
 
-def has_own_step(model: keras.Model, kind: str) -> bool:
-    """Whether the logs of a step may be anything but the model's metrics."""
+def has_own_step(model: keras.Model, kind: StepKind) -> bool:
+    """Returns whether the logs of a step may be something else than the model's metrics."""
     return bool(overridden(model, f"{kind}_step", "compute_metrics", "get_metrics_result"))
 
 
 def overridden(model: keras.Model, *names: str) -> list[str]:
-    """Those of Keras's methods that the model has in a form of its own."""
+    """Returns which of these methods the model has replaced, in its class or on itself."""
     return [
         name
         for name in names
@@ -239,32 +261,35 @@ def overridden(model: keras.Model, *names: str) -> list[str]:
     ]
 
 
-def check_logs(logs: Any) -> None:
-    """Raises what `fit` raises of a step's logs that it does not take."""
+def check_logs(logs: Logs) -> None:
+    """Raises what `fit` raises if it does not accept a step's logs."""
     pythonify_logs(logs)
 
 
 def first_epoch(model: keras.Model, initial_epoch: int) -> int:
-    """`initial_epoch`, unless a callback such as BackupAndRestore has found a later one.
+    """Returns the epoch to begin with: that of a callback such as BackupAndRestore, if any.
 
     `_initial_epoch`: the attribute through which `BackupAndRestore` hands its epoch to `fit`.
+
+    Args:
+        model: The model.
+        initial_epoch: The argument of `fit`, returned where no callback has set an epoch.
     """
     return model._initial_epoch or initial_epoch
 
 
 def builds_before_epochs() -> bool:
-    """Whether `fit` builds a model before its first epoch; on TensorFlow it does while it traces.
+    """Returns whether `fit` builds a model before its first epoch.
 
-    There, a `fit` without an epoch left builds nothing and draws no weights.
+    On TensorFlow it builds as it traces: a `fit` with no epoch left builds and draws no weights.
     """
     return keras.backend.backend() != "tensorflow"
 
 
 def reads_to_build(model: keras.Model) -> bool:
-    """Whether `fit` takes a batch, which it drops, to build the model before its first epoch.
+    """Returns whether `fit` takes a batch, which it drops, to build before its first epoch.
 
-    `_compile_metrics`, `_compile_loss`: what `_symbolic_build` looks at to find out whether it
-    needs one.
+    `_compile_metrics`, `_compile_loss`: by these `_symbolic_build` decides whether it needs one.
     """
     if not builds_before_epochs():
         return False
@@ -273,20 +298,20 @@ def reads_to_build(model: keras.Model) -> bool:
 
 
 def is_built(model: keras.Model) -> bool:
-    """Whether the model and all layers in it are built; `_flatten_layers`: only it finds them."""
+    """Returns whether the model and all its layers are built; `_flatten_layers` finds them."""
     return all(layer.built for layer in model._flatten_layers())
 
 
 def reads_to_predict(model: keras.Model) -> bool:
-    """Whether `predict` takes a batch, which it drops, to build the model before it begins.
-
-    On JAX it looks at that.
-    """
+    """Returns whether `predict` takes a batch, which it drops, to build the model: on JAX only."""
     return keras.backend.backend() == "jax" and not is_built(model)
 
 
-def seed_counts(model: keras.Model) -> dict[int, Any]:
-    """How far the model's seed generators have come, where `step_without_data` will ask for it."""
+def seed_counts(model: keras.Model) -> dict[int, np.ndarray]:
+    """Returns the states of the model's seed generators by `id`, for `step_without_data`.
+
+    Empty where that function does not need them.
+    """
     if keras.backend.backend() != "tensorflow" or model.run_eagerly or model.jit_compile:
         return {}
     return {id(seed): seed.numpy() for seed in _seeds(model)}
@@ -296,14 +321,14 @@ def _seeds(model: keras.Model) -> list[keras.Variable]:
     return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
 
 
-def step_without_data(model: keras.Model, counted: dict[int, Any], steps: int) -> None:
+def step_without_data(model: keras.Model, counted: dict[int, np.ndarray], steps: int) -> None:
     """Does what a step of `fit` on TensorFlow does while it finds out that the data has ended.
 
-    Its one compiled function asks for a batch and, as nothing in them depends on it, decays the
-    weights, moves on what the optimizer keeps beside its slots (Nadam's product) and counts the
+    Parts of its compiled function do not depend on the batch, and run although there is none: it
+    decays the weights, updates the scalars of the optimizer (Nadam's product), and counts the
     iteration and the draws of the seed generators. (With XLA, eagerly, and with several steps per
-    execution, the batch comes first. What an optimizer that accumulates gradients comes to do is a
-    matter of time: here, nothing.) Only steps that all draw equally often can be counted on.
+    execution, the batch is read first and nothing else runs. With gradient accumulation it depends
+    on timing; here nothing runs.) Draws are right only if all steps draw equally often.
 
     `_apply_weight_decay`, `_backend_update_step`: the public `apply` does a whole step.
 
@@ -326,18 +351,23 @@ def step_without_data(model: keras.Model, counted: dict[int, Any], steps: int) -
         seed.assign_add(drawn // steps)
 
 
-def logs_without_steps(model: keras.Model, before: Any) -> Any:
-    """The logs of an epoch that found no data: `fit` looks at those of the epoch `before` again."""
+def logs_without_steps(model: keras.Model, before: Logs) -> Logs:
+    """Returns the logs of an epoch that found no data.
+
+    Args:
+        model: The model.
+        before: The logs of the epoch before, which `fit` on JAX reports again.
+    """
     if keras.backend.backend() == "jax" or has_own_step(model, "train"):
         return before
     return model.get_metrics_result()
 
 
-def symbolic_build(model: keras.Model, batch: object) -> bool:
+def symbolic_build(model: keras.Model, batch: Tree) -> bool:
     """Creates the variables of a model, its loss, metrics and optimizer from one batch.
 
-    `_symbolic_build`: what `fit` itself calls on JAX and torch; the public `build` knows nothing of
-    losses, metrics and optimizers.
+    `_symbolic_build`: `fit` itself calls it on JAX and torch; the public `build` leaves out losses,
+    metrics and optimizers.
 
     Returns:
         Whether the batch was needed.
@@ -347,18 +377,20 @@ def symbolic_build(model: keras.Model, batch: object) -> bool:
     return needed
 
 
-def callbacks_in(given: Any) -> list[Any]:
-    """The callbacks in what `fit` takes for them: a list, one, a `CallbackList`, or nothing."""
+def callbacks_in(given: Callbacks) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks in the argument of `fit`: a list, one, a `CallbackList`, or `None`."""
     if isinstance(given, keras.callbacks.CallbackList):
         return list(given.callbacks)
     return tree.flatten(given) if given else []
 
 
-def parts(model: keras.Model) -> list:
-    """The objects through which a fit of `model` and one of another model can meet.
+def parts(
+    model: keras.Model,
+) -> list[keras.Layer | keras.Variable | keras.metrics.Metric | keras.optimizers.Optimizer]:
+    """Returns the objects by which a fit of `model` depends on fits of models that share them.
 
-    `_flatten_layers`: only it finds layers inside layers. Layers that never have weights (as the
-    `InputLayer` that two models begin with) may be shared freely.
+    Layers that never have weights (as the `InputLayer` that two models begin with) are left out.
+    `_flatten_layers`: only it finds layers inside layers.
     """
     layers = [layer for layer in model._flatten_layers() if layer.variables or not layer.built]
     optimizer = getattr(model, "optimizer", None)
@@ -367,8 +399,8 @@ def parts(model: keras.Model) -> list:
     return [*layers, *variables(model), *metrics, *unbuilt_metrics_variables(model), *optimizers]
 
 
-def flat_results(model: keras.Model, logs: dict) -> object:
-    """`logs` as `evaluate` returns them without `return_dict`.
+def flat_results(model: keras.Model, logs: dict[str, float]) -> float | list[float]:
+    """Returns `logs` as `evaluate` does without `return_dict`: a list, or one number alone.
 
     `_flatten_metrics_in_order`: the order is the order of the model's metrics, known only there.
     """

@@ -1,33 +1,38 @@
 """One model applied several times in a step: the same weights, separate inputs."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Concatenate, ParamSpec
 
 import keras
 from keras import tree
 
-# Masks travel as an attribute of the tensors, which no public function reads or sets.
+# A mask is an attribute of its tensor, which no public function reads or sets.
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
+from kerascohost.backends.base import Tensor, Tree
 from kerascohost.patching import patched
+
+P = ParamSpec("P")
 
 
 @contextlib.contextmanager
 def applied_in_pieces(model: keras.Model, samples_per_replica: int) -> Iterator[None]:
-    """Applies the model, within the block, to so many rows of its inputs at a time.
+    """Applies the model, within the block, to `samples_per_replica` rows of its inputs at a time.
 
-    The outputs are put together again, so that the loss over them is the mean over the replicas,
-    and losses added in the model's calls are weighted likewise. Only layers that look at the whole
-    batch, as BatchNormalization does, see a difference.
+    The outputs are concatenated, so that the loss over them is the mean over the replicas, and
+    losses added in the model's calls are weighted likewise. A difference is only made to layers
+    that compute over the whole batch, as BatchNormalization does.
 
     Args:
         model: The model. Its `call` is replaced for the calling thread.
-        samples_per_replica: Rows per replica; a last, smaller replica takes what is left.
+        samples_per_replica: Rows per replica; the last replica has the remaining rows.
     """
 
-    def in_pieces(call: Callable) -> Callable:
-        def call_in_pieces(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def by_replica(
+        call: Callable[Concatenate[Tree, P], Tree],
+    ) -> Callable[Concatenate[Tree, P], Tree]:
+        def call_by_replica(inputs: Tree, *args: P.args, **kwargs: P.kwargs) -> Tree:
             rows = tree.flatten(inputs)[0].shape[0]
             outputs, losses = [], []
             for start in range(0, rows, samples_per_replica):
@@ -38,24 +43,24 @@ def applied_in_pieces(model: keras.Model, samples_per_replica: int) -> Iterator[
                 model.add_loss(losses)
             return tree.map_structure(lambda *parts: _joined(parts), *outputs)
 
-        return call_in_pieces
+        return call_by_replica
 
-    with patched(model, "call", in_pieces):
+    with patched(model, "call", by_replica):
         yield
 
 
-def _rows_of(inputs: Any, start: int, stop: int) -> Any:
-    def cut(tensor: Any) -> Any:
-        part = tensor[start:stop]
+def _rows_of(inputs: Tree, start: int, stop: int) -> Tree:
+    def cut(tensor: Tensor) -> Tensor:
+        rows = tensor[start:stop]
         mask = get_keras_mask(tensor)
         if mask is not None:
-            set_keras_mask(part, mask[start:stop])
-        return part
+            set_keras_mask(rows, mask[start:stop])
+        return rows
 
     return tree.map_structure(cut, inputs)
 
 
-def _joined(parts: tuple) -> Any:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     whole = keras.ops.concatenate(parts, axis=0)
     masks = [get_keras_mask(part) for part in parts]
     if masks[0] is not None:
@@ -63,10 +68,10 @@ def _joined(parts: tuple) -> Any:
     return whole
 
 
-def _take_call_losses(model: keras.Model) -> list:
-    """The losses that layers have added since the last time, removed from the model.
+def _take_call_losses(model: keras.Model) -> list[Tensor]:
+    """Returns the losses that layers have added since the last call, and removes them.
 
-    `_flatten_layers`, `_get_own_losses`, `_clear_losses`: the public `losses` also holds the weight
+    `_flatten_layers`, `_get_own_losses`, `_clear_losses`: the public `losses` includes the weight
     regularizers, which must count once per step, not once per replica.
     """
     losses = [loss for layer in model._flatten_layers() for loss in layer._get_own_losses()]

@@ -1,8 +1,8 @@
-"""Restores models to what they were, so that a measurement can train a user's own models."""
+"""Restores models to an earlier state, so that a measurement can train the user's own models."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -10,9 +10,20 @@ from keras.src.saving.keras_saveable import KerasSaveable  # layers, optimizers,
 
 from kerascohost.backends import random_state, set_random_state, variables
 
+# Any object that a model refers to, Keras's or not; only `isinstance` tells which it is.
+_Thing: TypeAlias = Any
+
+
+class _Content(NamedTuple):
+    """The content of an object: its items, if it is a container, and its attributes."""
+
+    thing: _Thing
+    items: dict[_Thing, _Thing] | list[_Thing]
+    attributes: dict[str, _Thing]
+
 
 class VariableSnapshot:
-    """The values that all variables of some models have now, and the global random state.
+    """The present values of all variables of some models, and the global random state.
 
     Args:
         models: The models.
@@ -25,7 +36,7 @@ class VariableSnapshot:
         self._random = random_state()
 
     def restore(self) -> None:
-        """Gives all variables these values again."""
+        """Sets all variables to these values, and the global random state to this one."""
         for variable, value in self._values:
             variable.assign(value)
         set_random_state(self._random)
@@ -33,38 +44,41 @@ class VariableSnapshot:
 
 @contextlib.contextmanager
 def preserved(models: Iterable[keras.Model]) -> Iterator[None]:
-    """Puts the models back to what they were when the block ends, also on an exception.
+    """Restores the models when the block ends, also on an exception.
 
-    What was not built is not built again; compiled functions and histories are the old ones. (A
-    copy would be the other way to leave models untouched. Copies of Keras models go through saving,
-    which much of what notebooks define cannot: classes without `get_config`, lambdas.)
+    What was not built before is not built afterwards; compiled functions and histories are the old
+    ones. (Training copies instead is no alternative: Keras copies models by saving them, and much
+    that notebooks define cannot be saved, as classes without `get_config` and lambdas.)
     """
     models = list(models)
-    values, attributes = VariableSnapshot(models), _attributes(models)
+    values, contents = VariableSnapshot(models), _contents(models)
     try:
         yield
     finally:
-        for thing, items, own in attributes:
-            _fill(thing, items, own)
+        for content in contents:
+            _fill(content)
         values.restore()
 
 
-def _attributes(roots: Iterable[Any]) -> list[tuple[Any, Any, dict]]:
-    """Everything of Keras that can be reached from `roots`: the things, their items, attributes."""
-    found: dict[int, tuple[Any, Any, dict]] = {}
-    waiting = list(roots)
+def _contents(models: Iterable[keras.Model]) -> list[_Content]:
+    """Returns the contents of everything of Keras that can be reached from the models."""
+    found: dict[int, _Content] = {}
+    waiting: list[_Thing] = list(models)
     while waiting:
         thing = waiting.pop()
         if id(thing) not in found and _is_followed(thing):
             items, attributes = _items(thing), dict(getattr(thing, "__dict__", {}))
-            found[id(thing)] = (thing, items, attributes)
+            found[id(thing)] = _Content(thing, items, attributes)
             waiting += [*(items.values() if isinstance(items, dict) else items)]
             waiting += attributes.values()
     return list(found.values())
 
 
-def _is_followed(thing: Any) -> bool:
-    """Containers, and objects of Keras's or a model's; not the variables, kept by their values."""
+def _is_followed(thing: _Thing) -> bool:
+    """Returns whether `thing` is a container or an object of Keras or of a model.
+
+    Variables are not followed: a `VariableSnapshot` has their values.
+    """
     if isinstance(thing, (type, keras.Variable)):
         return False
     # TensorFlow's: its `ListWrapper`, in which an optimizer there keeps its variables.
@@ -74,21 +88,22 @@ def _is_followed(thing: Any) -> bool:
     return library == "keras" or isinstance(thing, KerasSaveable)
 
 
-def _items(thing: Any) -> dict | list:
-    """What is in a container, past methods of its own."""
+def _items(thing: _Thing) -> dict[_Thing, _Thing] | list[_Thing]:
+    """Returns the items of a container, without calling methods that its class overrides."""
     if isinstance(thing, dict):
         return dict(thing)
     kind = next((kind for kind in (list, tuple, set) if isinstance(thing, kind)), None)
     return list(kind.__iter__(thing)) if kind else []
 
 
-def _fill(thing: Any, items: Any, attributes: dict) -> None:
-    """Gives `thing` its items and attributes again, past what it does when something is set."""
+def _fill(content: _Content) -> None:
+    """Restores items and attributes, without calling methods that the object's class overrides."""
+    thing, items, attributes = content
     if isinstance(thing, dict):
         inner = getattr(thing, "__wrapped__", thing)
         dict.clear(inner)
         dict.update(inner, items)
-        if hasattr(thing, "_update_snapshot"):  # TensorFlow's `_DictWrapper` sees what goes past it
+        if hasattr(thing, "_update_snapshot"):  # TensorFlow's `_DictWrapper` checks for changes
             thing._update_snapshot()
     elif isinstance(thing, list):
         list.__setitem__(thing, slice(None), items)

@@ -1,15 +1,16 @@
-"""Programs on JAX: one jitted loop over the members' own, pure `train_step`s."""
+"""Programs on JAX: a jitted loop over the members' own steps, which are pure functions."""
 
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Never, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from kerascohost.backends import (
     STACKED_WEIGHTS_LIMIT,
@@ -71,19 +72,30 @@ _CONVOLUTIONS = (
     keras.layers.SeparableConv2D,
 )
 
-State = tuple[list[jax.Array], ...]
+# The values of a model's variables, in groups as its step takes them.
+State: TypeAlias = tuple[list[jax.Array], ...]
+
+# A model's own step, and what a loop over steps carries from one to the next.
+_Step: TypeAlias = Callable[[State, Tree], tuple[Logs, State]]
+_Carry: TypeAlias = tuple[State, Logs]
+
+# One step at a position of the data; several steps of all members, within bounds for each.
+_StepAt: TypeAlias = Callable[[State, Tree, ArrayLike], tuple[Logs, State]]
+_Run: TypeAlias = Callable[
+    [list[State], list[Tree], np.ndarray], tuple[Sequence[Logs], list[State]]
+]
 
 
 class Program:
     """The steps of one kind of some members, traced once and run together.
 
-    Members that always have equally much to do advance in one loop, which XLA runs fastest. Others
-    have a loop each, which may be run zero times: one compilation serves every subset of the
-    members. What loses by a loop is called step by step, see `execution`. Bounds are arguments, so
-    a chunk can be worked through in several calls; only another shape compiles anew.
+    Members that always have equally many steps to do advance in one loop, which XLA runs fastest.
+    Others have a loop each, which may be run zero times: one compilation serves every subset of the
+    members. Steps that are slower in a loop are called one by one, see `execution`. Bounds are
+    arguments, so a chunk can be divided among several calls; only another shape compiles anew.
 
-    State is read from the variables before a call and written back after it. It is not donated: a
-    call that fails or is interrupted must leave every variable as it was.
+    State is read from the variables before a call and written to them after it. It is not donated:
+    a call that fails or is interrupted must leave every variable as it was.
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
@@ -92,22 +104,22 @@ class Program:
 
     def __init__(self, kind: StepKind, members: Sequence[ProgramMember]):
         self.kind = kind
-        self.is_protected = True  # as state is written back only after a call
+        self.is_protected = True  # as variables are written only after a call
         self.members = list(members)
-        self._data: dict[str, Any] = {}
-        self._has_let_go = False
+        self._data: dict[str, Tree] = {}
+        self._is_released = False
         self._alike: bool | None = None
         self._lockstep = jax.jit(self._one_loop)
         self._apart = jax.jit(self._a_loop_each)
         self._predict = jax.jit(self._predictions, static_argnames="size")
-        self._steps: list[Callable] = []
+        self._steps: list[_StepAt] = []
         if execution(members[0].model) == "step":
             self._steps = [jax.jit(self._single_step(member)) for member in self.members]
 
     def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
         """Runs the steps asked for in `ranges`, by member; the first call must name all members.
 
-        If it fails, every member is left where it was before the call.
+        If it fails, every member is left as it was before the call.
 
         Returns:
             For each member of `ranges`, the logs of its last step as NumPy arrays (its metrics,
@@ -116,11 +128,10 @@ class Program:
         owned = [_state_variables(member.model, self.kind) for member in self.members]
         states = [tuple([v.value for v in group] for group in groups) for groups in owned]
         self._data |= {name: _on_device(step_range.chunk) for name, step_range in ranges.items()}
-        if (
-            self._has_let_go
-        ):  # a call for some members runs no steps of the others: any data will do
+        if self._is_released:
+            # A call for some members runs no steps of the others, so any data serves for these.
             self._data = jax.tree.map(_array, self._data)
-            self._has_let_go = False
+            self._is_released = False
         data = [self._data[member.name] for member in self.members]
         busy = [i for i, member in enumerate(self.members) if member.name in ranges]
         if self.kind == "predict":
@@ -131,19 +142,22 @@ class Program:
         logs, states = run(states, data, self._bounds(ranges))
         jax.block_until_ready(states)  # a failure must show before anything is written back
         _write_back([owned[i] for i in busy], [states[i] for i in busy])
-        # Not left to `np.array`: it asks an array of JAX for its buffer and, if an interrupt comes
-        # just then, takes that for a "no" and forgets it (NumPy 2.4).
+        # Not left to `np.array`: an interrupt while it asks a JAX array for its buffer is lost, as
+        # it takes every exception for the answer that there is none (NumPy 2.4).
         return jax.device_get({self.members[i].name: logs[i] for i in busy})
 
     def release_data(self) -> None:
-        """Lets go of the data of a run that has ended, but for its shapes."""
+        """Releases the data of a run that has ended; its shapes are kept."""
         self._data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self._data)
-        self._has_let_go = True
+        self._is_released = True
 
     def _predicted(
-        self, states: list[State], data: list[Any], ranges: Mapping[str, StepRange]
-    ) -> tuple[dict[str, Any], list[State]]:
-        """Predictions of few batches of a chunk do not cost those of all of them."""
+        self, states: list[State], data: list[Tree], ranges: Mapping[str, StepRange]
+    ) -> tuple[dict[str, Tree], list[State]]:
+        """Returns the outputs by member, and the new states.
+
+        Only as many batches are computed as the longest range has, rounded up to a power of two.
+        """
         most = max(step_range.stop - step_range.start for step_range in ranges.values())
         length = min(jax.tree.leaves(batches)[0].shape[0] for batches in data)
         size = min(length, 2 ** math.ceil(math.log2(most)))  # few sizes, as each is compiled
@@ -154,13 +168,13 @@ class Program:
         jax.block_until_ready(states)  # a failure must show before anything is written back
         results = {
             m.name: jax.tree.map(
-                lambda a, w=ranges[m.name], first=first: a[w.start - first : w.stop - first], output
+                lambda a, r=ranges[m.name], first=first: a[r.start - first : r.stop - first], output
             )
             for m, first, output in zip(self.members, firsts, outputs, strict=True)
         }
         return results, states
 
-    def _choose(self, ranges: Mapping[str, StepRange]) -> Callable:
+    def _choose(self, ranges: Mapping[str, StepRange]) -> _Run:
         if self._alike is None:
             self._alike = len({step_range.chunk.stop for step_range in ranges.values()}) == 1
         spans = {(step_range.start, step_range.stop) for step_range in ranges.values()}
@@ -169,29 +183,33 @@ class Program:
 
     def _bounds(self, ranges: Mapping[str, StepRange]) -> np.ndarray:
         spans = [ranges.get(member.name) for member in self.members]
-        return np.array([(w.start, w.stop) if w else (0, 0) for w in spans], np.int32)
+        return np.array([(r.start, r.stop) if r else (0, 0) for r in spans], np.int32)
 
-    def _single_step(self, member: ProgramMember) -> Callable:
+    def _single_step(self, member: ProgramMember) -> _StepAt:
         step = _step(member, self.kind)
 
-        def run(state: State, data: Tree, position: Any) -> tuple:
+        def run(state: State, data: Tree, position: ArrayLike) -> tuple[Logs, State]:
             with member.traced(self.kind):
                 return step(state, _take(data, position))
 
         return run
 
-    def _step_by_step(self, states: list[State], data: list[Any], bounds: np.ndarray) -> tuple:
-        logs: list[Any] = [None] * len(self.members)
+    def _step_by_step(
+        self, states: list[State], data: list[Tree], bounds: np.ndarray
+    ) -> tuple[list[Logs], list[State]]:
+        logs: list[Logs] = [None] * len(self.members)
         for turn in range(max(stop - start for start, stop in bounds)):
             for i, (start, stop) in enumerate(bounds):
                 if start + turn < stop:
                     logs[i], states[i] = self._steps[i](states[i], data[i], start + turn)
         return logs, states
 
-    def _one_loop(self, states: list[State], data: list[Any], bounds: Any) -> tuple:
+    def _one_loop(
+        self, states: list[State], data: list[Tree], bounds: jax.Array
+    ) -> tuple[list[Logs], list[State]]:
         bodies = [self._body(i, data[i], states[i]) for i in range(len(self.members))]
 
-        def body(step: Any, carries: list) -> list:
+        def body(step: jax.Array, carries: list[_Carry]) -> list[_Carry]:
             return [
                 advance(step, carry) for (advance, _), carry in zip(bodies, carries, strict=True)
             ]
@@ -199,20 +217,24 @@ class Program:
         carries = lax.fori_loop(bounds[0, 0], bounds[0, 1], body, [begin for _, begin in bodies])
         return self._results(carries)
 
-    def _a_loop_each(self, states: list[State], data: list[Any], bounds: Any) -> tuple:
+    def _a_loop_each(
+        self, states: list[State], data: list[Tree], bounds: jax.Array
+    ) -> tuple[list[Logs], list[State]]:
         carries = []
         for i in range(len(self.members)):
             advance, begin = self._body(i, data[i], states[i])
             carries.append(lax.fori_loop(bounds[i, 0], bounds[i, 1], advance, begin))
         return self._results(carries)
 
-    def _body(self, i: int, data: Tree, state: State) -> tuple[Callable, tuple]:
-        """One member's step as the body of a loop, and what the loop begins with."""
+    def _body(
+        self, i: int, data: Tree, state: State
+    ) -> tuple[Callable[[jax.Array, _Carry], _Carry], _Carry]:
+        """Returns one member's step as the body of a loop, and what the loop begins with."""
         member = self.members[i]
         step = _step(member, self.kind)
         own_logs = has_own_step(member.model, self.kind)
 
-        def advance(position: Any, carry: tuple) -> tuple:
+        def advance(position: jax.Array, carry: _Carry) -> _Carry:
             state, logs = carry
             with member.traced(self.kind):
                 step_logs, new_state = step(state, _take(data, position))
@@ -223,17 +245,22 @@ class Program:
             logs = _empty_logs(step, state, _take(data, 0)) if own_logs else ()
         return advance, (state, logs)
 
-    def _results(self, carries: list) -> tuple[list, list[State]]:
+    def _results(self, carries: list[_Carry]) -> tuple[list[Logs], list[State]]:
         return list(map(self._logs, self.members, carries)), [state for state, _ in carries]
 
-    def _logs(self, member: ProgramMember, carry: tuple) -> Any:
+    def _logs(self, member: ProgramMember, carry: _Carry) -> Logs:
         state, logs = carry
         with member.traced(self.kind):
             return logs if has_own_step(member.model, self.kind) else _metrics(member.model, state)
 
     def _predictions(
-        self, states: list[State], data: list[Any], firsts: Any, bounds: Any, size: int
-    ) -> tuple[list[Any], list[State]]:
+        self,
+        states: list[State],
+        data: list[Tree],
+        firsts: jax.Array,
+        bounds: jax.Array,
+        size: int,
+    ) -> tuple[list[Tree], list[State]]:
         outputs = []
         for i, (member, (trained, others)) in enumerate(zip(self.members, states, strict=True)):
             cut = functools.partial(
@@ -249,33 +276,48 @@ class Program:
 
 
 def _predict_one(
-    model: keras.Model, trained: list[jax.Array], bounds: Any, others: list[jax.Array], given: tuple
-) -> tuple[list[jax.Array], Any]:
-    """Predicts one batch; what a call changes of the model goes on to the next batch asked for."""
+    model: keras.Model,
+    trained: list[jax.Array],
+    bounds: jax.Array,
+    others: list[jax.Array],
+    given: tuple[jax.Array, Tree],
+) -> tuple[list[jax.Array], Tree]:
+    """Predicts one batch, as the body of `lax.scan`.
+
+    Args:
+        model: The model.
+        trained: The values of its trainable variables.
+        bounds: The first batch to predict, and the one before which to stop.
+        others: The values of its other variables, which a call may change.
+        given: The batch's position, and the batch.
+
+    Returns:
+        The new values of the other variables, changed only by a batch within `bounds`; the outputs.
+    """
     position, batch = given
     outputs, changed = model.predict_step((trained, others), batch)
     is_asked_for = (bounds[0] <= position) & (position < bounds[1])
-    kept = [
+    new_others = [
         old if new is old else jnp.where(is_asked_for, _as_before(new, old), old)
         for new, old in zip(changed, others, strict=True)
     ]
-    return kept, outputs
+    return new_others, outputs
 
 
-def _step(member: ProgramMember, kind: StepKind) -> Callable:
+def _step(member: ProgramMember, kind: StepKind) -> _Step:
     step = getattr(member.model, f"{kind}_step")
     if kind != "train" or not member.samples_per_replica:
         return step
 
-    def in_pieces(state: State, batch: Tree) -> tuple:
+    def step_by_replica(state: State, batch: Tree) -> tuple[Logs, State]:
         with applied_in_pieces(member.model, member.samples_per_replica):
             return step(state, batch)
 
-    return in_pieces
+    return step_by_replica
 
 
 def _state_variables(model: keras.Model, kind: StepKind) -> list[list[keras.Variable]]:
-    """The variables whose values are the state that a step of this kind takes, in its order."""
+    """Returns the variables whose values are the state of a step of this kind, in its order."""
     groups = [model.trainable_variables, model.non_trainable_variables]
     if kind == "train":
         groups.append(model.optimizer.variables)
@@ -285,11 +327,11 @@ def _state_variables(model: keras.Model, kind: StepKind) -> list[list[keras.Vari
 
 
 def _write_back(owned: list[list[list[keras.Variable]]], states: list[State]) -> None:
-    """Gives every variable its new value.
+    """Sets every variable to its new value.
 
     `_value`: `assign` converts and checks each value, which for 16 small models took longer than
     their training step. An interrupt in the middle would leave old values beside new ones; it is
-    held back until all are new.
+    raised when all are new.
     """
     pairs = [
         (variable, value)
@@ -306,32 +348,33 @@ def _write_back(owned: list[list[list[keras.Variable]]], states: list[State]) ->
         raise
 
 
-def _metrics(model: keras.Model, state: State) -> Any:
+def _metrics(model: keras.Model, state: State) -> Logs:
     mapping = list(zip(model.metrics_variables, state[-1], strict=True))
     with keras.StatelessScope(state_mapping=mapping):
         return model.get_metrics_result()
 
 
-def _take(data: Tree, i: Any) -> Any:
+def _take(data: Tree, i: ArrayLike) -> Tree:
     return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), data)
 
 
-def _as_before(new: Any, old: jax.Array) -> jax.Array:
-    """A loop wants its state back in the type it was given."""
+def _as_before(new: ArrayLike, old: jax.Array) -> jax.Array:
+    """Returns `new` in the type of `old`, as a loop must not change the types of its state."""
     return lax.convert_element_type(new, old.dtype)
 
 
-def _empty_logs(step: Callable, state: State, batch: Tree) -> Any:
+def _empty_logs(step: _Step, state: State, batch: Tree) -> Logs:
     logs, _ = jax.eval_shape(step, state, batch)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), logs)
 
 
-def _array(given: Any) -> Any:
-    is_shape = isinstance(given, jax.ShapeDtypeStruct)
-    return jnp.zeros(given.shape, given.dtype) if is_shape else given
+def _array(given: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    if isinstance(given, jax.ShapeDtypeStruct):
+        return jnp.zeros(given.shape, given.dtype)
+    return given
 
 
-def _on_device(chunk: Chunk) -> Any:
+def _on_device(chunk: Chunk) -> Tree:
     if chunk.on_device is None:
         chunk.on_device = jax.device_put(chunk.data)
     return chunk.on_device
@@ -347,7 +390,7 @@ def build(model: keras.Model, batch: Tree) -> bool:
 
 
 def execution(model: keras.Model) -> Execution:
-    """How the model's steps run.
+    """Returns how the model's steps run.
 
     Steps are not jitted with `run_eagerly=True`, or where a layer forbids it. Convolutions on a CPU
     are called step by step: inside a loop XLA runs them on one core, which made a small CNN three
@@ -360,22 +403,22 @@ def execution(model: keras.Model) -> Execution:
 
 
 def runs_functions_eagerly() -> bool:
-    """Whether a jitted function is run as plain Python."""
+    """Returns whether jitted functions are run as plain Python."""
     return bool(jax.config.values["jax_disable_jit"])
 
 
 def run_functions_eagerly(value: bool) -> None:
-    """Lets every jitted function be run as plain Python, or no longer."""
+    """Sets whether jitted functions are run as plain Python."""
     jax.config.update("jax_disable_jit", value)
 
 
 def cannot_stack(model: keras.Model) -> str | None:
-    """Nothing: a step that is pure, also one of the model's own, can be vectorised."""
+    """Returns `None`: every pure step can be vectorised, also a step of a model's own."""
     return None
 
 
 def stacks_badly(model: keras.Model) -> str | None:
-    """Why models like this one are expected to be slower stacked than joined, or `None`."""
+    """Returns why models like this one are expected to be slower stacked, or `None`."""
     if execution(model) == "step":
         return "convolutions run on one core inside a loop on a CPU"
     if jax.default_backend() == "cpu" and model.count_params() > STACKED_WEIGHTS_LIMIT:
@@ -383,8 +426,8 @@ def stacks_badly(model: keras.Model) -> str | None:
     return None
 
 
-def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Any:
-    """One step without compiling anything; returns the step's logs."""
+def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Logs:
+    """Runs one step without compiling anything; returns the step's logs."""
     owned = _state_variables(model, kind)
     state = tuple([v.value for v in group] for group in owned)
     logs, changed = getattr(model, f"{kind}_step")(state, batch)
@@ -393,15 +436,15 @@ def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Any:
 
 
 def random_state() -> None:
-    """JAX has no global random state."""
+    """Returns `None`: JAX has no global random state."""
 
 
 def set_random_state(state: None) -> None:
-    """Nothing: see `random_state`."""
+    """Does nothing, see `random_state`."""
 
 
 def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
-    """The rows of each coming epoch in the order in which `fit` would visit them.
+    """Returns the rows of each coming epoch in the order in which `fit` would visit them.
 
     `fit` on JAX shuffles with NumPy's global random state.
     """
@@ -422,20 +465,23 @@ class _NumpyOrder(RowOrder):
 
 
 def is_recording() -> bool:
-    """Whether this thread traces a function."""
+    """Returns whether this thread traces a function."""
     return isinstance(jnp.add(0, 0), jax.core.Tracer)
 
 
 def device_bytes() -> tuple[int, int] | None:
-    """The memory in use on the first device, and its peak of all times, where JAX counts them."""
+    """Returns the memory in use on the first device and its peak since the start, in bytes.
+
+    `None` where JAX does not count them.
+    """
     stats = jax.local_devices()[0].memory_stats()
     return (stats["bytes_in_use"], stats["peak_bytes_in_use"]) if stats else None
 
 
 def reset_device_peak() -> None:
-    """Nothing: JAX cannot."""
+    """Does nothing: JAX cannot reset the peak."""
 
 
-def variables_read_by(function: object) -> list:
-    """Returns nothing: functions on JAX are given what they read."""
+def variables_read_by(function: Callable[..., Tree]) -> list[Never]:
+    """Returns an empty list: functions on JAX are given what they read."""
     return []

@@ -1,23 +1,44 @@
-"""Stacks on JAX: the prototype's own, pure step under `jax.vmap`, in a loop."""
+"""Stacks on JAX: the first member's step, which is a pure function, under `jax.vmap` in a loop."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from keras import tree
 
 from kerascohost.backends import StepRange, has_own_step, stacking
-from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tree
+from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tensor, Tree
 from kerascohost.backends.stacking import Stack
+
+# The values of the variables of some members, in groups as a step takes them.
+_State: TypeAlias = tuple[list[jax.Array], ...]
+
+# Values of all members, data, rows and bounds: the arguments of a stack's step but for `everyone`.
+_Given: TypeAlias = tuple[list[jax.Array], Tree, np.ndarray, np.ndarray]
+
+
+class _Loaded(NamedTuple):
+    """The data on the device.
+
+    Attributes:
+        chunks: For each member its chunk, by `id`, and the shift against the first batch.
+        arrays: The batches, each array `(steps, members, rows, ...)`.
+        ranges: The ranges: while they refer to the chunks, no `id` is given to another one.
+    """
+
+    chunks: list[tuple[int, int]]
+    arrays: Tree
+    ranges: Sequence[StepRange]
 
 
 class StackedState(stacking.StackedState):
-    """See `stacking.StackedState`; the arrays are replaced as a whole, never changed."""
+    """The state of a stack, see `stacking`; its arrays are replaced as a whole, never changed."""
 
     def __init__(self, stack: Stack, models: Sequence[keras.Model]):
         super().__init__(stack, models)
@@ -27,6 +48,7 @@ class StackedState(stacking.StackedState):
         self._unstacked = jax.jit(lambda values: [jnp.unstack(value) for value in values])
 
     def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Copies the variables at `positions` of these members into their rows."""
         own = self.stack.variables
         if self.is_often("load", rows):
             columns = self._stacked([[member[i].value for member in own] for i in positions])
@@ -42,7 +64,7 @@ class StackedState(stacking.StackedState):
         return jax.device_put(column)
 
     def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
-        """Writes rows home, all in one transfer.
+        """Copies these rows into the members' variables at `positions`, all in one transfer.
 
         `_value`: `assign` converts and checks each value, which takes longer than all the rest.
         """
@@ -58,7 +80,7 @@ class StackedState(stacking.StackedState):
 
 
 class Program:
-    """The steps of one kind of a stack, compiled for all members and for some numbers of them.
+    """The steps of one kind of a stack, compiled for all members and for some smaller numbers.
 
     Args:
         kind: `"train"` or `"test"`.
@@ -80,11 +102,11 @@ class Program:
         self._groups = self._state_groups()
         self._floats = [np.asarray(values, keras.config.floatx()) for values in stack.values]
         self._run = jax.jit(self._loop, static_argnames="everyone")
-        self._traced: set[Any] = set()
-        self._data: Tree = None
+        self._traced: set[tuple[Hashable, ...]] = set()
+        self._data: _Loaded | None = None
 
     def _state_groups(self) -> list[list[int]]:
-        """The positions of the variables that a step of this kind takes, group by group."""
+        """Returns the positions of the variables that a step of this kind takes, by group."""
         model = self._models[0]
         groups = [model.trainable_variables, model.non_trainable_variables]
         if self.kind == "train":
@@ -122,11 +144,15 @@ class Program:
         return stacking.logs_by_member(names, rows, logs, self._models)
 
     def release_data(self) -> None:
-        """Lets go of the data."""
+        """Releases the data of a run that has ended."""
         self._data = None
 
-    def _trace(self, given: tuple, everyone: bool) -> None:
-        """Finds out what cannot be traced; the trace is kept and used by the call."""
+    def _trace(self, given: _Given, everyone: bool) -> None:
+        """Traces the step, once for each shape; the call that follows uses the trace.
+
+        Raises:
+            NotStackableError: If it cannot be traced for all members.
+        """
         key = (everyone, jax.tree.structure(given), *(np.shape(x) for x in jax.tree.leaves(given)))
         if key in self._traced:
             return
@@ -134,15 +160,19 @@ class Program:
             self._run.trace(*given, everyone=everyone)
         self._traced.add(key)
 
-    def _on_device(self, ranges: Sequence[StepRange]) -> tuple[int, Any]:
-        """Where in the arrays the first batch is, and the arrays, `(steps, members, rows, ...)`.
+    def _on_device(self, ranges: Sequence[StepRange]) -> tuple[int, Tree]:
+        """Returns the position of the first batch in the stacked chunks, and their arrays.
 
-        Chunks are kept whole, as another number of steps would be compiled anew, and until others
-        come. Members that are at different steps of theirs are brought side by side.
+        Whole chunks are transferred, as another number of steps would be compiled anew, and stay
+        until others come. Chunks of members that are at different steps are shifted, so that the
+        batches of one step are at one position.
+
+        Returns:
+            The position; arrays of shape `(steps, members, rows, ...)`.
         """
         begin = min(step_range.start for step_range in ranges)
         chunks = [(id(step_range.chunk), step_range.start - begin) for step_range in ranges]
-        if self._data is None or self._data[0] != chunks:
+        if self._data is None or self._data.chunks != chunks:
             leaves = [tree.flatten(step_range.chunk.data) for step_range in ranges]
             most = max(len(x) for own in leaves for x in own if x is not None)
             stacked = [
@@ -155,22 +185,18 @@ class Program:
                 for parts in zip(*leaves, strict=True)
             ]
             data = jax.device_put(tree.pack_sequence_as(ranges[0].chunk.data, stacked))
-            self._data = (
-                chunks,
-                data,
-                ranges,
-            )  # the works, so that no id is given to another chunk
-        return begin, self._data[1]
+            self._data = _Loaded(chunks, data, ranges)
+        return begin, self._data.arrays
 
     def _loop(
         self,
-        values: list,
+        values: list[jax.Array],
         data: Tree,
-        rows: Any,
-        bounds: Any,
+        rows: jax.Array,
+        bounds: jax.Array,
         everyone: bool,
-    ) -> tuple[list, Any]:
-        def chosen(stacked: Any) -> Any:
+    ) -> tuple[list[jax.Array], Logs]:
+        def chosen(stacked: jax.Array) -> jax.Array:
             return stacked if everyone else stacked[rows]
 
         state = tuple([chosen(values[i]) for i in group] for group in self._groups)
@@ -178,12 +204,12 @@ class Program:
         floats = [chosen(jnp.asarray(own)) for own in self._floats]
         own_logs = has_own_step(self._models[0], self.kind)
 
-        def batches(i: Any) -> Any:
+        def batches(i: ArrayLike) -> Tree:
             return jax.tree.map(
                 lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), data
             )
 
-        def advance(i: Any, carry: tuple) -> tuple:
+        def advance(i: jax.Array, carry: tuple[_State, Logs]) -> tuple[_State, Logs]:
             state, logs = carry
             new_logs, new_state = step(state, floats, batches(i))
             return jax.tree.map(_as_before, new_state, state), new_logs if own_logs else logs
@@ -201,37 +227,38 @@ class Program:
                 values[i] = value if everyone else values[i].at[rows].set(value)
         return values, logs
 
-    def _step(self) -> Callable:
+    def _step(self) -> Callable[[_State, list[jax.Array], Tree], tuple[Logs, _State]]:
         own_step = getattr(self._models[0], f"{self.kind}_step")
 
-        def step(state: tuple, floats: list, batch: Tree) -> tuple:
+        def step(state: _State, floats: list[jax.Array], batch: Tree) -> tuple[Logs, _State]:
             with stacking.traced_floats(self._stack, floats, lambda x, dtype: x.astype(dtype)):
                 return own_step(state, batch)
 
         return step
 
-    def _results(self, values: list) -> Any:
+    def _results(self, values: list[jax.Array]) -> Logs:
         mapping = list(zip(self._models[0].metrics_variables, values, strict=True))
         with keras.StatelessScope(mapping):
             return self._models[0].get_metrics_result()
 
 
 def _padded(rows: list[int]) -> list[int]:
-    """Some rows twice, so that few numbers of rows have to be compiled.
+    """Returns the rows, the first one repeated so that their number is a power of two.
 
-    The copies compute what the first row computes, and write the same into the same place.
+    So few numbers of rows have to be compiled. The copies compute what the first row computes, and
+    write the same values to the same place.
     """
     return rows + [rows[0]] * (2 ** math.ceil(math.log2(len(rows))) - len(rows))
 
 
-def _moved(part: Any, by: int, steps: int) -> np.ndarray:
-    """A chunk from batch `by` on, with batches behind its end, which are never taken."""
+def _moved(part: Tensor, by: int, steps: int) -> np.ndarray:
+    """Returns a chunk from batch `by` on, padded to `steps` batches with ones that are not used."""
     part = np.asarray(part)[by:]
     if len(part) == steps:
         return part
     return np.concatenate([part, np.zeros((steps - len(part), *part.shape[1:]), part.dtype)])
 
 
-def _as_before(new: Any, old: jax.Array) -> jax.Array:
-    """A loop wants its state back in the type it was given."""
+def _as_before(new: ArrayLike, old: jax.Array) -> jax.Array:
+    """Returns `new` in the type of `old`, as a loop must not change the types of its state."""
     return lax.convert_element_type(new, old.dtype)

@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Never
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
 from kerascohost.backends import symbolic_build
 from kerascohost.backends.adapters import RowOrder
-from kerascohost.backends.base import Execution, StepKind, Tree
+from kerascohost.backends.base import Execution, Logs, StepKind, Tree
 from kerascohost.backends.eager import Program as Program
 
 COMPILED_FUNCTION = None
@@ -34,13 +34,13 @@ def build(model: keras.Model, batch: Tree) -> bool:
 
 
 def execution(model: keras.Model) -> Execution:
-    """Always `"eager"`; a model's own `torch.compile` setting is followed inside its step."""
+    """Returns `"eager"`; a model's own `torch.compile` setting is followed inside its step."""
     return "eager"
 
 
-def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Any:
-    """One step, through the model's own step function; returns the step's logs."""
-    model.train(kind == "train")  # torch layers inside the model look at this switch, as in `fit`
+def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Logs:
+    """Runs one step through the model's own step function; returns the step's logs."""
+    model.train(kind == "train")  # torch layers inside the model read this, as in `fit`
     getattr(model, f"make_{kind}_function")()
     convert = keras.ops.convert_to_tensor
     batch = tree.map_structure(lambda a: None if a is None else convert(a), batch)
@@ -48,32 +48,31 @@ def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Any:
 
 
 def runs_functions_eagerly() -> bool:
-    """Whether what is compiled is run as plain Python: nothing here is compiled by us."""
+    """Returns `False`: kerascohost compiles nothing here that could be run as plain Python."""
     return False
 
 
 def run_functions_eagerly(value: bool) -> None:
-    """Nothing, see `runs_functions_eagerly`."""
+    """Does nothing, see `runs_functions_eagerly`."""
 
 
 def random_state() -> np.ndarray:
-    """The state of torch's global generator."""
+    """Returns the state of torch's global generator."""
     return torch.random.get_rng_state().numpy()
 
 
 def set_random_state(state: np.ndarray) -> None:
-    """Goes back to what `random_state` returned."""
+    """Sets torch's global generator to a state that `random_state` returned."""
     torch.random.set_rng_state(torch.from_numpy(state))
 
 
 def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
-    """The rows of each coming epoch in the order in which `fit` would visit them.
+    """Returns the rows of each coming epoch in the order in which `fit` would visit them.
 
     `fit` on torch shuffles with torch's global generator, through samplers of a `DataLoader` that
     draw from it too; the same ones are used here. (A validation's `DataLoader` also draws from it
-    in `fit`, but not here: with a validation, the order of the second epoch on is another one.)
+    in `fit`, but not here: with a validation, the order differs from the second epoch on.)
     """
-
     return _TorchOrder(num_rows, batch_size, shuffle)
 
 
@@ -81,7 +80,7 @@ class _TorchOrder(RowOrder):
     def __init__(self, num_rows: int, batch_size: int, shuffle: bool | str):
         self._begun = self._own = torch.random.get_rng_state()
         self._sampler = functools.partial(_sampler, num_rows, batch_size, shuffle)
-        self._rows: Any = torch.arange(num_rows)
+        self._rows = torch.arange(num_rows)
         super().__init__(self._visit)
 
     def __call__(self) -> np.ndarray:
@@ -97,7 +96,10 @@ class _TorchOrder(RowOrder):
             torch.random.set_rng_state(self._own)
 
     def _visit(self) -> Iterator[np.ndarray]:
-        loader: DataLoader = DataLoader(self._rows, batch_sampler=self._sampler())
+        loader: DataLoader[torch.Tensor] = DataLoader(
+            self._rows,  # type: ignore[arg-type]  # a tensor has a dataset's methods
+            batch_sampler=self._sampler(),
+        )
         yield from (batch.numpy() for batch in loader)
         iter(loader)  # `fit` makes the iterator of the next epoch here, which draws a seed
 
@@ -112,13 +114,13 @@ class _TorchOrder(RowOrder):
             torch.random.set_rng_state(outside)
 
 
-def _sampler(num_rows: int, batch_size: int, shuffle: bool | str) -> Sampler:
+def _sampler(num_rows: int, batch_size: int, shuffle: bool | str) -> Sampler[list[int]]:
     if shuffle == "batch":
         return _ShuffledBatches(BatchSampler(range(num_rows), batch_size, drop_last=False))
     return BatchSampler(RandomSampler(range(num_rows)), batch_size, drop_last=False)
 
 
-class _ShuffledBatches(Sampler):
+class _ShuffledBatches(Sampler[list[int]]):
     """Batches in order, the rows of each batch shuffled."""
 
     def __init__(self, batches: BatchSampler):
@@ -130,25 +132,25 @@ class _ShuffledBatches(Sampler):
 
 
 def is_recording() -> bool:
-    """Whether this thread computes in a way that a training must not: without gradients."""
+    """Returns whether gradients are off in this thread: no training can run then."""
     return not torch.is_grad_enabled()
 
 
 def device_bytes() -> tuple[int, int] | None:
-    """The memory in use on the GPU, and its peak."""
+    """Returns the memory in use on the GPU and its peak, in bytes; `None` without a GPU."""
     if not torch.cuda.is_available():
         return None
     return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
 
 
 def reset_device_peak() -> None:
-    """Makes the memory in use now the peak."""
+    """Sets the peak to the memory in use now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def cannot_stack(model: keras.Model) -> str:
-    """Steps run eagerly here: there is no program that could do several members' at once."""
+    """Returns the reason why nothing is stacked: steps run eagerly, each by itself."""
     return "steps are not compiled on torch"
 
 
@@ -156,6 +158,6 @@ def stacks_badly(model: keras.Model) -> None:
     """Returns `None`: nothing is stacked here."""
 
 
-def variables_read_by(function: object) -> list:
-    """Returns nothing: no function here reads variables by references of its own."""
+def variables_read_by(function: Callable[..., Tree]) -> list[Never]:
+    """Returns an empty list: no function here reads variables by references of its own."""
     return []
