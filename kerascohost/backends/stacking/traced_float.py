@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # What takes part in arithmetic: a number, a tensor or array of any library, a `TracedFloat`.
 Operand: TypeAlias = Any
 
-# A dtype as Keras, NumPy, JAX or TensorFlow write it.
-DType: TypeAlias = "npt.DTypeLike | tf.DType"
+# A dtype as Keras, NumPy, JAX or TensorFlow write it; `None`: `keras.config.floatx()`.
+DType: TypeAlias = "npt.DTypeLike | tf.DType | None"
 
 Convert: TypeAlias = Callable[[Tensor, DType], Tensor]
 
@@ -41,14 +41,14 @@ class TracedFloat:
         self.values = values
         self._convert = convert
 
-    def as_tensor(self, dtype: DType | None = None) -> Tensor:
+    def as_tensor(self, dtype: DType = None) -> Tensor:
         """Returns the value as a tensor, by default of `keras.config.floatx()`."""
         return self._convert(self.tensor, dtype or keras.config.floatx())
 
     def __jax_array__(self) -> Tensor:
         return self.as_tensor()
 
-    def __tf_tensor__(self, dtype: DType | None = None, name: str | None = None) -> Tensor:
+    def __tf_tensor__(self, dtype: DType = None, name: str | None = None) -> Tensor:
         return self.as_tensor(dtype)
 
     def _agreed(self, outcomes: list[bool]) -> bool:
@@ -72,8 +72,8 @@ class TracedFloat:
     def _with(self, function: Callable[[Operand], Operand]) -> Operand:
         """Returns the result of arithmetic with a Python number.
 
-        It is a tensor once the value is of `keras.config.floatx()`. Until then it is a traced float
-        of the precision that the value has.
+        A value of type `keras.config.floatx()` gives a tensor. Any other gives a traced float
+        again, so that it keeps its precision.
         """
         if keras.backend.standardize_dtype(self.tensor.dtype) == keras.config.floatx():
             return function(self.tensor)
