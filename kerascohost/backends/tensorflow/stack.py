@@ -181,7 +181,7 @@ class Program:
     def _function_for(
         self, names: list[str], structure: Tree, data: Tensors, is_fixed: bool
     ) -> tf.types.experimental.ConcreteFunction:
-        """Returns the trace for these shapes, or one for all shapes after a second has occurred."""
+        """Returns the trace for these shapes, generalised if earlier calls had others."""
         everyone = names == self._stack.names
         size = len(names) if everyone else None
         key = (everyone, repr(structure), tuple((t.dtype, len(t.shape)) for t in data))
@@ -288,10 +288,10 @@ _CONVOLUTIONS = (
 def cannot_stack(model: keras.Model) -> str | None:
     """Returns why this model can be in no stack, or `None`.
 
-    On TensorFlow `variable.value` is the variable itself, and not a copy of its value. So an
-    optimizer that uses it after a write, as `ScheduleFreeAdamW` does (Keras 3.15), gets the new
-    value there, and would get the old one from a tensor. No other optimizer of Keras does so; users'
-    own may.
+    On TensorFlow `variable.value` is the variable itself, and not a copy of its value. An optimizer
+    that reads it, writes the variable and then uses what it read, as `ScheduleFreeAdamW` does
+    (Keras 3.15), gets the new value there, and would get the old one from a tensor. No other
+    optimizer of Keras does so; users' own may.
     """
     if any(has_own_step(model, kind) for kind in ("train", "test")):
         return "has a `train_step`, `test_step` or metrics of its own"
