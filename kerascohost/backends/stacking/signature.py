@@ -1,4 +1,4 @@
-"""Who may stack: models that compute the same from other numbers.
+"""The test of which models may stack: those that compute the same from other numbers.
 
 A stack trains its members by one vectorised step, traced from the first of them, its prototype.
 Models are stacked if everything that their steps reference is equal except the values of variables
@@ -13,8 +13,9 @@ import itertools
 import math
 import re
 import types
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import keras
 import numpy as np
@@ -22,7 +23,19 @@ import numpy as np
 from kerascohost import backends
 from kerascohost.backends.reached import TRACED_WITH
 
-# Attributes of Keras's objects that do not decide what a step computes. Private ones are Keras's
+if TYPE_CHECKING:
+    from kerascohost.backends.stacking.traced_float import TracedFloat
+
+# Whatever a model references. It is typed by `isinstance` and `hasattr` where it is looked at.
+Thing: TypeAlias = Any
+
+# A tensor or array of the backend in use, whose type is only known at runtime.
+Tensor: TypeAlias = Any
+
+# What has places for values: the `__dict__` of an object, a dict or a list.
+Holder: TypeAlias = MutableMapping[Thing, Thing] | list[Thing]
+
+# Attributes of Keras's objects that do not determine what a step computes. Private ones are Keras's
 # (and, from `_self_` on, TensorFlow's) own bookkeeping: names, what was saved or compiled before,
 # the calls that a layer has been part of, and keys that hold the identity of an object.
 _IRRELEVANT = frozenset(
@@ -44,18 +57,18 @@ _IRRELEVANT = frozenset(
         TRACED_WITH,
     }
 )  # fmt: skip
-# Attributes that only begin something: its effect is in the variables of a built model.
-_BEGINNINGS = frozenset({"seed", "_initial_seed"})
+# Attributes that only set initial values: their effect is in the variables of a built model.
+_INITIAL = frozenset({"seed", "_initial_seed"})
 _PRIMITIVE = (bool, int, complex, str, bytes, type(None), type(Ellipsis), range, slice)
 _IDENTICAL = (type, types.ModuleType, types.BuiltinFunctionType, np.dtype, np.ufunc)
 
 
 class NotStackableError(Exception):
-    """Why some models cannot be trained by one vectorised step, in words.
+    """Raised for models that cannot be trained by one vectorised step.
 
     Args:
-        why: The words.
-        is_final: Whether it is so whatever floats the models hold.
+        why: The reason, as a phrase about the model.
+        is_final: Whether the reason remains if no floats are traced.
     """
 
     def __init__(self, why: str, is_final: bool = False):
@@ -67,16 +80,16 @@ class FloatRef:
     """A place that holds a Python float: an attribute, or an item of a list or dict.
 
     Args:
-        path: Where it is, as a user would write it.
+        path: The place, as a user would write it.
         holder: The dict or list.
         key: The key or index.
 
     Attributes:
-        refused: Whether what stands there has to be a Python number. (An exception that says so
-            may not arrive: Keras raises another one in its place, to add where it happened.)
+        refused: Whether the value there has to be a Python number. (The exception that says so may
+            not arrive: Keras replaces it by one that adds where it happened.)
     """
 
-    def __init__(self, path: str, holder: Any, key: Any):
+    def __init__(self, path: str, holder: Holder, key: Thing):
         self.path = path
         self.holder = holder
         self.key = key
@@ -88,13 +101,13 @@ class FloatRef:
         return self.path.rpartition(".")[2]
 
     @property
-    def value(self) -> Any:
-        """What stands there now."""
+    def value(self) -> float:
+        """The value that is there now."""
         return self.holder[self.key]
 
     @contextlib.contextmanager
-    def holding(self, value: Any) -> Iterator[None]:
-        """Lets something else stand there within the block."""
+    def holding(self, value: "float | TracedFloat") -> Iterator[None]:
+        """Replaces the value by another one within the block."""
         own = self.holder[self.key]
         self.holder[self.key] = value
         try:
@@ -113,16 +126,18 @@ class FieldRef(FloatRef):
         field: The name of the field.
     """
 
-    def __init__(self, path: str, holder: Any, key: Any, field: str):
+    def __init__(self, path: str, holder: list[Thing], key: int, field: str):
         super().__init__(path, holder, key)
         self._field = field
 
     @property
-    def value(self) -> Any:
+    def value(self) -> float:
+        """The value that is there now."""
         return getattr(self.holder[self.key], self._field)
 
     @contextlib.contextmanager
-    def holding(self, value: Any) -> Iterator[None]:
+    def holding(self, value: "float | TracedFloat") -> Iterator[None]:
+        """Replaces the field by another value within the block."""
         own = self.holder[self.key]
         self.holder[self.key] = own._replace(**{self._field: value})
         try:
@@ -132,16 +147,16 @@ class FieldRef(FloatRef):
 
 
 class StepSignature:
-    """All that decides what a model's steps compute.
+    """Everything that determines what a model's steps compute.
 
     Two models may stack if their `entries` are equal.
 
     Args:
         model: A compiled and built model.
-        restored: What its steps are traced with instead of what is there now.
+        restored: The values that its steps are traced with instead of those that are there now.
 
     Attributes:
-        entries: `(path, what is there)` for everything but floats and the values of variables.
+        entries: `(path, description)` for everything but floats and the values of variables.
         float_refs: The places of the floats.
         variables: The model's variables, in an order that models of one signature share.
 
@@ -154,26 +169,26 @@ class StepSignature:
         self.float_refs: list[FloatRef] = []
         self.variables = backends.variables(model)
         self._seen: dict[int, int] = {}
-        self._kept: list[Any] = []  # an object that is gone could leave its id to another one
+        self._visited: list[Thing] = []  # alive, as the id of a deleted object may be used again
         coming = backends.unbuilt_metrics_variables(model)
         self._own = {id(variable) for variable in [*self.variables, *coming]}
-        self._of_keras = True  # whether what is visited is held by an object of Keras's
+        self._of_keras = True  # whether an object of Keras's holds what is visited
         self._visit("model", model)
         self.entries.append(("optimizer.exclude_from_weight_decay", backends.decayed(model)))
-        for i, variable in enumerate(self.variables):  # now by when they were seen
+        for i, variable in enumerate(self.variables):  # as references to those already seen
             self._visit(f"variables[{i}]", variable)
 
     @property
     def fingerprint(self) -> Hashable:
-        """Equal for models that may stack, and only for them."""
+        """The `entries` as a key: equal for models that may stack, and only for them."""
         return tuple(self.entries)
 
     @property
     def state(self) -> list[tuple[str, Hashable]]:
-        """What is there, floats too: changes when anything does but the values of variables."""
+        """All entries and floats: equal until anything changes but the values of variables."""
         return self.entries[1:] + [(ref.path, ref.value) for ref in self.float_refs]
 
-    def _visit(self, path: str, thing: Any) -> None:
+    def _visit(self, path: str, thing: Thing) -> None:
         if isinstance(thing, _PRIMITIVE):
             self._add(path, (type(thing).__name__, thing))
         elif isinstance(thing, float):
@@ -186,32 +201,24 @@ class StepSignature:
             self._add(path, ("seen", self._seen[id(thing)]))
         else:
             self._seen[id(thing)] = len(self._seen)
-            self._kept.append(thing)
+            self._visited.append(thing)
             self._open(path, thing)
 
     def _add(self, path: str, entry: Hashable) -> None:
         self.entries.append((path, entry))
 
-    def _open(self, path: str, thing: Any) -> None:
-        """Notes what kind of object this is, and visits its parts."""
+    def _open(self, path: str, thing: Thing) -> None:
+        """Adds what kind of object this is, and visits its parts."""
         if isinstance(thing, keras.Variable):
             self._open_variable(path, thing)
         elif isinstance(thing, keras.initializers.Initializer) and self._of_keras:
-            self._add(path, "initializer")  # of a model that has been built: its work is done
+            self._add(path, "initializer")  # not used again: the model has been built
         elif isinstance(thing, (list, tuple, set, frozenset)):
             self._open_sequence(path, thing)
         elif isinstance(thing, Mapping) or (hasattr(thing, "items") and hasattr(thing, "keys")):
             self._open_mapping(path, thing)
-        elif isinstance(thing, types.FunctionType):
-            self._open_function(path, thing)
-        elif isinstance(thing, types.MethodType):
-            self._add(path, "method")
-            self._visit(path, thing.__func__)
-            self._visit(path, thing.__self__)
-        elif isinstance(thing, functools.partial):
-            self._add(path, "partial")
-            with self._held_by(thing):
-                self._visit(path, [thing.func, thing.args, thing.keywords])
+        elif isinstance(thing, (types.FunctionType, types.MethodType, functools.partial)):
+            self._open_callable(path, thing)
         elif keras.ops.is_tensor(thing) and hasattr(thing, "assign"):  # the backend's own
             raise NotStackableError(f"holds a variable at `{path}` which the model does not track")
         elif isinstance(thing, (np.ndarray, np.generic)) or keras.ops.is_tensor(thing):
@@ -223,6 +230,20 @@ class StepSignature:
                 f"holds a {type(thing).__name__} at `{path}`, which is not compared"
             )
 
+    def _open_callable(
+        self, path: str, function: types.FunctionType | types.MethodType | functools.partial[Thing]
+    ) -> None:
+        if isinstance(function, types.FunctionType):
+            self._open_function(path, function)
+        elif isinstance(function, types.MethodType):
+            self._add(path, "method")
+            self._visit(path, function.__func__)
+            self._visit(path, function.__self__)
+        else:
+            self._add(path, "partial")
+            with self._held_by(function):
+                self._visit(path, [function.func, function.args, function.keywords])
+
     def _open_variable(self, path: str, variable: keras.Variable) -> None:
         if id(variable) not in self._own:
             raise NotStackableError(f"holds a variable at `{path}` which the model does not track")
@@ -232,7 +253,11 @@ class StepSignature:
         self._visit(f"{path}.regularizer", variable.regularizer)
         self._visit(f"{path}.constraint", variable.constraint)
 
-    def _open_sequence(self, path: str, things: Any) -> None:
+    def _open_sequence(
+        self,
+        path: str,
+        things: list[Thing] | tuple[Thing, ...] | set[Thing] | frozenset[Thing],
+    ) -> None:
         if isinstance(things, (set, frozenset)):
             if not all(isinstance(thing, _PRIMITIVE) for thing in things):
                 raise NotStackableError(
@@ -244,7 +269,7 @@ class StepSignature:
         for i, thing in enumerate(things):
             self._visit_item(f"{path}[{i}]", things, i, thing)
 
-    def _open_mapping(self, path: str, things: Any) -> None:
+    def _open_mapping(self, path: str, things: MutableMapping[Thing, Thing]) -> None:
         self._add(path, ("dict", len(things)))
         for i, (key, thing) in enumerate(things.items()):
             is_plain = isinstance(key, _PRIMITIVE)
@@ -256,9 +281,9 @@ class StepSignature:
                 f"{path}[{key!r}]" if is_plain else f"{path} ({i})", things, key, thing
             )
 
-    def _open_object(self, path: str, thing: Any) -> None:
+    def _open_object(self, path: str, thing: Thing) -> None:
         self._add(path, ("a", type(thing)))
-        attributes = vars(thing)
+        attributes: dict[str, Thing] = thing.__dict__
         with self._held_by(thing):
             for name in sorted(attributes):
                 value = attributes[name]
@@ -273,10 +298,10 @@ class StepSignature:
                 else:
                     self._visit_item(inner, attributes, name, value)
 
-    def _visit_losses(self, path: str, losses: list[Any]) -> None:
-        """What `CompileLoss` makes of `loss` and `loss_weights`: a named tuple for each output.
+    def _visit_losses(self, path: str, losses: list[Thing]) -> None:
+        """Visits the named tuples that `CompileLoss` makes, one for each output.
 
-        The name of the output tells nothing where there is only one, see `_decides`.
+        The name of the output makes no difference where there is only one, see `_decides`.
         """
         self._add(path, len(losses))
         for i, one in enumerate(losses):
@@ -290,15 +315,15 @@ class StepSignature:
                     self._visit(f"{path}[{i}].{field}", value)
 
     @contextlib.contextmanager
-    def _held_by(self, thing: Any) -> Iterator[None]:
+    def _held_by(self, thing: Thing) -> Iterator[None]:
         before, self._of_keras = self._of_keras, backends.is_of_keras(type(thing))
         try:
             yield
         finally:
             self._of_keras = before
 
-    def _decides(self, thing: Any, name: str, value: Any) -> bool:
-        """Whether what an attribute holds can make a difference."""
+    def _decides(self, thing: Thing, name: str, value: Thing) -> bool:
+        """Returns whether the value of an attribute can make a difference."""
         if name == "history":
             return not isinstance(value, keras.callbacks.History)
         if name == "_nodes":
@@ -306,19 +331,21 @@ class StepSignature:
         if name in _IRRELEVANT:
             return not isinstance(thing, _KERAS) and not self._of_keras
         if name in ("is_awq_calibrated", "is_gptq_calibrated") and self._of_keras:
-            return bool(value)  # a layer that was loaded says no, one that was not says nothing
+            return bool(value)  # `False` in a layer that was loaded, else not set
         if name == "output_names" and (self._of_keras or backends.is_graph(thing)):
-            return len(value or ()) != 1  # a history tells the names of outputs if there are more
+            return len(value or ()) != 1  # a history has the names of several outputs
         if isinstance(value, keras.initializers.Initializer) and isinstance(thing, keras.Layer):
             return _mentioned_in_steps(type(thing), name)
         if isinstance(thing, keras.initializers.Initializer):
             return True  # one that a step calls
-        return not (self._of_keras and name in _BEGINNINGS)
+        return not (self._of_keras and name in _INITIAL)
 
-    def _visit_item(self, path: str, holder: Any, key: Any, thing: Any) -> None:
-        """Visits what a place holds. A float may be traced if only Keras will look at it.
+    def _visit_item(
+        self, path: str, holder: Holder | tuple[Thing, ...], key: Thing, thing: Thing
+    ) -> None:
+        """Visits the value of a place. A float may be traced if only Keras reads it.
 
-        Code of the user's may do anything with a float, such as asking for its type.
+        User code may do anything with a float, such as asking for its type.
         """
         if isinstance(thing, float) and self._of_keras and not isinstance(holder, tuple):
             self._add(path, "a float")
@@ -335,10 +362,10 @@ class StepSignature:
         ):
             self._visit(f"{path} ({name})", _content(cell))
 
-    def _open_array(self, path: str, array: Any) -> None:
+    def _open_array(self, path: str, array: Tensor) -> None:
         try:
             values = np.asarray(keras.ops.convert_to_numpy(array))
-        except Exception as error:  # of a graph, of a trace that has ended, a handle, deleted, …
+        except Exception as error:  # a symbol of a graph, a resource handle, deleted, …
             raise NotStackableError(f"holds a tensor without a value at `{path}`") from error
         if values.dtype == object:
             raise NotStackableError(f"holds an array of objects at `{path}`, which is not compared")
@@ -359,7 +386,7 @@ _BEFORE_STEPS = ("__init__", "build", "get_config", "from_config", "compute_outp
 
 
 def _mentioned_in_steps(kind: type, name: str) -> bool:
-    """Whether code of the user's, in a class of layers, uses an attribute after the building."""
+    """Returns whether user code, in a class of layers, uses an attribute after building."""
     return any(
         name in _names(thing.__code__)
         for owner in kind.__mro__
@@ -369,14 +396,14 @@ def _mentioned_in_steps(kind: type, name: str) -> bool:
     )
 
 
-def _names(code: types.CodeType) -> set[Any]:
+def _names(code: types.CodeType) -> set[str]:
     inner = [_names(const) for const in code.co_consts if isinstance(const, types.CodeType)]
     strings = {const for const in code.co_consts if isinstance(const, str)}
     return strings.union(code.co_names, *inner)
 
 
-def _is_module_function(thing: Any) -> bool:
-    """Whether this is a function that exists once, so that its identity tells what it does."""
+def _is_module_function(thing: Thing) -> bool:
+    """Returns whether this is a function of a module, which is identified by its `id`."""
     return (
         isinstance(thing, types.FunctionType)
         and thing.__closure__ is None
@@ -384,15 +411,15 @@ def _is_module_function(thing: Any) -> bool:
     )
 
 
-def _content(cell: Any) -> Any:
+def _content(cell: types.CellType) -> Thing:
     try:
         return cell.cell_contents
-    except ValueError:  # of a name that has no value yet
+    except ValueError:  # the cell of a name that has no value yet
         return None
 
 
 class Stack:
-    """Models of one signature, which are trained by one vectorised step.
+    """Models of one step signature, which are trained by one vectorised step.
 
     Args:
         names: The names of the members.
@@ -402,7 +429,7 @@ class Stack:
     Attributes:
         names: The members, in the order of their rows.
         variables: For each member its variables, in an order that all share.
-        float_refs: The prototype's places for the traced floats.
+        float_refs: The prototype's places of the traced floats.
         values: For each of `float_refs`, the members' values.
     """
 
@@ -418,13 +445,14 @@ class Stack:
 
     @contextlib.contextmanager
     def tracing(self, prototype: keras.Model) -> Iterator[None]:
-        """Within the block the prototype's step is traced, for all members and for good.
+        """Checks that the prototype is unchanged before and after the block, which traces its step.
 
-        So it must be what it was when the members were compared, and tracing must not change it:
-        in its own `fit` each of the members would have been traced, and changed.
+        The trace serves all members. So the prototype must be as it was when the members were
+        compared, and tracing must not change it: in separate training each of the members would
+        have been traced, and changed.
 
         Raises:
-            NotStackableError: If it is not so, or something fails in the block.
+            NotStackableError: If the prototype has changed, or the block raises an exception.
         """
         self._compare(StepSignature(prototype), "was changed after the members were compared")
         try:
@@ -442,7 +470,7 @@ class Stack:
         raise NotStackableError(f"`{path}` {why}", is_final=True)
 
     def check_trainable(self) -> None:
-        """Raises `NotStackableError` if a variable has been frozen or thawed since."""
+        """Raises `NotStackableError` if `trainable` of a variable has changed since."""
         if self._flags() != self._trainable:
             raise NotStackableError("`trainable` was changed after `compile`", is_final=True)
 
@@ -450,21 +478,30 @@ class Stack:
         return [variable.trainable for own in self.variables for variable in own]
 
 
+class ReadSnapshot(Protocol):
+    """The values that a deferred fit read at its call, which its model is traced with."""
+
+    def restored(self) -> tuple[Hashable, ...]:
+        """Returns what is restored for the model's steps."""
+
+    def as_read(self) -> AbstractContextManager[None]:
+        """Restores the values within the block."""
+
+
 def alike(
     models: Mapping[str, keras.Model],
     is_static: Callable[[str], bool] = lambda path: False,
-    snapshots: Mapping[str, Any] | None = None,
+    snapshots: Mapping[str, ReadSnapshot | None] | None = None,
 ) -> tuple[list[Stack], dict[str, str]]:
     """Sorts models into stacks.
 
     Args:
         models: Compiled and built models by name.
-        is_static: Tells, for the path of a float, whether it cannot be a traced value.
-        snapshots: What deferred fits read at their calls, by name: models are compared as they are
-            traced.
+        is_static: Takes the path of a float; returns whether it cannot be a traced value.
+        snapshots: The snapshots of deferred fits, by name: models are compared as they are traced.
 
     Returns:
-        The stacks of two and more models, and why each of the other models is in none.
+        The stacks of two and more models, and the reason why each other model is in no stack.
     """
     signatures: dict[str, StepSignature] = {}
     reasons: dict[str, str] = {}
@@ -493,6 +530,7 @@ def alike(
 
 
 def _differing(signatures: Sequence[StepSignature]) -> list[int]:
+    """Returns the positions of the floats in which the models differ."""
     columns = zip(*([ref.value for ref in a.float_refs] for a in signatures), strict=True)
     return [i for i, values in enumerate(columns) if len(set(values)) > 1]
 
@@ -500,7 +538,7 @@ def _differing(signatures: Sequence[StepSignature]) -> list[int]:
 def _difference(
     name: str, signatures: Mapping[str, StepSignature], is_static: Callable[[str], bool]
 ) -> str:
-    """In what this model differs from the one that is most like it."""
+    """Returns how this model differs from the one that is most like it, as a phrase."""
     own = signatures[name]
     nearest: tuple[float, str] = (-1.0, "the only model that could be stacked")
     for other, signature in signatures.items():
@@ -524,9 +562,10 @@ def _difference(
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a line: Keras tells the layer first, and TensorFlow the whole graph.
+    """Returns the line of an error's text that says what failed.
 
-    AutoGraph tells where, and only then what.
+    Keras names the layer before it, TensorFlow appends the whole graph, and AutoGraph begins with
+    the place in the code.
     """
     text = str(error).strip()
     within_keras = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)

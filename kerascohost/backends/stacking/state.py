@@ -2,25 +2,25 @@
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
-from kerascohost.backends.base import StepRange
+from kerascohost.backends.base import Logs, StepRange, Tree
 from kerascohost.backends.keras_internals import with_parts
-from kerascohost.backends.stacking.signature import Stack
+from kerascohost.backends.stacking.signature import Stack, Tensor
 
-# The transfer of a whole stack that is the first to be compiled: that takes as long as a hundred.
+# From this transfer of a whole stack on, transfers are compiled: compiling takes as long as a
+# hundred of them.
 _OFTEN = 100
 
 
 class StackedState:
     """The state of a stack while it trains: each variable of all members in one array.
 
-    A member's row is fetched from its own variables before it is trained, and brought home when
-    somebody may look at the model or change it. In between the model's own variables are old.
+    A member's row is loaded from its own variables before it is trained, and stored in them when
+    somebody may look at the model or change it. In between the model's own variables are stale.
 
     Args:
         stack: The stack.
@@ -34,18 +34,18 @@ class StackedState:
         metrics = {id(variable) for variable in models[0].metrics_variables}
         self._metrics = [i for i, v in enumerate(stack.variables[0]) if id(v) in metrics]
         self._all = list(range(len(stack.variables[0])))
-        self._transfers: collections.Counter = collections.Counter()
+        self._transfers: collections.Counter[str] = collections.Counter()
 
     def rows(self, names: Sequence[str]) -> list[int]:
-        """The rows of these members."""
+        """Returns the rows of these members."""
         return [self._row[name] for name in names]
 
     def sync_from_models(self, names: Sequence[str], begun: Sequence[str]) -> None:
-        """Gets the rows that are still at home.
+        """Loads the rows of members whose own variables are current.
 
         Args:
             names: The members that are to be trained or tested.
-            begun: Those of them whose metrics have been reset since they were fetched.
+            begun: Those of them whose metrics have been reset since their rows were loaded.
         """
         missing = [name for name in names if name not in self._stale]
         reset = [name for name in begun if name in self._stale]
@@ -56,24 +56,29 @@ class StackedState:
         self._stale |= set(missing)
 
     def sync_to_models(self, names: Sequence[str], begun: Sequence[str] = ()) -> None:
-        """Gives these members their own variables back, if they are away.
+        """Stores the rows of these members in their own variables, if these are stale.
 
         Args:
             names: The members.
             begun: Those of them whose metrics have been reset since their last steps.
         """
-        away = [name for name in names if name in self._stale]
-        reset = [name for name in away if name in begun]
-        others = [name for name in away if name not in begun]
+        stale = [name for name in names if name in self._stale]
+        reset = [name for name in stale if name in begun]
+        others = [name for name in stale if name not in begun]
         if others:
             finished(lambda: self.store(self.rows(others), self._all))
         if reset:
-            kept = [i for i in self._all if i not in self._metrics]
-            finished(lambda: self.store(self.rows(reset), kept))
-        self._stale -= set(away)
+            trained = [i for i in self._all if i not in self._metrics]
+            finished(lambda: self.store(self.rows(reset), trained))
+        self._stale -= set(stale)
 
     def is_often(self, what: str, rows: Sequence[int]) -> bool:
-        """Whether transfers of the whole stack are so many that they are worth compiling."""
+        """Counts a transfer; returns whether those of the whole stack are worth compiling.
+
+        Args:
+            what: The name of the transfer.
+            rows: The rows that it copies; only a transfer of all rows counts.
+        """
         if len(rows) < len(self.stack.names):
             return False
         self._transfers[what] += 1
@@ -97,8 +102,8 @@ def finished(write: Callable[[], None]) -> None:
         raise
 
 
-def stacked_batches(ranges: Sequence[StepRange]) -> tuple[Any, list[Any]]:
-    """The batches of several members, which are of one shape and equally many.
+def stacked_batches(ranges: Sequence[StepRange]) -> tuple[Tree, list[Tensor]]:
+    """Stacks the batches of several members, which are of one shape and equally many.
 
     Returns:
         The structure of a batch, for `unflattened`, and its arrays, `(steps, members, rows, ...)`.
@@ -116,16 +121,16 @@ def stacked_batches(ranges: Sequence[StepRange]) -> tuple[Any, list[Any]]:
     return tree.map_structure(lambda leaf: leaf is not None, ranges[0].chunk.data), arrays
 
 
-def unflattened(structure: Any, leaves: Sequence[Any]) -> Any:
-    """The leaves of a batch put back into the structure that `stacked_batches` returned."""
+def unflattened(structure: Tree, leaves: Sequence[Tensor]) -> Tree:
+    """Returns the leaves of a batch in the structure that `stacked_batches` returned."""
     remaining = iter(leaves)
     return tree.map_structure(lambda there: next(remaining) if there else None, structure)
 
 
 def logs_by_member(
-    names: Sequence[str], rows: Sequence[int], logs: Any, models: Sequence[keras.Model]
-) -> dict[str, Any]:
-    """Each member's own logs.
+    names: Sequence[str], rows: Sequence[int], logs: Logs, models: Sequence[keras.Model]
+) -> dict[str, Logs]:
+    """Returns each member's own logs.
 
     Args:
         names: The members.
@@ -140,8 +145,8 @@ def logs_by_member(
     return by_member
 
 
-def _renamed(logs: Any, prototype: keras.Model, model: keras.Model) -> Any:
-    """Logs by the names of this model's metrics: unless told, Keras numbers some of them."""
+def _renamed(logs: Logs, prototype: keras.Model, model: keras.Model) -> Logs:
+    """Returns logs by this model's names of metrics: Keras numbers metrics that have no name."""
     if _metric_names(prototype) == _metric_names(model) or not isinstance(logs, dict):
         return logs
     names = zip(prototype.get_metrics_result(), model.get_metrics_result(), strict=True)

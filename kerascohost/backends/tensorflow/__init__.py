@@ -1,1 +1,1 @@
-"""The steps of members on tensorflow: one after another in a program, or stacked."""
+"""The steps of members on TensorFlow: one after another in a program, or stacked."""

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -62,16 +62,25 @@ COMPILES_PER_SHAPE = False  # dimensions may be unknown
 SHUFFLES_BY_GLOBAL_STATE = False  # by a seed: each epoch alike
 FINALIZES_AFTER_FAILURE = False
 
-_UNSET_SEED = 87654321  # what `get_seed` answers where no global seed was set
+_UNSET_SEED = 87654321  # what `get_seed` returns where no global seed was set
+
+# A member's step: from a batch to its logs or outputs.
+_Step: TypeAlias = Callable[[Tree], Logs]
+
+# From the number of a step to its batch.
+_Take: TypeAlias = Callable[[tf.Tensor], Tree]
+
+# The global seed, and the state of the generator of operation seeds (`random.Random.getstate`).
+_RandomState: TypeAlias = tuple[int | None, tuple[int, tuple[int, ...], float | None] | None]
 
 
 class Program:
     """The steps of one kind of some members, traced once and run together.
 
-    Each member has a loop of its own inside the one `tf.function`. The loops touch different
-    variables, so TensorFlow runs them side by side, and a member that has nothing to do now takes
-    no time: one trace serves every subset of the members. (One loop around all members was a third
-    slower: every round would wait for its last operation.)
+    Each member has a loop of its own inside the one `tf.function`. The loops use different
+    variables, so TensorFlow runs them in parallel, and a member without steps in a call takes no
+    time: one trace serves every subset of the members. (One loop around all members was a third
+    slower: every iteration waits for its last operation.)
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
@@ -81,14 +90,14 @@ class Program:
     def __init__(self, kind: StepKind, members: Sequence[ProgramMember]):
         self.kind = kind
         self.members = list(members)
-        self._structures: list[Any] = []
+        self._structures: list[Tree] = []
         self._specs: list[list[tf.TensorSpec]] = []
-        self._function: Any = None
+        self._function: tf.types.experimental.ConcreteFunction | None = None
 
     def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
         """Runs the steps asked for in `ranges`, by member; the first call must name all members.
 
-        If it fails, every member is put back to where it was before the call (see `is_protected`).
+        If it fails, every member is restored to its state before the call (see `is_protected`).
 
         Returns:
             For each member of `ranges`, the logs of its last step as NumPy arrays (its metrics,
@@ -99,16 +108,20 @@ class Program:
             (ranges[m.name].start, ranges[m.name].stop) if m.name in ranges else (0, 0)
             for m in self.members
         ]
+        assert self._function is not None  # `_batches` has traced
         with self._all_or_nothing(ranges):
             logs = self._function(batches, tf.constant(bounds, dtype=tf.int32))
         own = {m.name: logs[i] for i, m in enumerate(self.members) if m.name in ranges}
         return own if self.kind == "predict" else {name: _on_host(own[name]) for name in own}
 
     def release_data(self) -> None:
-        """Nothing: data is not kept."""
+        """Does nothing, as no data is stored."""
 
     def _batches(self, ranges: Mapping[str, StepRange]) -> list[list[tf.Tensor]]:
-        """Every member's tensors, empty ones for those without work; traces if need be."""
+        """Returns every member's tensors, empty ones for members without steps.
+
+        Traces the function if it does not accept tensors of these shapes yet.
+        """
         given = [
             _on_device(ranges[m.name].chunk) if m.name in ranges else None for m in self.members
         ]
@@ -143,7 +156,7 @@ class Program:
         self._function = function.get_concrete_function(specs, bounds)
         self._specs = specs
 
-    def _run(self, batches: list[list[tf.Tensor]], bounds: tf.Tensor) -> list:
+    def _run(self, batches: list[list[tf.Tensor]], bounds: tf.Tensor) -> list[Logs]:
         logs = []
         for i, member in enumerate(self.members):
             with member.traced(self.kind):
@@ -153,12 +166,12 @@ class Program:
 
     @contextlib.contextmanager
     def _all_or_nothing(self, ranges: Mapping[str, StepRange]) -> Iterator[None]:
-        """A step that fails is half done, and stops the other members in the middle of theirs."""
+        """Restores all members' variables if the block fails, as steps may be incomplete then."""
         if not self.is_protected:
             yield
             return
         # The tensors share the variables' memory until these change. (One `tf.function` that reads
-        # all variables is faster from the hundredth turn on; tracing it costs more than that.)
+        # all variables is faster from the hundredth call on; tracing it costs more than that.)
         state = [
             (variable, tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype))
             for member in self.members
@@ -174,9 +187,9 @@ class Program:
 
     @functools.cached_property
     def is_protected(self) -> bool:
-        """Whether a failure leaves every member as it was before the call.
+        """Returns whether a failure leaves every member as it was before the call.
 
-        Not so for a model that is too large to be copied: it keeps what its failing step did first.
+        Not so for models that are too large to be copied: what the failing step wrote remains.
         """
         return sum(state_bytes(m.model) for m in self.members) <= FUSED_STATE_LIMIT
 
@@ -186,8 +199,8 @@ class Program:
 
 
 def _loop(
-    member: ProgramMember, kind: StepKind, take: Callable, start: tf.Tensor, stop: tf.Tensor
-) -> Any:
+    member: ProgramMember, kind: StepKind, take: _Take, start: tf.Tensor, stop: tf.Tensor
+) -> Logs:
     """Runs the member's step from `start` to `stop`; returns what `Program.__call__` promises."""
     step = _step(member, kind)
     if kind == "predict":
@@ -203,13 +216,13 @@ def _loop(
     return member.model.get_metrics_result()
 
 
-def _step(member: ProgramMember, kind: StepKind) -> Callable:
-    """The model's own step, compiled by XLA where the model's `fit` would compile it so."""
+def _step(member: ProgramMember, kind: StepKind) -> _Step:
+    """Returns the model's own step, compiled by XLA where the model's `fit` does so."""
     step = getattr(member.model, f"{kind}_step")
     if kind == "train" and member.samples_per_replica:
         whole = step
 
-        def step(data: Tree) -> Any:
+        def step(data: Tree) -> Logs:
             with applied_in_pieces(member.model, member.samples_per_replica):
                 return whole(data)
 
@@ -218,19 +231,18 @@ def _step(member: ProgramMember, kind: StepKind) -> Callable:
     return step
 
 
-def _carry_logs(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
-    """Steps whose logs are their own: those of the last one are carried out of the loop.
+def _carry_logs(step: _Step, take: _Take, start: tf.Tensor, stop: tf.Tensor) -> Logs:
+    """Runs steps that return logs of their own; returns those of the last step.
 
-    In an `Optional`, as `fit` does: one tensor holds whatever logs there are, of shapes that nobody
-    knows before, and what `fit` makes of Python numbers, lists and the like, or refuses, is made
-    and refused here.
+    In an `Optional`, as in `fit`: one tensor holds any logs, also of shapes that are not known
+    before, and Python numbers, lists and the like are converted, or refused, as in `fit`.
     """
-    inner: Any = tf.function(step, autograph=False)
+    inner = tf.function(step, autograph=False)
 
-    def kept(data: Tree) -> Any:
+    def optional_logs(data: Tree) -> tf.experimental.Optional:
         return tf.experimental.Optional.from_value(inner(data))
 
-    traced: Any = tf.function(kept, autograph=False)
+    traced = tf.function(optional_logs, autograph=False)
     spec = traced.get_concrete_function(take(start)).structured_outputs.element_spec
     _, logs = tf.while_loop(
         lambda i, _: i < stop,
@@ -240,30 +252,30 @@ def _carry_logs(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tenso
     return logs
 
 
-def _on_host(logs: Logs) -> Any:
-    """Logs that have left a program, as NumPy arrays where that is what they are made of.
+def _on_host(logs: Logs) -> Logs:
+    """Returns a program's logs with NumPy arrays in place of tensors.
 
-    Not left to `np.array`: it asks a tensor for its buffer and, if an interrupt comes just then,
-    takes that for a "no" and forgets it (NumPy 2.4).
+    Not by `np.array`: it requests a tensor's buffer and, if an interrupt comes at that moment,
+    takes it for a refusal and drops it (NumPy 2.4).
     """
     if isinstance(logs, tf.experimental.Optional):
         logs = logs.get_value()
     return tree.map_structure(lambda t: t.numpy() if isinstance(t, tf.Tensor) else t, logs)
 
 
-def _map_steps(step: Callable, take: Callable, start: tf.Tensor, stop: tf.Tensor) -> Any:
-    traced: Any = tf.function(step, autograph=False)
+def _map_steps(step: _Step, take: _Take, start: tf.Tensor, stop: tf.Tensor) -> Tree:
+    traced = tf.function(step, autograph=False)
     outputs = traced.get_concrete_function(take(start)).structured_outputs
     spec = tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
     return tf.map_fn(lambda i: traced(take(i)), tf.range(start, stop), fn_output_signature=spec)
 
 
-def _take(structure: Tree, tensors: list[tf.Tensor], i: tf.Tensor) -> Any:
+def _take(structure: Tree, tensors: list[tf.Tensor], i: tf.Tensor) -> Tree:
     remaining = iter(tensors)
     return tree.map_structure(lambda there: next(remaining)[i] if there else None, structure)
 
 
-def _is_present(leaf: Any) -> bool:
+def _is_present(leaf: Tree) -> bool:
     return leaf is not None
 
 
@@ -275,7 +287,7 @@ def _on_device(chunk: Chunk) -> list[tf.Tensor]:
 
 
 def _spec(tensor: tf.Tensor, fixed_batch: bool) -> tf.TensorSpec:
-    """Any number of steps, and any batch size unless it is fixed."""
+    """Returns a spec of any number of steps, and of any batch size unless it is fixed."""
     batch = tensor.shape[1] if fixed_batch else None
     return tf.TensorSpec((None, batch, *tensor.shape[2:]), tensor.dtype)
 
@@ -299,9 +311,9 @@ def _common(spec: tf.TensorSpec, other: tf.TensorSpec) -> tf.TensorSpec:
 def build(model: keras.Model, batch: Tree) -> bool:
     """Creates the variables that the model, its loss, metrics and optimizer still lack.
 
-    A model with a `train_step` of its own need not be callable as a whole: what is not built of it
-    is built by tracing that step, as `fit` does. So is what symbols cannot build, or not be given:
-    then `fit` works all the same, or fails with an exception of its own.
+    A model with a `train_step` of its own may not be callable as a whole: if it is not built, that
+    step is traced, as `fit` does, which builds it. So it is if building with symbols fails: then
+    `fit` works all the same, or fails with an exception of its own.
 
     Returns:
         Whether `fit` would have taken a batch for this before its first epoch: it never does.
@@ -320,22 +332,22 @@ def build(model: keras.Model, batch: Tree) -> bool:
 
 
 def execution(model: keras.Model) -> Execution:
-    """`"eager"` for a model compiled with `run_eagerly=True`, else `"loop"`."""
+    """Returns `"eager"` for a model compiled with `run_eagerly=True`, else `"loop"`."""
     return "eager" if model.run_eagerly or runs_functions_eagerly() else "loop"
 
 
 def runs_functions_eagerly() -> bool:
-    """Whether a `tf.function` is run as plain Python."""
+    """Returns whether a `tf.function` is run as plain Python."""
     return bool(tf.config.functions_run_eagerly())
 
 
 def run_functions_eagerly(value: bool) -> None:
-    """Lets every `tf.function` be run as plain Python, or no longer."""
+    """Sets whether every `tf.function` is run as plain Python."""
     tf.config.run_functions_eagerly(value)
 
 
-def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Any:
-    """One step without compiling anything; returns the step's logs."""
+def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Logs:
+    """Runs one step without compiling anything; returns the step's logs."""
     batch = tree.map_structure(lambda a: None if a is None else tf.convert_to_tensor(a), batch)
     logs = getattr(model, f"{kind}_step")(batch)
     if kind == "predict":
@@ -343,31 +355,31 @@ def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Any:
     return tf.experimental.Optional.from_value(logs).get_value()  # as `fit`: see `_carry_logs`
 
 
-def concatenated(parts: Sequence[np.ndarray]) -> Any:
-    """The outputs of successive batches, as `predict` returns them: ragged where shapes differ.
+def concatenated(parts: Sequence[np.ndarray]) -> np.ndarray | tf.RaggedTensor:
+    """Returns the outputs of successive batches as `predict` does: ragged where shapes differ.
 
-    `potentially_ragged_concat`: it decides which axes are ragged then.
+    `potentially_ragged_concat`: it determines which axes are ragged then.
     """
     if len({part.shape[1:] for part in parts}) == 1:
         return np.concatenate(parts)
     return potentially_ragged_concat([tf.convert_to_tensor(part) for part in parts])
 
 
-def random_state() -> tuple:
-    """The global seed, and how far its sequence of operation seeds has come.
+def random_state() -> _RandomState:
+    """Returns the global seed, and the position in its sequence of operation seeds.
 
-    `_seed`, `_rng`: there is a public way to set the seed, none to read it or to go on from it.
+    `_seed`, `_rng`: there is a public way to set the seed, none to read it or to continue from it.
     """
     eager = context.context()
     return eager._seed, None if eager._seed is None else eager._rng.getstate()
 
 
-def set_random_state(state: tuple) -> None:
-    """Goes back to what `random_state` returned.
+def set_random_state(state: _RandomState) -> None:
+    """Restores the state that `random_state` returned.
 
     `_seed`, `_rng`: `tf.random.set_seed` also drops all kernels, so that every function would be
-    made anew at each turn. (The price: an eager `tf.random` op that two programs call under one
-    global seed goes on for the second where it was for the first. Keras uses stateless ones.)
+    made anew at each call. (So an eager `tf.random` operation that two programs call under one
+    global seed continues, for the second, the first one's numbers. Keras uses stateless ones.)
     """
     eager = context.context()
     eager._seed, sequence = state
@@ -377,7 +389,7 @@ def set_random_state(state: tuple) -> None:
 
 
 def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
-    """The rows of each coming epoch in the order in which `fit` would visit them.
+    """Returns the order in which `fit` would visit the rows in each coming epoch.
 
     With a global seed (`keras.utils.set_random_seed`), `fit` on TensorFlow shuffles every epoch
     alike, in an order that only depends on the seed; without one it draws from the operating
@@ -393,7 +405,7 @@ def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
 
 @functools.lru_cache(maxsize=8)
 def _seeded_order(num_rows: int, batch_size: int, by_batch: bool, seed: int) -> np.ndarray:
-    """The order that Keras's own `tf.data` pipeline gives, made by the same operations.
+    """Returns the order that Keras's own `tf.data` pipeline gives, by the same operations.
 
     `tf.random.shuffle` inside a dataset depends on the global seed (set here, part of the key) and
     on being the first random operation of its function, which it is in both.
@@ -409,15 +421,15 @@ def _seeded_order(num_rows: int, batch_size: int, by_batch: bool, seed: int) -> 
 
 
 def is_recording() -> bool:
-    """Whether this thread traces a function, or records operations on a tape.
+    """Returns whether this thread traces a function, or records operations on a tape.
 
     `record.could_possibly_record`: nothing public tells whether there is a tape.
     """
     return not tf.executing_eagerly() or record.could_possibly_record()
 
 
-def variables_read_by(function: Any) -> list[tf.Variable]:
-    """The variables that a `tf.function` reads, in all that was traced of it.
+def variables_read_by(function: tf.types.experimental.PolymorphicFunction) -> list[tf.Variable]:
+    """Returns the variables that a `tf.function` reads, in all of its traces.
 
     `_list_all_concrete_functions`: nothing public tells what has been traced.
     """
@@ -426,7 +438,7 @@ def variables_read_by(function: Any) -> list[tf.Variable]:
 
 
 def device_bytes() -> tuple[int, int] | None:
-    """The memory in use on the first GPU, and its peak."""
+    """Returns the memory in use on the first GPU and its peak, in bytes; `None` without a GPU."""
     if not tf.config.list_logical_devices("GPU"):
         return None
     info = tf.config.experimental.get_memory_info("GPU:0")

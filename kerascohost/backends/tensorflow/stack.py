@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import keras
 import tensorflow as tf
@@ -24,6 +24,15 @@ from kerascohost.backends.stacking import NotStackableError, Stack
 from kerascohost.backends.tensorflow import vectorized
 from kerascohost.patching import patched
 
+T = TypeVar("T")
+
+# Tensors in the order of something: of a stack's variables, of its traced floats, of a batch's
+# leaves. Inside a step they are of one member.
+Tensors: TypeAlias = list[tf.Tensor]
+
+# A step of one member: from its values, floats and batch.
+_Step: TypeAlias = Callable[[Tensors, Tensors, Tensors], T]
+
 
 class StackedState(stacking.StackedState):
     """See `stacking.StackedState`; the arrays are `tf.Variable`s."""
@@ -35,13 +44,14 @@ class StackedState(stacking.StackedState):
             tf.Variable(tf.zeros((size, *v.shape), v.dtype), trainable=False)
             for v in stack.variables[0]
         ]
-        self._compiled: dict[str, Callable] = {}
+        self._compiled: dict[str, Callable[[], None]] = {}
 
     def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Copies the variables at `positions` of these members into their rows."""
         load = functools.partial(self._load, rows, positions)
         self._run(f"load {len(positions)}", rows, load)
 
-    def _run(self, what: str, rows: Sequence[int], transfer: Callable) -> None:
+    def _run(self, what: str, rows: Sequence[int], transfer: Callable[[], None]) -> None:
         if self.is_often(what, rows):
             if what not in self._compiled:
                 self._compiled[what] = tf.function(transfer, autograph=False)
@@ -58,6 +68,7 @@ class StackedState(stacking.StackedState):
                 self.values[i].scatter_update(tf.IndexedSlices(own, tf.constant(rows)))
 
     def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Copies these rows into the members' variables at `positions`."""
         store = functools.partial(self._store, rows, positions)
         self._run(f"store {len(positions)}", rows, store)
 
@@ -71,15 +82,19 @@ class StackedState(stacking.StackedState):
 
 
 def _never_one(names: list[str]) -> list[str]:
-    """A member alone is taken twice: operations may treat an axis of size 1 as if there were none.
+    """Returns the names, a single one twice.
 
-    The copy computes what the member computes, and is dropped.
+    Operations may treat an axis of size 1 as if there were none. The copy computes the same as the
+    member, and its results are dropped.
     """
     return names * 2 if len(names) == 1 else names
 
 
 def _read(variable: keras.Variable) -> tf.Tensor:
-    """Its value. (`raw_ops`: a stack has hundreds of variables, and this takes half the time.)"""
+    """Returns the variable's value.
+
+    `raw_ops`: a stack has hundreds of variables, and this takes half the time.
+    """
     return tf.raw_ops.ReadVariableOp(resource=variable.value.handle, dtype=variable.value.dtype)
 
 
@@ -93,7 +108,7 @@ class Program:
         state: Its state.
     """
 
-    is_protected = True  # as rows are only written when all steps are done
+    is_protected = True  # as rows are only written after all steps
 
     def __init__(
         self, kind: StepKind, members: Sequence[ProgramMember], stack: Stack, state: StackedState
@@ -103,7 +118,9 @@ class Program:
         self._prototype = members[0]
         self._stack = stack
         self._state = state
-        self._functions: dict[tuple, Any] = {}
+        self._functions: dict[
+            tuple[Hashable, ...], tuple[list[tf.TensorSpec], tf.types.experimental.ConcreteFunction]
+        ] = {}
         own = stack.variables[0]
         metrics = {id(v) for v in self._models[0].metrics_variables}
         changing = metrics | {id(v) for v in self._models[0].non_trainable_variables}
@@ -117,7 +134,7 @@ class Program:
             For each member of `ranges`, its metrics as NumPy arrays.
 
         Raises:
-            NotStackableError: If the step cannot be vectorised; nothing has been done then.
+            NotStackableError: If the step cannot be vectorised; no row has changed then.
         """
         names = list(ranges)
         chosen = _never_one(names)
@@ -135,18 +152,21 @@ class Program:
         logs = tree.map_structure(lambda t: t.numpy(), logs)
         return stacking.logs_by_member(names, rows, logs, self._models)
 
-    def _checked(self, changed: list[tf.Tensor], size: int) -> list[tf.Tensor]:
-        """What is to be written, if it has the shapes of the rows: else TensorFlow may abort."""
+    def _checked(self, changed: Tensors, size: int) -> Tensors:
+        """Returns the new rows; raises if they have other shapes, as TensorFlow may abort then."""
         for i, value in zip(self._changing, changed, strict=True):
             if tuple(value.shape) != (size, *self._stack.variables[0][i].shape):
                 raise NotStackableError("would give a variable a value of another shape")
         return changed
 
     def release_data(self) -> None:
-        """Nothing: data is not kept."""
+        """Does nothing, as no data is stored."""
 
-    def _take_up(self, names: list[str], rows: list[int], changed: list[tf.Tensor]) -> None:
-        """Writes the rows. (Not in the function: where it fails, some would have been written.)"""
+    def _take_up(self, names: list[str], rows: list[int], changed: Tensors) -> None:
+        """Writes the rows.
+
+        Not part of the compiled function: if that failed, some rows would have been written.
+        """
 
         def write() -> None:
             for i, value in zip(self._changing, changed, strict=True):
@@ -159,9 +179,9 @@ class Program:
         stacking.finished(write)
 
     def _function_for(
-        self, names: list[str], structure: Tree, data: list[tf.Tensor], is_fixed: bool
-    ) -> Any:
-        """The trace for these shapes; one for all shapes where they have turned out to differ."""
+        self, names: list[str], structure: Tree, data: Tensors, is_fixed: bool
+    ) -> tf.types.experimental.ConcreteFunction:
+        """Returns the trace for these shapes, generalised if earlier calls had others."""
         everyone = names == self._stack.names
         size = len(names) if everyone else None
         key = (everyone, repr(structure), tuple((t.dtype, len(t.shape)) for t in data))
@@ -177,7 +197,9 @@ class Program:
             self._functions[key] = (specs, function)
         return function
 
-    def _trace(self, everyone: bool, structure: Tree, specs: list[tf.TensorSpec]) -> Any:
+    def _trace(
+        self, everyone: bool, structure: Tree, specs: list[tf.TensorSpec]
+    ) -> tf.types.experimental.ConcreteFunction:
         traced = tf.function(functools.partial(self._run, structure, everyone), autograph=False)
         rows = tf.TensorSpec((specs[0].shape[1],), tf.int32)
         with (
@@ -193,20 +215,20 @@ class Program:
         self,
         structure: Tree,
         everyone: bool,
-        data: list[tf.Tensor],
+        data: Tensors,
         rows: tf.Tensor,
         steps: tf.Tensor,
-    ) -> Any:
-        def chosen(stacked: Any) -> tf.Tensor:
+    ) -> tuple[Logs, Tensors]:
+        def chosen(stacked: tf.Variable | tf.Tensor) -> tf.Tensor:
             return tf.convert_to_tensor(stacked) if everyone else tf.gather(stacked, rows)
 
         values = [chosen(value) for value in self._state.values]
         floats = [chosen(tf.constant(own, tf.float64)) for own in self._stack.values]
-        step: Any = functools.partial(_map, self._step(structure))
+        step: _Step[Tensors] = functools.partial(_map, self._step(structure))
         if self._models[0].jit_compile:  # by XLA, where the model's `fit` would compile it so
             step = tf.function(step, jit_compile=True, autograph=False)
 
-        def body(i: tf.Tensor, *changing: tf.Tensor) -> list[tf.Tensor]:
+        def body(i: tf.Tensor, *changing: tf.Tensor) -> Tensors:
             now = _replaced(values, self._changing, changing)
             new = step(now, floats, [leaf[i] for leaf in data])
             return [i + 1, *map(_shaped_like, new, changing)]
@@ -219,12 +241,16 @@ class Program:
         logs = _map(self._results, [values[i] for i in self._metrics], [], [], fallback=True)
         return logs, changing
 
-    def _step(self, structure: Tree) -> Callable:
-        """`step(values, floats, batch)`, for one member; returns the changing values."""
+    def _step(self, structure: Tree) -> _Step[Tensors]:
+        """Returns `step(values, floats, batch)` of one member, which returns the changing values.
+
+        Args:
+            structure: The structure of a batch, see `stacking.unflattened`.
+        """
         model, variables = self._models[0], self._stack.variables[0]
         own_step = _train_step if self.kind == "train" else _test_step
 
-        def step(values: list, floats: list, batch: list) -> list[tf.Tensor]:
+        def step(values: Tensors, floats: Tensors, batch: Tensors) -> Tensors:
             data = stacking.unflattened(structure, batch)
             mapping = list(zip(variables, values, strict=True))
             with (
@@ -239,7 +265,7 @@ class Program:
 
         return step
 
-    def _results(self, values: list, *_: Any) -> Any:
+    def _results(self, values: Tensors, *_: Tensors) -> Logs:
         own = self._stack.variables[0]
         mapping = [(own[i], value) for i, value in zip(self._metrics, values, strict=True)]
         with keras.StatelessScope(mapping):
@@ -260,11 +286,12 @@ _CONVOLUTIONS = (
 
 
 def cannot_stack(model: keras.Model) -> str | None:
-    """Why this model can be in no stack, or `None`.
+    """Returns why this model can be in no stack, or `None`.
 
-    On TensorFlow `variable.value` is the variable itself, not what it was when it was read: an
-    optimizer that reads before it writes, as `ScheduleFreeAdamW` does (Keras 3.15), computes
-    something else from tensors. It is the only one of Keras's; of others nothing is known.
+    On TensorFlow `variable.value` is the variable itself, and not a copy of its value. An optimizer
+    that reads it, writes the variable and then uses what it read, as `ScheduleFreeAdamW` does
+    (Keras 3.15), gets the new value there, and would get the old one from a tensor. No other
+    optimizer of Keras does so; users' own may.
     """
     if any(has_own_step(model, kind) for kind in ("train", "test")):
         return "has a `train_step`, `test_step` or metrics of its own"
@@ -275,9 +302,9 @@ def cannot_stack(model: keras.Model) -> str | None:
 
 
 def stacks_badly(model: keras.Model) -> str | None:
-    """Why models like this one are expected to be slower stacked than joined, or `None`.
+    """Returns why models like this one are expected to be slower stacked than joined, or `None`.
 
-    On a CPU, a convolution over images by weights of each member's own costs a product of large
+    On a CPU, a convolution over images with weights of each member costs a product of large
     matrices and the copies to make them (8 small CNNs on 2 cores: a third of the speed of joined).
     """
     if tf.config.list_logical_devices("GPU"):
@@ -289,21 +316,24 @@ def stacks_badly(model: keras.Model) -> str | None:
     return None
 
 
-def _map(step: Callable, values: list, floats: list, batch: list, fallback: bool = False) -> Any:
+def _map(
+    step: _Step[T], values: Tensors, floats: Tensors, batch: Tensors, fallback: bool = False
+) -> T:
+    """Returns the results of `step` for all members: all tensors have an axis of members first."""
     return tf.vectorized_map(
         lambda given: step(*given), (values, floats, batch), fallback_to_while_loop=fallback
     )
 
 
 def _shaped_like(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
-    """A loop wants its state back in the shape it was given, and to know so."""
+    """Returns `new` with the static shape of `old`, which a loop requires of its state."""
     if not new.shape.is_compatible_with(old.shape):
         raise NotStackableError("would give a variable a value of another shape")
     known = new.shape.rank is not None and new.shape[1:] == old.shape[1:]
     return new if known else tf.ensure_shape(new, old.shape)
 
 
-def _replaced(values: list, positions: Sequence[int], others: Sequence[Any]) -> list:
+def _replaced(values: Tensors, positions: Sequence[int], others: Sequence[tf.Tensor]) -> Tensors:
     values = list(values)
     for i, other in zip(positions, others, strict=True):
         values[i] = other
@@ -311,10 +341,10 @@ def _replaced(values: list, positions: Sequence[int], others: Sequence[Any]) -> 
 
 
 def _train_step(model: keras.Model, scope: keras.StatelessScope, data: Tree) -> None:
-    """What `keras.Model.train_step` does on TensorFlow, with the variables of a stateless scope.
+    """Does the same as `keras.Model.train_step` on TensorFlow, in a stateless scope.
 
-    `_call_has_training_arg`, `_compute_loss`, `_loss_tracker`: what Keras's own step uses. Its
-    gradient is by the variables themselves, which in the scope are tensors.
+    `_call_has_training_arg`, `_compute_loss`, `_loss_tracker`: Keras's own step uses them. It takes
+    gradients by the variables themselves, which are tensors in the scope.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     weights = model.trainable_variables
@@ -333,7 +363,7 @@ def _train_step(model: keras.Model, scope: keras.StatelessScope, data: Tree) -> 
 
 
 def _test_step(model: keras.Model, scope: keras.StatelessScope, data: Tree) -> None:
-    """What `keras.Model.test_step` does on TensorFlow; see `_train_step`."""
+    """Does the same as `keras.Model.test_step` on TensorFlow; see `_train_step`."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     y_pred = model(x, training=False) if model._call_has_training_arg else model(x)
     loss = model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False)
@@ -341,11 +371,11 @@ def _test_step(model: keras.Model, scope: keras.StatelessScope, data: Tree) -> N
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
-def _samples(x: Any) -> tf.Tensor:
+def _samples(x: Tree) -> tf.Tensor:
     return tf.shape(next(leaf for leaf in tree.flatten(x) if leaf is not None))[0]
 
 
-# What `TFOptimizer` overrides, but for `_clip_by_norm`, which does not touch variables.
+# The methods that `TFOptimizer` overrides, but for `_clip_by_norm`, which does not use variables.
 _OVERRIDDEN = [
     name
     for name, method in vars(TFOptimizer).items()
@@ -356,11 +386,11 @@ _OVERRIDDEN = [
 
 @contextlib.contextmanager
 def _stateless(model: keras.Model) -> Iterator[None]:
-    """Within the block optimizers work on tensors on TensorFlow, as they do elsewhere.
+    """Makes optimizers compute with tensors within the block, as they do on other backends.
 
-    Keras's `TFOptimizer` overrides what every optimizer has with operations on `tf.Variable`s, and
-    knows variables by a key that it asks of them; see its `stateless_apply`. It is the class that
-    is changed, for this thread, as optimizers call these methods by `super()`, too.
+    Keras's `TFOptimizer` overrides methods of every optimizer by operations on `tf.Variable`s, and
+    identifies variables by a key that it reads from them; see its `stateless_apply`. The class is
+    changed, for this thread, because optimizers call these methods by `super()` too.
     """
     optimizer = model.optimizer
     keys = {id(v): TFOptimizer._var_key(optimizer, v) for v in model.trainable_variables}
@@ -373,19 +403,21 @@ def _stateless(model: keras.Model) -> Iterator[None]:
         yield
 
 
-def _instead(method: Callable) -> Callable:
-    return lambda is_first_shape: method
+def _instead(method: Callable[..., T]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    return lambda usual: method
 
 
-def _assigning_parts(name: str) -> Callable:
-    """An optimizer's `assign` and its like, also of what is left sparse.
+def _assigning_parts(name: str) -> Callable[..., None]:
+    """Returns an optimizer's `assign` or its like, which takes sparse values too.
 
-    The gradient of an Embedding is given to an optimizer as what it is, a list of rows of which one
-    may stand there twice: Keras squares, or clips, each of them before they are added up.
+    The gradient of an Embedding reaches an optimizer as a list of rows (`tf.IndexedSlices`), in
+    which a row may occur twice: Keras squares, or clips, each of them before they are added up.
     """
     method = getattr(BaseOptimizer, name)
 
-    def assign(self: Any, variable: keras.Variable, value: Any) -> None:
+    def assign(
+        self: BaseOptimizer, variable: keras.Variable, value: tf.Tensor | tf.IndexedSlices
+    ) -> None:
         if isinstance(value, tf.IndexedSlices):
             if name == "assign":
                 raise NotStackableError("assigns rows of an Embedding one by one")
@@ -396,13 +428,13 @@ def _assigning_parts(name: str) -> Callable:
 
 
 class _Scope(keras.StatelessScope):
-    """A stateless scope that refuses what would leave it with a value that is not always made."""
+    """A stateless scope that refuses values which are computed only in a branch or a loop."""
 
     def __init__(self, mapping: list[tuple[keras.Variable, tf.Tensor]]):
         super().__init__(mapping, collect_losses=True)
         self._graph = tf.compat.v1.get_default_graph()
 
-    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+    def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
         if tf.compat.v1.get_default_graph() is not self._graph:
             raise NotStackableError("changes a variable inside a branch or a loop of its own")
         super().add_update(update)

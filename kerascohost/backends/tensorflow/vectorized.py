@@ -1,12 +1,12 @@
-"""How `tf.vectorized_map` vectorises operations for which TensorFlow has no rule, or a slow one.
+"""Rules of `tf.vectorized_map` for operations for which TensorFlow has none, or a slow one.
 
-TensorFlow runs these one member after another, in a loop, where their weights or seeds differ:
-convolutions by weights of their own become products of patches and weights, random numbers from
-seeds of their own are drawn by one operation per member.
+TensorFlow runs these operations in a loop over the members where their weights or seeds differ.
+Here a convolution with weights of each member becomes a product of patches and weights, and random
+numbers from a seed of each member are drawn by one operation per member.
 
-`pfor` is private; there is no public way to give it a rule. Its own rules stay in place for what is
-not handled here, and the table is as it was outside `rules()`, and in other threads.
-`op_def_registry`: only it tells which operations are stateful.
+`pfor` is private; there is no public way to add a rule to it. It keeps its own rules for what is
+not handled here, and its table is unchanged outside `rules()` and in other threads.
+`op_def_registry`: only it has which operations are stateful.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
@@ -25,17 +25,25 @@ from tensorflow.python.ops.parallel_for import pfor
 from kerascohost.backends.stacking import NotStackableError, TracedFloat
 from kerascohost.patching import patched
 
-_RULES: dict[str, Callable] = {}
+# An operation to vectorise, with its inputs for all members.
+_Operation: TypeAlias = pfor._PforInput
 
-# Where the number of members is not known while tracing. (Each thread has a value of its own.)
+# The outputs of an operation for all members; `None` from a rule that does not apply.
+_Outputs: TypeAlias = pfor.WrappedTensor | list[pfor.WrappedTensor] | None
+
+_Rule: TypeAlias = Callable[[_Operation], _Outputs]
+
+_RULES: dict[str, _Rule] = {}
+
+# Used where the number of members is not known while tracing. (Each thread has its own value.)
 _MOST_MEMBERS: contextvars.ContextVar[int] = contextvars.ContextVar("most members")
 
 
 @contextlib.contextmanager
 def rules(most_members: int) -> Iterator[None]:
-    """Within the block, `tf.vectorized_map` knows the rules of this module, and does not log.
+    """Gives `tf.vectorized_map` the rules of this module, within the block, and stops its logs.
 
-    Only in the calling thread: others may trace something of their own meanwhile.
+    Only in the calling thread: others may trace something of their own at the same time.
 
     Args:
         most_members: The largest number of members that may be asked for.
@@ -45,7 +53,7 @@ def rules(most_members: int) -> Iterator[None]:
         with (
             patched(pfor, "_pfor_converter_registry", _with_rules),
             patched(tf.nn.experimental, "stateless_dropout", _with_traced_rate),
-            # A failure is told once, as the reason not to stack.
+            # A failure is reported once, as the reason not to stack.
             patched(tf.get_logger(), "isEnabledFor", lambda usual: _is_critical),
         ):
             yield
@@ -53,11 +61,11 @@ def rules(most_members: int) -> Iterator[None]:
         _MOST_MEMBERS.reset(before)
 
 
-def _with_rules(own: Mapping[str, Callable]) -> dict[str, Callable]:
+def _with_rules(own: Mapping[str, _Rule]) -> dict[str, _Rule]:
     return {**own, **{name: _with(rule, own.get(name)) for name, rule in _RULES.items()}}
 
 
-def _with_traced_rate(dropout: Callable) -> Callable:
+def _with_traced_rate(dropout: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     return functools.partial(_dropout, dropout)
 
 
@@ -65,14 +73,19 @@ def _is_critical(level: int) -> bool:
     return level >= logging.CRITICAL
 
 
-def _dropout(function: Callable, x: tf.Tensor, rate: Any, **options: Any) -> tf.Tensor:
-    """Applies Dropout whose rate members have different ones of: TensorFlow needs a tensor."""
+def _dropout(
+    function: Callable[..., tf.Tensor],
+    x: tf.Tensor,
+    rate: float | tf.Tensor | TracedFloat,
+    **options: tf.Tensor | Sequence[int] | str | None,
+) -> tf.Tensor:
+    """Applies Dropout; a rate that differs between members becomes a tensor."""
     rate = rate.as_tensor(x.dtype) if isinstance(rate, TracedFloat) else rate
     return function(x, rate=rate, **options)
 
 
-def _with(rule: Callable, usual: Callable | None) -> Callable:
-    def convert(given: Any) -> Any:
+def _with(rule: _Rule, usual: _Rule | None) -> _Rule:
+    def convert(given: _Operation) -> _Outputs:
         outputs = rule(given)
         if outputs is not None:
             return outputs
@@ -83,10 +96,14 @@ def _with(rule: Callable, usual: Callable | None) -> Callable:
     return convert
 
 
-def _rule(*operations: str) -> Callable:
-    """Makes a function the rule for these operations; where it returns `None`, the usual one is."""
+def _rule(*operations: str) -> Callable[[_Rule], _Rule]:
+    """Makes a function the rule for these operations; if it returns `None`, the usual rule is used.
 
-    def register(function: Callable) -> Callable:
+    Returns:
+        A decorator.
+    """
+
+    def register(function: _Rule) -> _Rule:
         _RULES.update(dict.fromkeys(operations, function))
         return function
 
@@ -108,23 +125,25 @@ def _rule(*operations: str) -> Callable:
     "StatelessRandomGammaV2",
     "StatelessRandomGammaV3",
 )
-def _one_each(given: Any) -> Any:
-    """One operation per member: the numbers from one seed cannot be drawn with another's."""
+def _one_each(given: _Operation) -> _Outputs:
+    """Draws each member's numbers by an operation of its own, as an operation takes one seed."""
     number = given.pfor.loop_len_vector[0]
     known = tf.get_static_value(number)
-    drawn = [_member_s(given, i, number, known) for i in range(known or _MOST_MEMBERS.get())]
+    drawn = [_drawn_for(given, i, number, known) for i in range(known or _MOST_MEMBERS.get())]
     stacked = [tf.stack(outputs) for outputs in zip(*drawn, strict=True)]
     return [pfor.wrap(rows if known else rows[:number]) for rows in stacked]
 
 
-def _member_s(given: Any, i: int, number: tf.Tensor, known: int | None) -> Sequence[tf.Tensor]:
+def _drawn_for(
+    given: _Operation, i: int, number: tf.Tensor, known: int | None
+) -> Sequence[tf.Tensor]:
     row = i if known else tf.minimum(i, number - 1)
     inputs = [item.t[row] if item.is_stacked else item.t for item in given.inputs]
     dtypes = [output.dtype for output in given.outputs]
     return pfor._create_op(given.op_type, inputs, dtypes, given.op.node_def.attr).outputs
 
 
-# Stateful operations that only read, say something, or call what is checked for itself.
+# Stateful operations that only read, print, or call a function that is checked too.
 _HARMLESS = frozenset(
     {
         "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "Placeholder",
@@ -134,10 +153,16 @@ _HARMLESS = frozenset(
 )  # fmt: skip
 
 
-def check_effects(graph: Any) -> None:
-    """Refuses a step that changes something besides the values that it returns.
+def check_effects(graph: tf.Graph) -> None:
+    """Raises if a step changes something besides the values that it returns.
 
-    What no value depends on is not vectorised: it would be done once for all members.
+    An operation that no value depends on is not vectorised: it would run once for all members.
+
+    Args:
+        graph: The graph of the step.
+
+    Raises:
+        NotStackableError: With the name of the operation.
     """
     definition = graph.as_graph_def()
     nodes = [definition.node, *(function.node_def for function in definition.library.function)]
@@ -148,14 +173,14 @@ def check_effects(graph: Any) -> None:
 
 
 @_rule("Bitcast")
-def _other_type(given: Any) -> Any:
-    """Without this, metrics such as AUC could not be vectorised."""
+def _other_type(given: _Operation) -> _Outputs:
+    """Vectorises `Bitcast`, which metrics such as AUC need."""
     return pfor.wrap(tf.bitcast(given.stacked_input(0), given.get_attr("type")))
 
 
 @_rule("Squeeze")
-def _squeezed(given: Any) -> Any:
-    """Without named axes, all of size 1 go: of one member's axes, never that of the members."""
+def _squeezed(given: _Operation) -> _Outputs:
+    """Removes all axes of size 1 where none are named, but for the axis of the members."""
     if given.get_attr("squeeze_dims"):
         return None
     x = given.stacked_input(0)
@@ -164,23 +189,23 @@ def _squeezed(given: Any) -> Any:
         axes = [axis for axis, size in enumerate(inner, start=1) if size == 1]
         return pfor.wrap(tf.squeeze(x, axes) if axes else x)
     shape = tf.shape(x)
-    kept = tf.boolean_mask(shape[1:], shape[1:] != 1)
-    return pfor.wrap(tf.reshape(x, tf.concat([shape[:1], kept], axis=0)))
+    remaining = tf.boolean_mask(shape[1:], shape[1:] != 1)
+    return pfor.wrap(tf.reshape(x, tf.concat([shape[:1], remaining], axis=0)))
 
 
 @_rule("ResizeBilinear", "ResizeNearestNeighbor")
-def _resized(given: Any) -> Any:
+def _resized(given: _Operation) -> _Outputs:
     return pfor._convert_flatten_batch(given, given.op_type, dims=[0])
 
 
 @_rule("InTopKV2", "ResizeBilinearGrad")
-def _by_samples(given: Any) -> Any:
-    """Each sample for itself: the samples of all members are one batch."""
+def _by_samples(given: _Operation) -> _Outputs:
+    """Treats the samples of all members as one batch, as each sample is computed by itself."""
     return pfor._convert_flatten_batch(given, given.op_type, dims=[0, 1])
 
 
 @_rule("Conv2D", "Conv3D")
-def _convolution(given: Any) -> Any:
+def _convolution(given: _Operation) -> _Outputs:
     weights, has_own_weights, _ = given.input(1)
     if not has_own_weights:
         return None
@@ -191,7 +216,7 @@ def _convolution(given: Any) -> Any:
 
 
 @_rule("Conv2DBackpropFilter", "Conv3DBackpropFilterV2")
-def _gradient_by_weights(given: Any) -> Any:
+def _gradient_by_weights(given: _Operation) -> _Outputs:
     given.stack_inputs([0, 2])
     x, gradient = given.stacked_input(0), given.stacked_input(2)
     windows = _Windows(given, x.shape[2:], given.outputs[0].shape)
@@ -201,7 +226,7 @@ def _gradient_by_weights(given: Any) -> Any:
 
 
 @_rule("Conv2DBackpropInput", "Conv3DBackpropInputV2")
-def _gradient_by_input(given: Any) -> Any:
+def _gradient_by_input(given: _Operation) -> _Outputs:
     weights, has_own_weights, _ = given.input(1)
     if not has_own_weights:
         return None
@@ -215,7 +240,7 @@ def _gradient_by_input(given: Any) -> Any:
 
 
 class _Windows:
-    """What a convolution sees at each place: the windows of its input, as rows of a matrix.
+    """The windows of a convolution's input, one for each place of its output, as rows of a matrix.
 
     Args:
         given: The convolution.
@@ -223,7 +248,7 @@ class _Windows:
         kernel: The shape of its weights, `(*window, channels, filters)`.
     """
 
-    def __init__(self, given: Any, image: Sequence[int], kernel: Sequence[int]):
+    def __init__(self, given: _Operation, image: Sequence[int], kernel: Sequence[int]):
         if given.get_attr("data_format") not in (b"NHWC", b"NDHWC"):
             raise NotStackableError("has a convolution with channels first")
         *self._window, self.channels, self.filters = kernel
@@ -248,10 +273,10 @@ class _Windows:
             (size - reach) // stride + 1
             for size, reach, stride in zip(self._padded, self._reach, self._strides, strict=True)
         ]
-        self._samples: Any = None
+        self._samples: tf.Tensor | None = None  # rows of a batch; known once `rows` was called
 
     def matrix(self, weights: tf.Tensor) -> tf.Tensor:
-        """The weights as `(members, window * channels, filters)`."""
+        """Returns the weights as `(members, window * channels, filters)`."""
         return tf.reshape(weights, (-1, self._length, self.filters))
 
     @property
@@ -259,7 +284,7 @@ class _Windows:
         return math.prod(self._window) * self.channels
 
     def rows(self, x: tf.Tensor) -> tf.Tensor:
-        """The windows as `(members, samples * places, window * channels)`."""
+        """Returns the windows of `x` as `(members, samples * places, window * channels)`."""
         if any(map(any, self._pads)):
             x = tf.pad(x, [(0, 0), (0, 0), *self._pads, (0, 0)])
         parts = [x[(..., *slices, slice(None))] for slices in self._slices()]
@@ -268,12 +293,19 @@ class _Windows:
         return tf.reshape(rows, (tf.shape(x)[0], -1, self._length))
 
     def rows_to_image(self, rows: tf.Tensor) -> tf.Tensor:
-        """`(members, samples * places, filters)` as `(members, samples, *places, filters)`."""
+        """Returns rows as an image.
+
+        Args:
+            rows: `(members, samples * places, filters)`, made from what `rows` returned last.
+
+        Returns:
+            `(members, samples, *places, filters)`.
+        """
         shape = (tf.shape(rows)[0], self._samples, *self._places, self.filters)
         return tf.reshape(rows, shape)
 
     def sum_of_rows(self, rows: tf.Tensor, members: tf.Tensor, samples: tf.Tensor) -> tf.Tensor:
-        """The reverse of `rows`: every input gets the sum of what stands for it in the rows."""
+        """Reverses `rows`: returns for every input the sum of its elements in the rows."""
         whole = tf.reshape(rows, (members, samples, *self._places, self._length))
         parts = tf.split(whole, math.prod(self._window), axis=-1)
         total = tf.add_n(
@@ -286,7 +318,7 @@ class _Windows:
         return total[(..., *inner, slice(None))]
 
     def _placed(self, part: tf.Tensor, slices: Sequence[slice]) -> tf.Tensor:
-        """`part` in zeros, at the places that `slices` names."""
+        """Returns zeros with `part` at the positions that `slices` name."""
         for axis, stride in enumerate(self._strides, start=2):
             if stride > 1:
                 part = _spread(part, axis, stride)
@@ -297,7 +329,7 @@ class _Windows:
         return tf.pad(part, [(0, 0), (0, 0), *pads, (0, 0)])
 
     def _slices(self) -> Iterator[list[slice]]:
-        """For each position in the window, the inputs that stand there at all places."""
+        """Yields, for each position in the window, the slices of the inputs that are there."""
         for position in itertools.product(*map(range, self._window)):
             yield [
                 slice(at * dilation, at * dilation + (places - 1) * stride + 1, stride)
@@ -308,7 +340,7 @@ class _Windows:
 
 
 def _same(size: int, reach: int, stride: int) -> tuple[int, int]:
-    """The padding with which every input is at the start of a stride or inside a window."""
+    """Returns the zeros before and after an axis that `padding="same"` adds."""
     total = max((-(-size // stride) - 1) * stride + reach - size, 0)
     return total // 2, total - total // 2
 
