@@ -123,7 +123,7 @@ def per_member(
     >>> per_member("epochs", {"a": 5}, ["a", "b"], default=1)
     {'a': 5, 'b': 1}
     """
-    for_all: Argument = value  # a dict may be one value or a dict by member: types cannot tell
+    for_all: Any = value  # a dict may be one value or a dict by member: types cannot tell
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, for_all)
     strangers = [name for name in value if name not in names]
@@ -229,7 +229,7 @@ def named_models(
     Raises:
         CohortError: If one of them is not a model, or a model or a name occurs twice.
     """
-    pairs: list[tuple[str, keras.Model]]
+    pairs: list[tuple[Any, keras.Model]]  # the names are checked below
     if isinstance(models, Mapping):
         pairs = list(models.items())
     elif isinstance(models, Sequence) and not isinstance(models, str):
