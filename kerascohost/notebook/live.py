@@ -12,7 +12,7 @@ from kerascohost.backends.base import Logs
 from kerascohost.results import plotting
 from kerascohost.results.progress import Progress
 
-# A row of `CohortHistory.frame`: member, epoch, metric, the data it is of, value.
+# A row of `CohortHistory.frame`: member, epoch, metric, split ("train" or "val"), value.
 _Row: TypeAlias = tuple[str, int, str, str, npt.ArrayLike]
 
 
