@@ -83,8 +83,8 @@ class PredictArguments(TypedDict):
     callbacks: Callbacks
 
 
-# Keras's defaults. `evaluate` and `predict` share them; an argument of theirs that is not among them
-# has the default `None`.
+# Keras's defaults. `evaluate` and `predict` share them; an argument of theirs that is not among
+# them has the default `None`.
 FIT_DEFAULTS: Mapping[str, Argument] = {
     name: parameter.default
     for name, parameter in inspect.signature(keras.Model.fit).parameters.items()

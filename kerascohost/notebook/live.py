@@ -153,6 +153,15 @@ class LiveBenchmark:
         self._said = (0.0, "starting")
 
     def __call__(self, fraction: float, text: str) -> None:
+        """Writes the progress.
+
+        Args:
+            fraction: The part that is done, from 0 to 1.
+            text: What is being measured.
+
+        Raises:
+            StoppedError: If the user has asked to stop.
+        """
         if self._stops():
             raise StoppedError
         self._said = (fraction, text)

@@ -195,7 +195,7 @@ class CohostSession(traitlets.HasTraits):
         setattr(self, trait, getattr(self, trait) | values)
 
     def x_options(self, name: str) -> list[str]:
-        """Returns names of data that fit a model's inputs, the likeliest first, and at last `""`."""
+        """Returns names of data that fit a model's inputs, the likeliest first, then `""`."""
         return [*data.inputs_for(name, self.models[name], self._data), ""]
 
     def y_options(self, name: str) -> list[str]:
@@ -284,8 +284,8 @@ class CohostSession(traitlets.HasTraits):
         long.
 
         Raises:
-            CohortError: If a size of data is unknown and there is no benchmark, or while a training
-                or benchmark runs.
+            CohortError: If no model is selected, if a size of data is unknown and there is no
+                benchmark, or while a training or benchmark runs.
         """
         with self._doing("layout"):
             self._check_selected()
