@@ -15,7 +15,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult
 from IPython.display import DisplayHandle, display
 
-from kerascohost.arguments import CHOSEN_LAYOUTS, ChosenLayout
+from kerascohost.arguments import CHOSEN_LAYOUTS
 from kerascohost.errors import CohortError
 from kerascohost.layouts.benchmark import BenchmarkResult
 from kerascohost.notebook import controls, namespace
@@ -402,7 +402,7 @@ class _Layout(_Part):
     )
 
     def make(self) -> Iterable[widgets.Widget]:
-        self._layouts: dict[ChosenLayout, widgets.Button] = {
+        self._layouts: dict[str, widgets.Button] = {
             name: self._choice(name) for name in CHOSEN_LAYOUTS
         }
         suggest = self.button(
@@ -513,7 +513,7 @@ class _Benchmark(_Part):
         said, explained = lines
         breaks = "<br>" if said and explained else ""
         self._text.value = html.escape(said) + breaks + controls.faint(explained)
-        if session.result is not self._drawn:
+        if session.result is not None and session.result is not self._drawn:
             self._drawn = session.result
             self._show_result(session.result)
 
