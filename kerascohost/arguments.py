@@ -28,7 +28,7 @@ _FACTORS = {"grouped": "group_factor", "replicated": "replicas"}
 # Arguments whose value for one model may itself be a dict.
 _MAY_BE_DICTS = ("x", "y", "sample_weight", "class_weight")
 
-# What Keras accepts as data: arrays, tensors, a DataFrame, a dataset, a generator, structures of
+# Data that Keras accepts: arrays, tensors, a DataFrame, a dataset, a generator, structures of
 # arrays. No type covers them: Keras inspects them at run time.
 Data: TypeAlias = Any
 

@@ -209,7 +209,7 @@ class _Part(widgets.VBox):
 
     @property
     def is_working(self) -> bool:
-        """Whether a training or benchmark that this part has started runs."""
+        """Returns whether a training or benchmark that this part has started is running."""
         return self.session.status != "idle" and self.session.work == self.where
 
     def button(
