@@ -1,8 +1,8 @@
 """Train several Keras models together on one device, each exactly as if it were alone."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kerascohost import environment  # noqa: F401  # first: it says what is missing
+from kerascohost import environment  # noqa: F401  # first: it raises if Keras has no backend
 
 # isort: split
 from kerascohost.deferred.context import cohost
@@ -19,6 +19,7 @@ from kerascohost.results.progress import Progress
 from kerascohost.training.cohort import Cohort
 
 if TYPE_CHECKING:
+    from kerascohost.notebook.magic import InteractiveShell
     from kerascohost.notebook.session import CohostSession
     from kerascohost.notebook.widget import CohostWidget
 
@@ -49,8 +50,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    """Imports the widget when it is asked for: without it, no widget library is needed."""
+def __getattr__(name: str) -> "type[CohostWidget] | type[CohostSession]":
+    """Imports the widget on first use: without it, no widget library is needed."""
     if name == "CohostWidget":
         from kerascohost.notebook.widget import CohostWidget
 
@@ -63,19 +64,19 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, so that completion does not offer modules beside them."""
+    """Returns the public names only, so that completion does not offer modules."""
     return [*__all__, "__version__"]
 
 
-def load_ipython_extension(ipython: object) -> None:
-    """Adds the magics `%cohost` and `%%cohost`: what `%load_ext kerascohost` calls."""
+def load_ipython_extension(ipython: "InteractiveShell") -> None:
+    """Adds the magics `%cohost` and `%%cohost`; `%load_ext kerascohost` calls it."""
     from kerascohost.notebook import magic  # only here: IPython is not needed otherwise
 
     magic.load(ipython)
 
 
-def unload_ipython_extension(ipython: object) -> None:
-    """Takes the magics away again: what `%unload_ext kerascohost` calls."""
+def unload_ipython_extension(ipython: "InteractiveShell") -> None:
+    """Removes the magics; `%unload_ext kerascohost` calls it."""
     from kerascohost.notebook import magic
 
     magic.unload(ipython)

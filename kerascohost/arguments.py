@@ -9,28 +9,31 @@ import numpy as np
 
 from kerascohost.errors import CohortError, about, did_you_mean, is_count
 
-# How the members of a cohort are placed in its program.
+# The placement of a cohort's members in its program.
 Layout = Literal["joined", "stacked", "auto"]
 
-# What a benchmark compares; "separate" is each model's own `fit`.
+# The layouts that a benchmark compares; "separate" is each model's own `fit`.
 MeasuredLayout = Literal["separate", "joined", "grouped", "replicated", "stacked"]
 
-# What a person chooses in the widget: "grouped" and "replicated" are joined, with these factors.
+# The layouts offered in the widget: "grouped" and "replicated" are "joined" with these factors.
 ChosenLayout = Literal["joined", "grouped", "replicated", "stacked", "auto"]
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 MEASURED_LAYOUTS: tuple[MeasuredLayout, ...] = get_args(MeasuredLayout)
 CHOSEN_LAYOUTS: tuple[ChosenLayout, ...] = get_args(ChosenLayout)
 
-# Layouts that are an argument of `Cohort` of their own.
+# The argument of `Cohort` that stands for a layout which only a benchmark and the widget name.
 _FACTORS = {"grouped": "group_factor", "replicated": "replicas"}
 
 # Arguments whose value for one model may itself be a dict.
 _MAY_BE_DICTS = ("x", "y", "sample_weight", "class_weight")
 
-# What Keras accepts as data: arrays, tensors, a DataFrame, a dataset, a generator, structures of
-# arrays. No type tells them from other things: Keras looks at them itself.
+# Data that Keras accepts: arrays, tensors, a DataFrame, a dataset, a generator, structures of
+# arrays. No type covers them: Keras inspects them at run time.
 Data: TypeAlias = Any
+
+# One argument of `fit`, of any type, for one model or as a dict by member.
+Argument: TypeAlias = Any
 
 Callbacks: TypeAlias = (
     keras.callbacks.Callback | keras.callbacks.CallbackList | list[keras.callbacks.Callback] | None
@@ -80,9 +83,9 @@ class PredictArguments(TypedDict):
     callbacks: Callbacks
 
 
-# What Keras takes where an argument is not given; all of `evaluate` and `predict` are in `fit` too,
-# or `None`.
-FIT_DEFAULTS: Mapping[str, Any] = {
+# Keras's defaults. `evaluate` and `predict` share them; an argument of theirs that is not among
+# them has the default `None`.
+FIT_DEFAULTS: Mapping[str, Argument] = {
     name: parameter.default
     for name, parameter in inspect.signature(keras.Model.fit).parameters.items()
     if name != "self"
@@ -92,7 +95,7 @@ T = TypeVar("T")
 PerMember: TypeAlias = T | Mapping[str, T]
 
 # Marks an argument without a default: a dict by member has to name every member.
-_REQUIRED: Any = object()
+_REQUIRED: Argument = object()
 
 
 def per_member(
@@ -120,7 +123,7 @@ def per_member(
     >>> per_member("epochs", {"a": 5}, ["a", "b"], default=1)
     {'a': 5, 'b': 1}
     """
-    for_all: Any = value  # only a dict is ambiguous, which no type tells
+    for_all: Any = value  # a dict may be one value or a dict by member: types cannot tell
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, for_all)
     strangers = [name for name in value if name not in names]
@@ -173,7 +176,7 @@ def check_count(argument: str, value: object) -> None:
     """Raises if `value` is not an integer of at least 1.
 
     Raises:
-        CohortError: It names the argument.
+        CohortError: If it is not; the message names the argument.
     """
     if isinstance(value, (bool, np.bool_)) or not is_count(value, least=1):
         raise CohortError(
@@ -186,7 +189,8 @@ def check_layout(layout: str) -> None:
     """Raises if `layout` is not one of a cohort's layouts.
 
     Raises:
-        CohortError: With those that exist, and how to get what only a benchmark calls a layout.
+        CohortError: If it is not; the message lists the layouts that exist. For a layout that only
+            benchmarks have, it gives the arguments of `Cohort` to use instead.
     """
     if layout in LAYOUTS:
         return
@@ -203,7 +207,7 @@ def check_layout(layout: str) -> None:
 
 
 def measured_layouts(layouts: Sequence[str]) -> list[MeasuredLayout]:
-    """Returns the layouts to measure in their usual order, "separate" always among them.
+    """Returns the layouts to measure, in their usual order; "separate" is always included.
 
     Raises:
         CohortError: If one of them is unknown.
@@ -220,12 +224,12 @@ def measured_layouts(layouts: Sequence[str]) -> list[MeasuredLayout]:
 def named_models(
     models: Mapping[str, keras.Model] | Sequence[keras.Model],
 ) -> dict[str, keras.Model]:
-    """Returns the models by name; those of a list go by their own names.
+    """Returns the models by name; the models of a list are named by their attribute `name`.
 
     Raises:
-        CohortError: If they are not models, or their names or they themselves are not unique.
+        CohortError: If one of them is not a model, or a model or a name occurs twice.
     """
-    pairs: list[tuple[Any, keras.Model]]
+    pairs: list[tuple[Any, keras.Model]]  # the names are checked below
     if isinstance(models, Mapping):
         pairs = list(models.items())
     elif isinstance(models, Sequence) and not isinstance(models, str):

@@ -1,4 +1,4 @@
-"""What kerascohost runs on: the backend that Keras needs, and the versions for a bug report."""
+"""Checks that Keras has a backend, and collects the versions that a bug report needs."""
 
 import importlib.metadata
 import importlib.util
@@ -7,14 +7,14 @@ import sys
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
-# Of this package, each of which brings a backend.
+# The extras of this package, each of which installs a backend.
 EXTRAS = ("tensorflow", "cpu", "gpu", "jax", "torch")
 
 _REPORTED = ("numpy", "pandas", "matplotlib", "ipywidgets", "jupyterlab")
 
 
 def _no_backend(missing: str) -> str:
-    """A line for those whose Keras has no backend: what is missing, and what helps."""
+    """Returns an error text for a Keras without a backend: what is missing, and what helps."""
     found = [name for name in BACKENDS if importlib.util.find_spec(name)]
     settings = " or ".join(f"KERAS_BACKEND={name}" for name in found or BACKENDS[1:])
     if found:
@@ -25,8 +25,8 @@ def _no_backend(missing: str) -> str:
     return f"Expected a backend for Keras. Received: {missing} is not installed. {way}"
 
 
-# Keras itself cannot be imported without its backend, and then names a module that nobody asked
-# for. This module is the first that kerascohost imports, so here is where it can be told.
+# Without its backend Keras cannot be imported, and its error names a module that the user has not
+# heard of. This is the first module that kerascohost imports, so the error is explained here.
 try:
     import keras
 except ModuleNotFoundError as error:
@@ -36,7 +36,10 @@ except ModuleNotFoundError as error:
 
 
 def versions() -> dict[str, str]:
-    """The versions of everything that matters to kerascohost, as a bug report needs them.
+    """Returns the versions of everything that matters to kerascohost, for a bug report.
+
+    Returns:
+        A dict from names of packages, and `"python"`, `"backend"` and `"devices"`, to texts.
 
     Example:
 
@@ -56,14 +59,14 @@ def versions() -> dict[str, str]:
 
 
 def _devices() -> list[str]:
-    """The devices of the backend; Keras lists those of torch nowhere."""
+    """Returns the names of the backend's devices; Keras does not list those of torch."""
     if keras.backend.backend() == "torch":
         return [f"cuda:{i}" for i in range(sys.modules["torch"].cuda.device_count())] or ["cpu:0"]
     return [str(device) for device in keras.distribution.list_devices()]
 
 
 def version(distribution: str) -> str:
-    """The version of an installed distribution, or that there is none."""
+    """Returns the version of an installed distribution, or `"not installed"`."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

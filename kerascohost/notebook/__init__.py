@@ -1,1 +1,1 @@
-"""Views for the notebook: they find things in the namespace, and ask the core to do the work."""
+"""The magics and the widget: they find models and data in a notebook, and call the core."""

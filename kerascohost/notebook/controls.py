@@ -1,19 +1,24 @@
-"""What the widget is made of: its style, and controls in the shapes that it uses."""
+"""The parts of the widget: its style, and functions that make its controls."""
 
 import html
 import io
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import ipywidgets as widgets
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Inches, and dots per inch: twice what is shown, for screens with small pixels and for print.
+Control = TypeVar("Control", bound=widgets.Widget)
+Choice = TypeVar("Choice")
+
+# The size of a plot in inches, and its dots per inch: twice as many as are shown, for print and for
+# screens of high resolution.
 _SIZE, _DPI = (6.4, 3.2), 200
 WIDTH = 640
 
-# The outputs below the widget are for readers without a kernel; where the widget itself is shown,
-# and this style with it, they would only repeat it.
+# The outputs below the widget are for readers without a kernel. This style hides them where the
+# widget itself is shown, as they would only repeat it.
 STYLE = """<style>
 .jp-OutputArea-child:has(.kerascohost) + .jp-OutputArea-child,
 .jp-OutputArea-child:has(.kerascohost) + .jp-OutputArea-child + .jp-OutputArea-child
@@ -93,12 +98,12 @@ STYLE = """<style>
 
 
 def grid(kind: str) -> widgets.GridBox:
-    """A table of controls; `kind` names its columns in the style."""
+    """Returns a table of controls; `kind` names its columns in the style."""
     return _styled(widgets.GridBox(layout=widgets.Layout(width="100%")), "grid", kind)
 
 
-def set_children(box: Any, children: Iterable[widgets.Widget]) -> None:
-    """Sets what has changed only: new views of the same controls would lose the focus."""
+def set_children(box: widgets.Box, children: Iterable[widgets.Widget]) -> None:
+    """Sets the children if they have changed: new views of the same ones would lose the focus."""
     new = tuple(children)
     same = len(box.children) == len(new) and all(
         old is other or (isinstance(other, widgets.HTML) and old.value == other.value)
@@ -109,74 +114,84 @@ def set_children(box: Any, children: Iterable[widgets.Widget]) -> None:
 
 
 def row(children: Iterable[widgets.Widget]) -> widgets.HBox:
-    """Controls side by side, on as many lines as they need."""
+    """Returns controls side by side, on as many lines as they need."""
     return _styled(widgets.HBox(list(children)), "row")
 
 
-def text(value: Any, *kinds: str) -> widgets.HTML:
-    """A piece of text; the kinds are classes of the style: `name`, `long`, `number`."""
+def text(value: str, *kinds: str) -> widgets.HTML:
+    """Returns a text; the kinds are classes of the style: `name`, `long`, `number`."""
     return _styled(widgets.HTML(html.escape(str(value))), *kinds)
 
 
 def head(value: str, *kinds: str) -> widgets.HTML:
-    """The title of a column."""
+    """Returns the title of a column."""
     made = muted()
     made.value = faint(value)
     return _styled(made, "head", *kinds)
 
 
 def muted() -> widgets.HTML:
-    """A place for `faint` text."""
+    """Returns an empty control for `faint` text."""
     return widgets.HTML()
 
 
 def faint(value: str) -> str:
-    """Text that explains, as HTML."""
+    """Returns an explanation as HTML, in a paler colour than other text."""
     return f"<span class='kerascohost-muted'>{html.escape(value)}</span>"
 
 
 def table(*kinds: str) -> widgets.HTML:
-    """A place for a table that an object shows of itself."""
+    """Returns an empty control for the HTML table of a result."""
     return _styled(widgets.HTML(), "table", *kinds)
 
 
-def number(**kwargs: Any) -> widgets.BoundedIntText:
-    """A whole number from 1 on."""
-    return widgets.BoundedIntText(min=1, max=10**9, **kwargs)
+def number(description: str, layout: widgets.Layout) -> widgets.BoundedIntText:
+    """Returns a field for a whole number of at least 1."""
+    return widgets.BoundedIntText(min=1, max=10**9, description=description, layout=layout)
 
 
-def choose(dropdown: widgets.Dropdown, options: list[tuple[str, Any]], value: Any) -> None:
-    """Sets what can be chosen and what is, touching only what changed."""
+def choose(dropdown: widgets.Dropdown, options: list[tuple[str, Choice]], value: Choice) -> None:
+    """Sets the options, if they have changed, and the chosen one.
+
+    Args:
+        dropdown: The control.
+        options: Pairs of the text that is shown and the value that it stands for.
+        value: The chosen value.
+    """
     if list(dropdown.options) != options:
         dropdown.options = options
     dropdown.value = value
-    dropdown.tooltip = dropdown.label  # whole, where the pane is too narrow for it
+    dropdown.tooltip = dropdown.label  # shows the text where the pane is too narrow for it
 
 
 def full() -> widgets.Layout:
-    """As wide as its column."""
+    """Returns the layout of a control that is as wide as its column."""
     return widgets.Layout(width="100%")
 
 
 def wide(em: float) -> widgets.Layout:
-    """So wide, whatever is in it."""
+    """Returns the layout of a control of a fixed width, in em."""
     return widgets.Layout(width=f"{em:.1f}em")
 
 
 def hidden() -> widgets.Layout:
-    """Not there yet."""
+    """Returns the layout of a control that is not shown yet."""
     return widgets.Layout(width="auto", display="none", align_self="flex-start")
 
 
 def image() -> widgets.Image:
-    """A place for a picture."""
+    """Returns an empty control for a picture."""
     made = widgets.Image(format="png", layout=hidden())
     made.layout.width = f"{WIDTH}px"
     return made
 
 
-def drawn(draw: Callable[[Any], Any]) -> bytes:
-    """A PNG of fixed size, so that nothing around it moves when it is drawn again."""
+def drawn(draw: Callable[[Axes], Axes | list[Axes]]) -> bytes:
+    """Returns a plot as a PNG, always of one size, so that nothing around it moves.
+
+    Args:
+        draw: Draws on the `Axes` that it gets.
+    """
     figure = Figure(figsize=_SIZE, layout="constrained")
     draw(figure.add_subplot())
     picture = io.BytesIO()
@@ -185,11 +200,11 @@ def drawn(draw: Callable[[Any], Any]) -> bytes:
 
 
 def metrics(values: Mapping[str, float]) -> str:
-    """Metrics on one line."""
+    """Returns metrics on one line."""
     return "".join(f" · {name} {value:.4g}" for name, value in values.items())
 
 
-def _styled(widget: Any, *kinds: str) -> Any:
+def _styled(control: Control, *kinds: str) -> Control:
     for kind in kinds:
-        widget.add_class(f"kerascohost-{kind}")
-    return widget
+        control.add_class(f"kerascohost-{kind}")
+    return control

@@ -1,17 +1,29 @@
-"""What of a notebook's namespace a model can be trained on."""
+"""The data in a notebook's namespace that a model can be trained on."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import keras
 import numpy as np
 import pandas as pd
 from keras import tree
 
+from kerascohost.arguments import Data
+from kerascohost.notebook.namespace import Value, Variables
 
-def data_in(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """What can be trained on: arrays, tensors, tables, structures of them, and datasets."""
+# The names of data that a model can be validated on, as `("x_val", "y_val")` or `("dataset",)`; a
+# fraction of its training data, as `(0.1,)`; or `()` for none.
+Validation: TypeAlias = tuple[float] | tuple[str, ...]
+
+_Shape: TypeAlias = tuple[int | None, ...]
+
+# The inputs or outputs of a model; `None` or none while it is not built.
+_Tensors: TypeAlias = Sequence[keras.KerasTensor] | None
+
+
+def data_in(namespace: Variables) -> dict[str, Data]:
+    """Returns the data by name: arrays, tensors, tables, structures of them, and datasets."""
     return {
         name: value
         for name, value in list(namespace.items())
@@ -19,8 +31,8 @@ def data_in(namespace: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_dataset(value: Any) -> bool:
-    """Whether `value` yields batches by itself, inputs and targets together."""
+def is_dataset(value: Value) -> bool:
+    """Returns whether `value` yields batches by itself, inputs and targets together."""
     return isinstance(value, keras.utils.PyDataset) or any(
         kind.__module__.startswith(("tensorflow.python.data", "torch.utils.data"))
         and kind.__name__ in ("DatasetV2", "DataLoader")
@@ -28,15 +40,28 @@ def is_dataset(value: Any) -> bool:
     )
 
 
-def inputs_for(name: str, model: keras.Model, data: Mapping[str, Any]) -> list[str]:
-    """The names of data that fit a model's inputs, the likeliest first."""
-    wanted = getattr(model, "inputs", None)
-    fitting = [key for key, value in data.items() if _fits_inputs(value, wanted)]
+def inputs_for(name: str, model: keras.Model, data: Mapping[str, Data]) -> list[str]:
+    """Returns the names of data that fit a model's inputs, the likeliest first.
+
+    Args:
+        name: The model's name; data of a similar name is likelier.
+        model: The model.
+        data: The data by name.
+    """
+    inputs = getattr(model, "inputs", None)
+    fitting = [key for key, value in data.items() if _fits_inputs(value, inputs)]
     return sorted(fitting, key=lambda key: _unlikeliness(key, name, _X_WORDS))
 
 
-def targets_for(name: str, model: keras.Model, x: str, data: Mapping[str, Any]) -> list[str]:
-    """The names of data that fit a model's outputs and have a row for each of `x`'s."""
+def targets_for(name: str, model: keras.Model, x: str, data: Mapping[str, Data]) -> list[str]:
+    """Returns the names of data that fit a model's outputs and have as many rows as its inputs.
+
+    Args:
+        name: The model's name; data of a similar name comes first.
+        model: The model.
+        x: The name of the model's inputs.
+        data: The data by name.
+    """
     if x not in data or is_dataset(data[x]):
         return []
     rows = rows_of(data[x])
@@ -47,14 +72,25 @@ def targets_for(name: str, model: keras.Model, x: str, data: Mapping[str, Any]) 
     ]
     partners = _partners(x)
 
-    def unlikeliness(key: str) -> tuple:
+    def unlikeliness(key: str) -> tuple[bool | int | str, ...]:
         return (key not in partners, *_unlikeliness(key, name, _Y_WORDS))
 
     return sorted(fitting, key=unlikeliness)
 
 
-def validation_for(name: str, model: keras.Model, data: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Names of datasets, and of pairs of inputs and targets, that a model can be validated on."""
+def validation_for(
+    name: str, model: keras.Model, data: Mapping[str, Data]
+) -> list[tuple[str, ...]]:
+    """Returns the names of data that a model can be validated on, the likeliest first.
+
+    Args:
+        name: The model's name; data of a similar name is likelier.
+        model: The model.
+        data: The data by name.
+
+    Returns:
+        A list of `(dataset,)` and `(inputs, targets)`.
+    """
     found: list[tuple[str, ...]] = []
     for x in inputs_for(name, model, data):
         if is_dataset(data[x]):
@@ -65,19 +101,19 @@ def validation_for(name: str, model: keras.Model, data: Mapping[str, Any]) -> li
 
 
 def is_for_validation(name: str) -> bool:
-    """Whether data of this name was put aside to validate on."""
+    """Returns whether the name says that the data is for validation."""
     return bool(_words(name) & {"val", "valid", "validation"})
 
 
-def described(value: Any) -> str:
-    """A few words that tell data from other data: the shape, or the kind of dataset."""
+def described(value: Data) -> str:
+    """Returns the shape of data, or the class of a dataset."""
     if is_dataset(value):
         return type(value).__name__.lstrip("_")
     shapes = (f"({', '.join(map(str, leaf.shape))})" for leaf in tree.flatten(value))
     return ", ".join(shapes)
 
 
-# What IPython itself puts into the namespace.
+# Variables that IPython itself adds to the namespace.
 _NOT_DATA = ("In", "Out", "exit", "quit")
 
 _X_WORDS = ("x", "inputs", "input", "features", "images", "data")
@@ -86,7 +122,7 @@ _TRAINING = ("train", "training")
 _ASIDE = {"val", "valid", "validation", "test", "holdout"}
 
 
-def _is_data(value: Any) -> bool:
+def _is_data(value: Value) -> bool:
     if is_dataset(value):
         return True
     if isinstance(value, (dict, list, tuple)):
@@ -99,7 +135,7 @@ def _is_data(value: Any) -> bool:
 _MOST_LEAVES = 100
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: Value) -> bool:
     if isinstance(value, (type, keras.Variable, keras.KerasTensor)):
         return False
     shape = getattr(value, "shape", None)
@@ -113,45 +149,45 @@ def _is_array(value: Any) -> bool:
     )
 
 
-def rows_of(value: Any) -> int | None:
-    """How many samples there are; `None` for a dataset, which may not know."""
+def rows_of(value: Data) -> int | None:
+    """Returns the number of samples; `None` for a dataset, which may not know it."""
     return None if is_dataset(value) else len(tree.flatten(value)[0])
 
 
-def _fits_inputs(value: Any, wanted: Any) -> bool:
+def _fits_inputs(value: Data, inputs: _Tensors) -> bool:
     if is_dataset(value):
-        return _dataset_fits(value, wanted)
+        return _dataset_fits(value, inputs)
     leaves = tree.flatten(value)
-    if not wanted:  # a model that is not built takes what it gets
+    if not inputs:  # a model that is not built takes any data
         return True
-    return len(leaves) == len(wanted) and all(
+    return len(leaves) == len(inputs) and all(
         _fits(tuple(leaf.shape)[1:], tuple(tensor.shape)[1:], _kind(leaf), tensor.dtype)
-        for leaf, tensor in zip(leaves, wanted, strict=True)
+        for leaf, tensor in zip(leaves, inputs, strict=True)
     )
 
 
-def _dataset_fits(dataset: Any, wanted: Any) -> bool:
-    """Datasets that do not say what is in them are taken to fit."""
+def _dataset_fits(dataset: Data, inputs: _Tensors) -> bool:
+    """Returns whether a dataset fits a model's inputs; one without `element_spec` does."""
     spec = getattr(dataset, "element_spec", None)
-    if spec is None or not wanted:
+    if spec is None or not inputs:
         return True
     x = tree.flatten(spec[0] if isinstance(spec, tuple) else spec)
-    return len(x) == len(wanted) and all(
+    return len(x) == len(inputs) and all(
         leaf.shape.rank is None or _fits(tuple(leaf.shape)[1:], tuple(tensor.shape)[1:])
-        for leaf, tensor in zip(x, wanted, strict=True)
+        for leaf, tensor in zip(x, inputs, strict=True)
     )
 
 
-def _fits(given: tuple, wanted: tuple, kind: str = "f", dtype: str = "float32") -> bool:
+def _fits(given: _Shape, expected: _Shape, kind: str = "f", dtype: str = "float32") -> bool:
     if (kind in "OSU") != (dtype == "string"):
         return False
-    given = given or (1,)  # Keras gives plain rows an axis of 1
-    return len(given) == len(wanted) and all(
-        want in (None, have) or have is None for have, want in zip(given, wanted, strict=True)
+    given = given or (1,)  # Keras gives rows without further axes one of size 1
+    return len(given) == len(expected) and all(
+        size in (None, found) or found is None for found, size in zip(given, expected, strict=True)
     )
 
 
-def _fits_outputs(value: Any, model: keras.Model) -> bool:
+def _fits_outputs(value: Data, model: keras.Model) -> bool:
     if is_dataset(value):
         return False
     leaves, outputs = tree.flatten(value), getattr(model, "outputs", None)
@@ -161,22 +197,23 @@ def _fits_outputs(value: Any, model: keras.Model) -> bool:
     sparse = ["sparse" in str(getattr(loss, "name", loss)) for loss in losses] or [False]
     if len(sparse) != len(outputs):
         sparse = sparse[:1] * len(outputs)
-    if len(leaves) != len(outputs):
+    return len(leaves) == len(outputs) and all(
+        _fits_output(leaf, tuple(tensor.shape)[1:], is_sparse)
+        for leaf, tensor, is_sparse in zip(leaves, outputs, sparse, strict=True)
+    )
+
+
+def _fits_output(target: Data, expected: _Shape, is_sparse: bool) -> bool:
+    given = tuple(target.shape)[1:]
+    if _kind(target) in "OSU" or (is_sparse and not _is_whole(target)):
         return False
-    for leaf, tensor, is_sparse in zip(leaves, outputs, sparse, strict=True):
-        wanted, given = tuple(tensor.shape)[1:], tuple(leaf.shape)[1:]
-        if _kind(leaf) in "OSU" or (is_sparse and not _is_whole(leaf)):
-            return False
-        if is_sparse:
-            if given not in (wanted[:-1], (*wanted[:-1], 1)):
-                return False
-        elif not _fits(given, wanted):
-            return False
-    return True
+    if is_sparse:
+        return given in (expected[:-1], (*expected[:-1], 1))
+    return _fits(given, expected)
 
 
-def _kind(array: Any) -> str:
-    """The kind of its numbers, as NumPy's letter: `"f"`, `"i"`, …; `"O"` for anything else."""
+def _kind(array: Data) -> str:
+    """Returns the kind of an array's values: `"i"`, `"f"`, or `"O"` for all but numbers."""
     dtypes = set(getattr(array, "dtypes", [])) if isinstance(array, pd.DataFrame) else {array.dtype}
     names = {str(dtype).removeprefix("torch.").lower() for dtype in dtypes}
     if all(name.startswith(("int", "uint", "bool")) for name in names):
@@ -186,8 +223,8 @@ def _kind(array: Any) -> str:
     return "O"
 
 
-def _is_whole(array: Any) -> bool:
-    """Whether it may hold class indices: also floats do, when they were read from a file."""
+def _is_whole(array: Data) -> bool:
+    """Returns whether the values may be class indices, which are floats in some files."""
     if _kind(array) == "i":
         return True
     head = np.asarray(array[:100] if not isinstance(array, pd.DataFrame) else array.iloc[:100])
@@ -195,12 +232,18 @@ def _is_whole(array: Any) -> bool:
 
 
 def _words(name: str) -> set[str]:
-    """`"xTrain_2"` and `"x_train2"` as `{"x", "train", "2"}`."""
+    """Returns the words of a name: `{"x", "train", "2"}` of `"xTrain_2"` and `"x_train2"`."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)}
 
 
-def _unlikeliness(key: str, model: str, words: tuple[str, ...]) -> tuple:
-    """Sorts names of data by how likely they are meant for a model and a use."""
+def _unlikeliness(key: str, model: str, words: tuple[str, ...]) -> tuple[bool | int | str, ...]:
+    """Returns a sort key: smaller for names of data that are likelier to belong to a model.
+
+    Args:
+        key: The name of the data.
+        model: The name of the model.
+        words: The words that such data is usually named with, the likeliest first.
+    """
     own, of_model = _words(key), _words(model)
     generic = {"model", "net", "network"}
     return (
@@ -215,7 +258,7 @@ def _unlikeliness(key: str, model: str, words: tuple[str, ...]) -> tuple:
 
 
 def _partners(x: str) -> set[str]:
-    """The names that targets would have beside inputs of this name."""
+    """Returns the names that the targets of inputs of this name usually have."""
     found = set()
     for word, others in (("x", "y"), ("X", "y"), ("X", "Y")):
         found.add(re.sub(rf"(?<![A-Za-z]){word}|{word}(?![A-Za-z])", others, x, count=1))

@@ -1,5 +1,6 @@
-"""The magics `%cohost` and `%%cohost`: they parse a line, and leave the work to the core."""
+"""The magics `%cohost` and `%%cohost`: they parse a line and call the core."""
 
+import argparse
 import ast
 import io
 import keyword
@@ -7,9 +8,13 @@ import math
 import re
 import shlex
 import traceback
-from typing import Any
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TypeVar
 
+import keras
 from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.core.magic_arguments import (
     MagicArgumentParser,
@@ -25,17 +30,20 @@ from kerascohost.deferred.context import cohost
 from kerascohost.errors import CohortError
 from kerascohost.layouts.benchmark import BenchmarkResult, benchmark
 from kerascohost.notebook import namespace
+from kerascohost.notebook.namespace import Value
 from kerascohost.results.history import CohortHistory
+
+Default = TypeVar("Default")
 
 _COMMANDS = ("%cohost", "%%cohost")
 
 
 @magics_class
 class CohostMagics(Magics):
-    """`%cohost` and `%%cohost`."""
+    """The magics `%cohost` and `%%cohost`."""
 
-    shell: Any
-    _file = ""  # under which name the last cell was compiled
+    shell: InteractiveShell
+    _file = ""  # the file name under which the last cell was compiled
 
     @magic_arguments()
     @argument("models", nargs="*", metavar="MODEL", help="Names of models; or: run SCRIPT ...")
@@ -82,7 +90,7 @@ class CohostMagics(Magics):
     @argument("-q", "--quiet", action="store_true", help="Neither progress bars nor the table.")
     @argument("-p", "--plot", action="store_true", help="Draw the losses at the end.")
     @line_cell_magic
-    def cohost(self, line: str, cell: str | None = None) -> Any:
+    def cohost(self, line: str, cell: str | None = None) -> Value:
         """Trains Keras models together, each exactly as if it were alone.
 
         As `%%cohost` before a cell: the cell's calls of `fit` are deferred, and trained together
@@ -110,7 +118,7 @@ class CohostMagics(Magics):
         except CohortError as error:
             raise UsageError(f"{error}{self._where(error)}") from None
 
-    def _train(self, line: str, cell: str) -> Any:
+    def _train(self, line: str, cell: str) -> Value:
         __tracebackhide__ = True
         asked = _parsed(self.cohost, line)
         if asked.benchmark:
@@ -123,8 +131,8 @@ class CohostMagics(Magics):
         _check_options(asked, "on a cell, without `--benchmark`", "budget")
         run = cohost(
             asked.layout or "joined",
-            _by_name("--group-factor", asked.group_factor),
-            _by_name("--replicas", asked.replicas),
+            _by_name("--group-factor", asked.group_factor, 1),
+            _by_name("--replicas", asked.replicas, 1),
             verbose=0 if asked.quiet else None,
             names=self.shell.user_ns,
         )
@@ -132,7 +140,7 @@ class CohostMagics(Magics):
             with run:
                 value = self._executed(cell)
         finally:
-            # Also after a failure or an interrupt: what there is must not be lost.
+            # Also after a failure or an interrupt, so that no results are lost.
             if asked.output and run.has_run:
                 self.shell.user_ns[asked.output] = run.history
         if not asked.quiet:
@@ -141,7 +149,7 @@ class CohostMagics(Magics):
             display(_image(run.history))
         return value
 
-    def _benchmark(self, models: dict[str, Any], asked: Any) -> None:
+    def _benchmark(self, models: dict[str, keras.Model], asked: argparse.Namespace) -> None:
         _check_options(asked, "with `--benchmark`, which measures every layout", "layout")
         result = benchmark(
             models,
@@ -156,7 +164,7 @@ class CohostMagics(Magics):
         if asked.plot:
             display(_image(result))
 
-    def _open(self, selected: list[str], asked: Any) -> None:
+    def _open(self, selected: list[str], asked: argparse.Namespace) -> None:
         from kerascohost.notebook.widget import CohostWidget  # only here: a terminal needs none
 
         _check_options(
@@ -170,7 +178,7 @@ class CohostMagics(Magics):
             widget.session.output = asked.output
         display(widget)
 
-    def _executed(self, cell: str) -> Any:
+    def _executed(self, cell: str) -> Value:
         """Runs the cell; returns the value of its last expression, as a cell shows it."""
         __tracebackhide__ = True
         code = self.shell.transform_cell(cell)
@@ -184,7 +192,7 @@ class CohostMagics(Magics):
         return None
 
     def _where(self, error: BaseException) -> str:
-        """The line of the cell in which the error arose, if it did in the cell."""
+        """Returns a text with the line of the cell that raised the error, or `""`."""
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == self._file]
         return f" (Line {lines[-1] + 1} of the cell.)" if lines and lines[-1] else ""
@@ -212,29 +220,29 @@ class CohostMagics(Magics):
             print("There are no Keras models yet. Build one, then look again: %cohost")
 
 
-def load(ipython: Any) -> None:
-    """Registers the magics, and the completion of their arguments."""
+def load(ipython: InteractiveShell) -> None:
+    """Registers the magics and the completion of their arguments."""
     ipython.register_magics(CohostMagics)
     unload_completion(ipython)
     for command in _COMMANDS:
         ipython.set_hook("complete_command", _complete, str_key=command)
 
 
-def unload(ipython: Any) -> None:
-    """Takes back what `load` did."""
+def unload(ipython: InteractiveShell) -> None:
+    """Removes the magics and the completion of their arguments."""
     unload_completion(ipython)
     for kind in ("line", "cell"):
         ipython.magics_manager.magics[kind].pop("cohost", None)
 
 
-def unload_completion(ipython: Any) -> None:
-    """Takes back the completion only."""
+def unload_completion(ipython: InteractiveShell) -> None:
+    """Removes the completion only."""
     for command in _COMMANDS:
         ipython.strdispatchers["complete_command"].strs.pop(command, None)
 
 
-def _complete(shell: Any, event: Any) -> list[str]:
-    """Options, and the names of models where one may stand."""
+def _complete(shell: InteractiveShell, event: SimpleNamespace) -> list[str]:
+    """Returns the options, and the names of models where one is possible."""
     models = namespace.models_in(shell.user_ns)
     before = event.line.split()
     previous = before[-1] if event.line.endswith(" ") else (before[-2:-1] or [""])[0]
@@ -250,13 +258,13 @@ def _options() -> list[str]:
     parser: MagicArgumentParser = CohostMagics.cohost.parser
     return [
         option
-        for action in parser._actions  # the public face of argparse lists none
+        for action in parser._actions  # noqa: SLF001  # argparse has no public list
         for option in action.option_strings
         if option.startswith("--")
     ]
 
 
-def _parsed(magic: Any, line: str) -> Any:
+def _parsed(magic: Callable[..., Value], line: str) -> argparse.Namespace:
     if "--help" in line.split() or "-h" in line.split():
         raise UsageError("Type %cohost? for help.")
     asked = parse_argstring(magic, line)
@@ -271,8 +279,8 @@ def _parsed(magic: Any, line: str) -> Any:
 _OPTIONS = ("layout", "group_factor", "replicas", "output", "budget", "quiet", "plot")
 
 
-def _check_options(asked: Any, where: str, *refused: str) -> None:
-    """Refuses options that would do nothing."""
+def _check_options(asked: argparse.Namespace, where: str, *refused: str) -> None:
+    """Raises if an option is given that would have no effect."""
     for option in refused:
         value = getattr(asked, option)
         if value not in (None, [], False):
@@ -283,8 +291,8 @@ def _check_options(asked: Any, where: str, *refused: str) -> None:
             )
 
 
-def _by_name(option: str, given: list[str], otherwise: Any = 1) -> Any:
-    """`["cnn=2", "mlp=4"]` as a dict, `["2"]` as a number, `[]` as `otherwise`."""
+def _by_name(option: str, given: list[str], otherwise: Default) -> dict[str, int] | int | Default:
+    """Returns `["cnn=2", "mlp=4"]` as a dict, `["2"]` as a number, `[]` as `otherwise`."""
     factors: dict[str, int] = {}
     for text in given:
         name, equals, number = text.rpartition("=")
@@ -304,12 +312,12 @@ def _by_name(option: str, given: list[str], otherwise: Any = 1) -> Any:
 
 
 def _is_shown(statement: ast.stmt, code: str) -> bool:
-    """Whether a cell shows this last statement: an expression without a `;` after it."""
+    """Returns whether a cell shows its last statement: an expression without a `;` after it."""
     return isinstance(statement, ast.Expr) and not code.rstrip().endswith(";")
 
 
 def _image(result: CohortHistory | BenchmarkResult) -> Image:
-    """The result's plot as a picture, which needs no plotting set up in the notebook."""
+    """Returns the result's plot as a picture, which needs no matplotlib backend for notebooks."""
     picture = io.BytesIO()
     result.plot().figure.savefig(picture, format="png", dpi=144, bbox_inches="tight")
     return Image(picture.getvalue(), width=640)

@@ -1,23 +1,29 @@
-"""What of a notebook's namespace can take part in a cohort."""
+"""The Keras models in a notebook's namespace."""
 
 import ast
 import contextlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import pandas as pd
 
 from kerascohost.errors import CohortError, did_you_mean
 
+# The value of a variable of the notebook: an object of any type.
+Value: TypeAlias = Any
 
-def models_in(namespace: Mapping[str, Any], given: Iterable[str] = ()) -> dict[str, keras.Model]:
-    """The Keras models of a namespace by name, each once, without names that begin with `_`.
+# A namespace, such as a notebook's `globals()`.
+Variables: TypeAlias = Mapping[str, Value]
+
+
+def models_in(namespace: Variables, given: Iterable[str] = ()) -> dict[str, keras.Model]:
+    """Returns the Keras models of a namespace by name, each once.
 
     Args:
-        namespace: The namespace.
-        given: Names that the user has given: of a model's names the first of these is taken, else
-            the first that is not only what a loop left behind.
+        namespace: The namespace. Names that begin with `_` are ignored.
+        given: Names that the user has given. They are preferred where a model has several names;
+            names that are not variables of a loop come next.
     """
     names = [
         name
@@ -31,8 +37,8 @@ def models_in(namespace: Mapping[str, Any], given: Iterable[str] = ()) -> dict[s
     return {name: namespace[name] for name in names if name in found.values()}
 
 
-def _left_by_loops(namespace: Mapping[str, Any]) -> set[str]:
-    """The variables of the loops in the cells so far, of which IPython keeps the source in `In`."""
+def _left_by_loops(namespace: Variables) -> set[str]:
+    """Returns the variables of the loops in earlier cells, whose source IPython stores in `In`."""
     left: set[str] = set()
     for cell in namespace.get("In", []):
         if "for" not in str(cell):
@@ -44,11 +50,12 @@ def _left_by_loops(namespace: Mapping[str, Any]) -> set[str]:
     return left
 
 
-def chosen(namespace: Mapping[str, Any], names: Iterable[str]) -> dict[str, keras.Model]:
-    """The models with these names.
+def chosen(namespace: Variables, names: Iterable[str]) -> dict[str, keras.Model]:
+    """Returns the models with these names.
 
     Raises:
-        CohortError: If a name stands for nothing, or for something else, with the nearest name.
+        CohortError: If a name is not that of a model, or two names are of one model. The message
+            suggests the nearest name.
     """
     names, known = list(names), models_in(namespace)
     for name in names:
@@ -72,7 +79,7 @@ def chosen(namespace: Mapping[str, Any], names: Iterable[str]) -> dict[str, kera
 
 
 def table(models: Mapping[str, keras.Model]) -> pd.DataFrame:
-    """A row for each model: its kind, its shapes, its size, and how it is compiled."""
+    """Returns a table with a row for each model: kind, shapes, parameters, optimizer and loss."""
     rows = {
         name: {
             "kind": type(model).__name__,
@@ -91,7 +98,7 @@ def _shapes(model: keras.Model, side: str) -> str:
     return ", ".join(_shape(tensor.shape) for tensor in tensors)
 
 
-def _shape(shape: tuple) -> str:
+def _shape(shape: tuple[int | None, ...]) -> str:
     return f"({', '.join('?' if size is None else str(size) for size in shape[1:])})"
 
 

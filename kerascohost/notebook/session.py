@@ -1,4 +1,4 @@
-"""What the widget shows, as traits, and everything that it does; without a widget library."""
+"""The state of the widget, as traits, and all its actions; without a widget library."""
 
 import contextlib
 import keyword
@@ -7,72 +7,82 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import keras
 import pandas as pd
 import traitlets
 
 from kerascohost import backends, errors
-from kerascohost.arguments import CHOSEN_LAYOUTS, MEASURED_LAYOUTS
+from kerascohost.arguments import CHOSEN_LAYOUTS, MEASURED_LAYOUTS, Argument, Data
 from kerascohost.backends import threads
 from kerascohost.errors import CohortError
 from kerascohost.layouts.benchmark import BenchmarkResult, benchmark
 from kerascohost.layouts.suggestions import suggest_group_factors
 from kerascohost.notebook import data, live, namespace, source
+from kerascohost.notebook.namespace import Value, Variables
 from kerascohost.results.history import CohortHistory
 from kerascohost.training.cohort import Cohort
 
-# The most batches in a step that are offered; code can ask for more.
+# The largest factor that the widget offers; there is no limit in code.
 MOST_FACTOR = 16
 
-# Progress and curves are told at most so often (in seconds), and drawing either takes at most this
-# share of the time: what is drawn is taken from the training.
+# Progress and curves are updated at most this often (in seconds), and drawing either takes at most
+# this share of the time, as it slows down the training.
 _EVERY = 0.25
 _SHARE = 0.03
 
-# One at a time: the backends do not support training in several threads at once.
-_working = threading.Lock()
+# Held by the one training or benchmark that runs: the backends do not support training in several
+# threads at once.
+_running = threading.Lock()
+
+# The value of a trait that the thread beside a training or benchmark updates.
+_Told: TypeAlias = (
+    str | live.TrainingProgress | live.BenchmarkProgress | pd.DataFrame | CohortHistory
+)
+
+# Functions that return the current values of traits, by the names of the traits.
+_Tells: TypeAlias = Mapping[str, Callable[[], _Told]]
 
 
 class CohostSession(traitlets.HasTraits):
-    """Models picked from a namespace, how they are to be trained together, and their training.
+    """A choice of models from a namespace, of their data and layout, and their training.
 
-    Everything that `CohostWidget` offers is here: set the traits, call `suggest`, `benchmark`,
-    `use_layout`, `train` and `stop`. `benchmark` and `train` work in a thread of their own and
-    return at once; `wait` waits for it. What goes wrong is raised where it is found before the
-    work begins, and stands in `errors` in any case.
+    It has everything that `CohostWidget` offers: set the traits, call `suggest`, `benchmark`,
+    `use_layout`, `train` and `stop`. `benchmark` and `train` start a thread and return at once;
+    `wait` waits for its end. An error that is found before the thread starts is raised; every error
+    is also in the trait `errors`.
 
     Args:
         variables: The namespace: a dict from names to objects, such as a notebook's `globals()`.
-        **traits: Values to begin with.
+        **values: Initial values of traits.
 
     Attributes:
         models: The namespace's Keras models by name, as of the last `refresh`.
-        selected: The names of those that take part.
-        x: For each model the name of its input data; `""` for random data in a benchmark.
-        y: For each model the name of its targets; `""` where `x` is a dataset.
-        validation: For each model what it is validated on: `()` for nothing, a fraction of its
-            training data as `(0.1,)`, or names as `("x_val", "y_val")` or `("dataset",)`.
-        batch_size: For each model the samples per batch.
-        epochs: For each model how many epochs.
+        selected: The names of the members.
+        x: The name of each model's input data; `""` for random data in a benchmark.
+        y: The name of each model's targets; `""` where `x` is a dataset.
+        validation: The validation data of each model: `()` for none, a fraction of its training
+            data as `(0.1,)`, or names as `("x_val", "y_val")` or `("dataset",)`.
+        batch_size: The samples per batch of each model.
+        epochs: The number of epochs of each model.
         layout: `"joined"` (sync-bound), `"grouped"`, `"replicated"`, `"stacked"` or `"auto"`.
-        group_factor: For each model, how many batches are merged into a step when grouped.
-        replicas: For each model, to how many batches it is applied in a step when replicated.
+        group_factor: The number of each model's batches that are merged into a step when grouped.
+        replicas: The number of batches that each model is applied to in a step when replicated.
         budget_s: Seconds that a benchmark may take.
         output: The variable that gets the `CohortHistory`.
-        work: What was begun last: `"benchmark"` or `"train"`.
+        work: The last thing that was started: `"benchmark"` or `"train"`.
         status: `"idle"`, `"benchmarking"`, `"training"` or `"stopping"`.
-        progress: For the work that is done: `fraction`, `text`, and when training, by name, each
-            model's `fraction`, `epoch` and `metrics`.
-        curves: The history so far, as `CohortHistory.frame`; a loss that is NaN stands for a model
-            that has ended no epoch.
+        progress: A dict with `fraction`, from 0 to 1, and `text`; of a training also `members`, by
+            name each with `fraction`, `epoch` and `metrics`.
+        curves: The history so far, as `CohortHistory.frame`. A model that has ended no epoch has
+            one row, with a loss of NaN.
         result: The last `BenchmarkResult`.
         history: The last training's `CohortHistory`.
-        errors: What went wrong, by where: `"models"`, `"data"`, `"layout"`, `"benchmark"`,
-            `"train"`.
-        message: How the last work ended, in a sentence.
-        refreshed: How often the namespace has been looked at.
+        errors: Error texts by the part of the widget that they belong to: `"models"`, `"data"`,
+            `"layout"`, `"benchmark"`, `"train"`.
+        message: A sentence on how the last training or benchmark ended.
+        refreshed: The number of calls of `refresh`.
 
     Example:
 
@@ -111,29 +121,29 @@ class CohostSession(traitlets.HasTraits):
     message = traitlets.Unicode(read_only=True)
     refreshed = traitlets.Int(read_only=True)
 
-    def __init__(self, variables: Mapping[str, Any], **values: Any):
+    def __init__(self, variables: Variables, **values: Value):
         super().__init__()
         self._variables = variables
-        self._data: dict[str, Any] = {}
-        self._given: Mapping[str, Any] = {}  # the names that models were picked by
+        self._data: dict[str, Data] = {}
+        self._given: Mapping[str, keras.Model] = {}  # by the names that the user selected
         self._guard = threading.RLock()
         self._thread: threading.Thread | None = None
-        self._without: set[str] = set()  # models for which there was no data yet
+        self._without: set[str] = set()  # models without fitting data at the last refresh
         self.stops = 0
-        self._busy: list[str] = []  # the models that are worked with
+        self._busy: list[str] = []  # the models in training or measurement
         self._cohort: Cohort | None = None
         self._keras_state = threads.thread_state()
         self.refresh()
         for name, value in values.items():
             setattr(self, name, value)
 
-    # What there is to choose from
+    # Models and data
 
     @traitlets.validate("selected")
-    def _check_names(self, proposal: Any) -> list[str]:
+    def _check_names(self, proposal: traitlets.Bunch) -> list[str]:
         if not set(proposal.value) <= set(self.models):
             self._given = namespace.chosen(self._variables, proposal.value)
-            self.refresh()  # perhaps it was built just now, or goes by another name
+            self.refresh()  # the model may be new, or listed by another name
         for name in proposal.value:
             if name not in self.models:
                 raise CohortError(
@@ -143,7 +153,7 @@ class CohostSession(traitlets.HasTraits):
         return proposal.value
 
     def refresh(self) -> None:
-        """Looks at the namespace again; models that are still there keep what was chosen."""
+        """Reads the namespace again; choices for models that are still there remain."""
         if threading.current_thread() is threading.main_thread():
             self._keras_state = threads.thread_state()
         with self._guard:
@@ -155,7 +165,7 @@ class CohostSession(traitlets.HasTraits):
             self.set_trait("refreshed", self.refreshed + 1)
 
     def _choose_for(self, name: str) -> None:
-        """Fills in what has not been chosen yet for a model, or is not there any more."""
+        """Sets a model's choices where there are none yet, or their data is gone."""
         inputs = self.x_options(name)
         if self.x.get(name) not in inputs or (name in self._without and len(inputs) > 1):
             self.x = self.x | {name: inputs[0]}
@@ -165,42 +175,50 @@ class CohostSession(traitlets.HasTraits):
             self.y = self.y | {name: targets[0]}
         validations = self.validation_options(name)
         if self.validation.get(name) not in validations:
-            aside = [names for names in validations if _is_put_aside(names)]
+            aside = [names for names in validations if _is_for_validation(names)]
             self.validation = self.validation | {name: aside[0] if aside else ()}
         defaults = {"batch_size": 32, "epochs": 5, "group_factor": 1, "replicas": 1}
         for trait, value in defaults.items():
             if name not in getattr(self, trait):
                 self.choose(trait, {name: value})
 
-    def choose(self, trait: str, values: Mapping[str, Any]) -> None:
-        """Sets what a trait holds for some models, by name; `"factors"`: the chosen layout's."""
+    def choose(self, trait: str, values: Mapping[str, Argument]) -> None:
+        """Sets a trait for some models.
+
+        Args:
+            trait: A trait that is a dict by model; or `"factors"`, which is `"replicas"` in the
+                layout "replicated" and `"group_factor"` in others.
+            values: The new values by model.
+        """
         if trait == "factors":
             trait = "replicas" if self.layout == "replicated" else "group_factor"
         setattr(self, trait, getattr(self, trait) | values)
 
     def x_options(self, name: str) -> list[str]:
-        """The names of data that fit a model's inputs, the likeliest first; `""`: random data."""
+        """Returns names of data that fit a model's inputs, the likeliest first, then `""`."""
         return [*data.inputs_for(name, self.models[name], self._data), ""]
 
     def y_options(self, name: str) -> list[str]:
-        """The names of data that fit as targets beside the chosen `x`, the likeliest first."""
+        """Returns names of targets for the chosen `x`, the likeliest first; `[""]` for none."""
         found = data.targets_for(name, self.models[name], self.x.get(name, ""), self._data)
         return found or [""]
 
-    def validation_options(self, name: str) -> list[tuple]:
-        """What a model can be validated on: nothing, a fraction, or other data."""
+    def validation_options(self, name: str) -> list[data.Validation]:
+        """Returns the validation data to choose from: none, a fraction of `x`, or other data."""
         own = self.x.get(name, "")
-        fractions = [] if own == "" or data.is_dataset(self._data[own]) else [(0.1,), (0.2,)]
+        fractions: list[data.Validation] = (
+            [] if own == "" or data.is_dataset(self._data[own]) else [(0.1,), (0.2,)]
+        )
         others = data.validation_for(name, self.models[name], self._data)
         return [(), *fractions, *(names for names in others if names[0] != own)]
 
     def described(self, name: str) -> str:
-        """A few words about a variable that holds data."""
+        """Returns the shape of a variable's data, or the class of a dataset."""
         return data.described(self._data[name])
 
     @traitlets.observe("x")
-    def _follow_x(self, change: Any) -> None:
-        """Targets are those of the inputs."""
+    def _follow_x(self, change: traitlets.Bunch) -> None:
+        """Chooses new targets for models whose inputs have changed."""
         chosen = {
             name: self.y_options(name)[0]
             for name in self.models
@@ -211,12 +229,12 @@ class CohostSession(traitlets.HasTraits):
         self.y = self.y | chosen
 
     def rows(self, name: str) -> int | None:
-        """How many samples a model is trained on, where that is known."""
+        """Returns the number of samples that a model is trained on; `None` if unknown."""
         chosen = self._data.get(self.x.get(name, ""))
         return None if chosen is None else data.rows_of(chosen)
 
     def takes_batch_size(self, name: str) -> bool:
-        """Whether batches are made here: datasets make their own."""
+        """Returns whether the model's data has a batch size to choose, unlike a dataset."""
         chosen = self._data.get(self.x.get(name, ""))
         return chosen is None or not data.is_dataset(chosen)
 
@@ -230,7 +248,7 @@ class CohostSession(traitlets.HasTraits):
         return dict.fromkeys(("stacked", "auto"), "steps are not compiled on this backend")
 
     @traitlets.validate("layout")
-    def _check_layout(self, proposal: Any) -> str:
+    def _check_layout(self, proposal: traitlets.Bunch) -> str:
         if proposal.value in self.impossible:
             raise traitlets.TraitError(
                 f"Expected a layout that is available. Received: layout={proposal.value!r}, "
@@ -240,29 +258,34 @@ class CohostSession(traitlets.HasTraits):
 
     @property
     def factors(self) -> dict[str, int]:
-        """How many batches each selected model takes in a step of the chosen layout."""
+        """The number of batches of each selected model in a step of the chosen layout."""
         given = {"grouped": self.group_factor, "replicated": self.replicas}.get(self.layout, {})
         return {name: given.get(name, 1) for name in self.selected}
 
     @property
     def effective_batch_size(self) -> dict[str, int | None]:
-        """The samples in a step of each selected model; `None` where a dataset decides."""
+        """The number of samples of each selected model in a step; `None` for a dataset."""
         return {
             name: self.batch_size[name] * factor if self.takes_batch_size(name) else None
             for name, factor in self.factors.items()
         }
 
     def most_factor(self, name: str) -> int:
-        """The largest group factor with which a step still finds its samples."""
+        """Returns the largest factor for which the model has samples, at most `MOST_FACTOR`."""
         rows = self.rows(name)
         if rows is None or not self.takes_batch_size(name):
             return MOST_FACTOR
         return max(1, min(MOST_FACTOR, rows // self.batch_size[name]))
 
     def suggest(self) -> None:
-        """Fills in group factors that let the models end their epochs together.
+        """Sets factors with which the models end their epochs together.
 
-        After a benchmark they are those that equalise the models' speeds.
+        After a benchmark of the selected models, sets factors with which their steps take equally
+        long.
+
+        Raises:
+            CohortError: If no model is selected, if a size of data is unknown and there is no
+                benchmark, or while a training or benchmark runs.
         """
         with self._doing("layout"):
             self._check_selected()
@@ -293,7 +316,14 @@ class CohostSession(traitlets.HasTraits):
         return self.result is not None and set(self.result.members["member"]) == set(self.selected)
 
     def use_layout(self, layout: str | None = None) -> None:
-        """Takes up a layout of the last benchmark, with its factors; by default the best one."""
+        """Chooses a layout of the last benchmark, with its factors.
+
+        Args:
+            layout: The layout, by default the best one.
+
+        Raises:
+            CohortError: If there is no such layout, or while a training or benchmark runs.
+        """
         with self._doing("benchmark"):
             if self.result is None:
                 raise CohortError("Expected a benchmark to choose from. Received: none was run.")
@@ -313,11 +343,11 @@ class CohostSession(traitlets.HasTraits):
             if layout in ("grouped", "replicated"):
                 self.choose("factors", counts)
 
-    # StepRange
+    # Training and benchmarks
 
     @property
     def call(self) -> source.Call:
-        """What `train` does, as code and as arguments."""
+        """The call that `train` makes, as code and as arguments."""
         own = {
             name: source.Fit(
                 x=self.x[name],
@@ -332,19 +362,19 @@ class CohostSession(traitlets.HasTraits):
 
     @property
     def code(self) -> str:
-        """The Python that does what `train` does."""
+        """Python code that does the same as `train`."""
         return self.call.python()
 
     @property
     def cell(self) -> str:
-        """The notebook cell that does what `train` does."""
+        """A notebook cell that does the same as `train`."""
         return self.call.cell()
 
     def train(self) -> None:
-        """Begins to train the selected models.
+        """Starts to train the selected models.
 
         Raises:
-            CohortError: If something is missing, or other work is being done.
+            CohortError: If something is missing, or a training or benchmark runs already.
         """
         with self._doing("train"):
             self.refresh()
@@ -358,30 +388,31 @@ class CohostSession(traitlets.HasTraits):
             told = live.LiveTraining(self.selected, lambda: self.stops)
             cohort.progress = lambda name, *_: live.LiveProgress(name, told)
             self._cohort = cohort
-            tells = {"progress": told.progress, "curves": told.curves}
+            tells: _Tells = {"progress": told.progress, "curves": told.curves}
             self._start("train", "training", lambda: self._train(cohort, arguments), tells)
 
     def benchmark(self) -> None:
-        """Begins to measure the layouts with the selected models, on their data or random data.
+        """Starts to measure the layouts with the selected models, on their data or random data.
 
         Raises:
-            CohortError: If something is missing, or other work is being done.
+            CohortError: If something is missing, or a training or benchmark runs already.
         """
         with self._doing("benchmark"):
             self.refresh()
             self._check_selected()
             arguments = self._benchmark_arguments()
             told = live.LiveBenchmark(lambda: self.stops)
-            tells = {"progress": told.progress}
+            tells: _Tells = {"progress": told.progress}
             self._start(
                 "benchmark", "benchmarking", lambda: self._benchmark(arguments, told), tells
             )
 
     def stop(self) -> None:
-        """Lets the work end after the steps it is in, keeping weights and history.
+        """Stops the training or benchmark.
 
-        A training ends with the validation that is due; called once more, that is cut short, too.
-        A benchmark ends before its next fit, and the models are put back.
+        A training ends after its current steps and the validation that is due, with its weights and
+        history; a second call ends the validation too. A benchmark ends before its next fit, and
+        restores the models.
         """
         with self._guard:
             if self.status == "idle":
@@ -394,10 +425,10 @@ class CohostSession(traitlets.HasTraits):
                     model.stop_evaluating = True
 
     def caution(self, code: str) -> str:
-        """What to know before `code` is run now: which of its models are being worked with.
+        """Returns a warning if `code` names a model that is being trained or measured.
 
         Returns:
-            A sentence; `""` where there is nothing to know.
+            A sentence, or `""`.
         """
         words = set(re.findall(r"\w+", code)) if self.status != "idle" else set()
         named = [name for name in self._busy if name in words]
@@ -409,13 +440,20 @@ class CohostSession(traitlets.HasTraits):
         return f"{are} trained: what uses a model now sees it in between."
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until nothing is being done; returns whether that is so after `timeout` seconds."""
+        """Waits for the end of the training or benchmark.
+
+        Args:
+            timeout: The most seconds to wait, by default without limit.
+
+        Returns:
+            Whether the session is idle.
+        """
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
         return self.status == "idle"
 
-    def _train(self, cohort: Cohort, arguments: dict[str, Any]) -> str:
+    def _train(self, cohort: Cohort, arguments: dict[str, Argument]) -> str:
         began = time.perf_counter()
         try:
             cohort.fit(**arguments, verbose=0)
@@ -427,7 +465,7 @@ class CohostSession(traitlets.HasTraits):
         how = "Stopped" if self.stops else "Trained"
         return f"{how} after {seconds:.1f} s; the CohortHistory is in `{self.output}`."
 
-    def _benchmark_arguments(self) -> dict[str, Any]:
+    def _benchmark_arguments(self) -> dict[str, Argument]:
         values = {
             trait: {
                 name: self._variables.get(getattr(self, trait).get(name) or "")
@@ -445,7 +483,7 @@ class CohostSession(traitlets.HasTraits):
             "budget_s": self.budget_s,
         }
 
-    def _benchmark(self, arguments: dict[str, Any], told: live.LiveBenchmark) -> str:
+    def _benchmark(self, arguments: dict[str, Argument], told: live.LiveBenchmark) -> str:
         try:
             self.set_trait("result", benchmark(**arguments, progress=told))
         except live.StoppedError:
@@ -453,18 +491,20 @@ class CohostSession(traitlets.HasTraits):
         return "Measured; the models are as they were."
 
     def _own_factors(self, factors: Mapping[str, int]) -> dict[str, int]:
-        """The user's choice, if one was made."""
+        """Returns the factors of the selected models if the user has set one, else `{}`."""
         own = {name: factors[name] for name in self.selected}
         return own if any(factor > 1 for factor in own.values()) else {}
 
-    def _start(
-        self,
-        where: str,
-        status: str,
-        work: Callable[[], str],
-        tells: dict[str, Callable[[], Any]],
-    ) -> None:
-        if not _working.acquire(blocking=False):
+    def _start(self, where: str, status: str, action: Callable[[], str], tells: _Tells) -> None:
+        """Starts a training or benchmark in a thread.
+
+        Args:
+            where: The part of the widget that shows its errors.
+            status: The status while it runs.
+            action: Does it; returns a sentence on how it ended.
+            tells: The traits to update meanwhile.
+        """
+        if not _running.acquire(blocking=False):
             raise CohortError("Expected one training or benchmark at a time. Received: a second.")
         self.stops = 0
         self._busy = list(self.selected)
@@ -473,32 +513,31 @@ class CohostSession(traitlets.HasTraits):
         self._tell_one("progress", tells["progress"])
         self._tell_one("status", lambda: status)
         self._thread = threading.Thread(
-            target=self._work, args=(where, work, tells), name=f"kerascohost-{status}", daemon=True
+            target=self._run, args=(where, action, tells), name=f"kerascohost-{status}", daemon=True
         )
         self._thread.start()
 
-    def _work(
-        self, where: str, work: Callable[[], str], tells: dict[str, Callable[[], Any]]
-    ) -> None:
-        """The thread that works, with another one beside it that tells how far it is."""
+    def _run(self, where: str, action: Callable[[], str], tells: _Tells) -> None:
+        """Runs `action` in this thread, and `_tell` in another one meanwhile."""
         ended = threading.Event()
         teller = threading.Thread(target=self._tell, args=(ended, tells), daemon=True)
         teller.start()
         message = ""
         try:
             with threads.as_in_thread(self._keras_state):
-                message = work()
+                message = action()
         except Exception as error:
             self._fail(where, errors.in_words(error))
         finally:
             ended.set()
             teller.join()
             self._cohort = None
-            _working.release()
+            _running.release()
             self._tell_one("message", lambda: message)
             self._tell_one("status", lambda: "idle")
 
-    def _tell(self, ended: threading.Event, tells: dict[str, Callable[[], Any]]) -> None:
+    def _tell(self, ended: threading.Event, tells: _Tells) -> None:
+        """Updates traits until the event, and once more after it."""
         due = dict.fromkeys(tells, 0.0)
         while not ended.wait(_EVERY):
             for trait, tell in tells.items():
@@ -510,17 +549,17 @@ class CohostSession(traitlets.HasTraits):
         for trait, tell in tells.items():
             self._tell_one(trait, tell)
 
-    def _tell_one(self, trait: str, tell: Callable[[], Any]) -> None:
-        """Tells one trait; who shows it may fail, which is said and does not end the telling."""
+    def _tell_one(self, trait: str, tell: Callable[[], _Told]) -> None:
+        """Updates one trait; an exception of an observer is added to `errors` and not raised."""
         try:
             self._told(trait, tell())
         except Exception as error:
             text = f"The {trait} could not be shown. {type(error).__name__}: {error}"
             self._fail(self.work, text)
 
-    def _told(self, trait: str, value: Any) -> None:
-        """Sets a trait where there is something new; frames have no `==` that says so."""
-        old = getattr(self, trait)
+    def _told(self, trait: str, value: _Told) -> None:
+        """Sets a trait if its value is new."""
+        old = getattr(self, trait)  # if a frame, `==` would compare cell by cell
         is_same = value.equals(old) if isinstance(value, pd.DataFrame) else value == old
         if not is_same:
             self.set_trait(trait, value)
@@ -529,7 +568,7 @@ class CohostSession(traitlets.HasTraits):
 
     @contextlib.contextmanager
     def _doing(self, where: str) -> Iterator[None]:
-        """One thing at a time; what is refused stands in `errors`."""
+        """Raises if a training or benchmark runs; adds exceptions of the block to `errors`."""
         with self._guard:
             try:
                 if self.status != "idle":
@@ -577,7 +616,7 @@ class CohostSession(traitlets.HasTraits):
                     )
 
     def _check_output(self) -> None:
-        """The history must not take the place of something else."""
+        """Raises if the history would replace another object."""
         name = self.output
         there = self._variables.get(name)
         if not name.isidentifier() or keyword.iskeyword(name):
@@ -595,5 +634,5 @@ def _about(where: str, text: str) -> CohortError:
     return error
 
 
-def _is_put_aside(names: tuple) -> bool:
+def _is_for_validation(names: data.Validation) -> bool:
     return bool(names) and isinstance(names[0], str) and data.is_for_validation(names[0])

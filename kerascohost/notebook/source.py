@@ -1,21 +1,24 @@
 """A training as source code, and as the arguments that the same code would pass."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from kerascohost.arguments import Argument
+from kerascohost.notebook.data import Validation
+from kerascohost.notebook.namespace import Variables
 
 _WIDTH = 88
 
 
 class Name(str):
-    """A variable's name, where its value will stand."""
+    """The name of a variable, as an argument that stands for its value."""
 
     __slots__ = ()
 
 
 @dataclasses.dataclass
 class Fit:
-    """What one model is fitted on; data by the names of variables.
+    """The arguments of one model's `fit`, with data given by the names of variables.
 
     Attributes:
         x: The inputs.
@@ -27,13 +30,13 @@ class Fit:
 
     x: str
     y: str
-    validation: tuple
+    validation: Validation
     batch_size: int | None
     epochs: int
 
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `fit`."""
-        given: dict[str, Any] = {"x": Name(self.x)}
+    def arguments(self) -> dict[str, Argument]:
+        """Returns the arguments of `fit`."""
+        given: dict[str, Argument] = {"x": Name(self.x)}
         if self.y:
             given["y"] = Name(self.y)
         if self.batch_size is not None:
@@ -49,10 +52,10 @@ class Fit:
 
 @dataclasses.dataclass
 class Call:
-    """Fits that are run together.
+    """A call that trains models together.
 
     Attributes:
-        fits: Each member's, by the name of the variable that holds the model.
+        fits: The arguments of each member, by the name of the model's variable.
         layout: As in `CohostSession`.
         factors: How many batches each member takes in a step.
         output: The variable for the `CohortHistory`.
@@ -63,19 +66,19 @@ class Call:
     factors: Mapping[str, int]
     output: str
 
-    def cohort_arguments(self) -> dict[str, Any]:
-        """The arguments of `Cohort` beside the models."""
+    def cohort_arguments(self) -> dict[str, Argument]:
+        """Returns the arguments of `Cohort` except for the models."""
         if self.layout in ("stacked", "auto"):
             return {"layout": self.layout}
         trait = "replicas" if self.layout == "replicated" else "group_factor"
         factors = {name: factor for name, factor in self.factors.items() if factor > 1}
         return {trait: factors} if factors else {}
 
-    def fit_arguments(self, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The arguments of `Cohort.fit`, by member where they differ.
+    def fit_arguments(self, variables: Variables | None = None) -> dict[str, Argument]:
+        """Returns the arguments of `Cohort.fit`, by member where they differ.
 
         Args:
-            variables: Where the values of names are looked up; without it names stay names.
+            variables: The variables whose values replace their names; without it names stay names.
         """
         own = {name: fit.arguments() for name, fit in self.fits.items()}
         keys = dict.fromkeys(key for given in own.values() for key in given)
@@ -85,22 +88,22 @@ class Call:
         joined = {key: self._joined(key, values) for key, values in together.items()}
         return joined if variables is None else _looked_up(joined, variables)
 
-    def _joined(self, key: str, values: dict[str, Any]) -> Any:
-        """One value for all, where it is a number and the same for each."""
+    def _joined(self, key: str, values: dict[str, Argument]) -> Argument:
+        """Returns one value for all if it is a number and the same for each, else `values`."""
         first = next(iter(values.values()))
         is_number = isinstance(first, (int, float))
         alike = len(values) == len(self.fits) and all(v == first for v in values.values())
         return first if is_number and alike else values
 
     def python(self) -> str:
-        """Python that trains them by a `Cohort`."""
+        """Returns Python code that trains the models by a `Cohort`."""
         models = {name: Name(name) for name in self.fits}
         cohort = _called("kc.Cohort", [models], self.cohort_arguments())
         fit = _called("cohort.fit", [], self.fit_arguments())
         return f"import kerascohost as kc\n\ncohort = {cohort}\n{self.output} = {fit}\n"
 
     def cell(self) -> str:
-        """A notebook cell that trains them by the models' own `fit`."""
+        """Returns a notebook cell that trains the models by their own `fit`."""
         options: list[str] = []
         for key, value in self.cohort_arguments().items():
             flag = f"--{key.replace('_', '-')}"
@@ -115,7 +118,7 @@ class Call:
         return "\n".join([head, *lines]) + ";\n"
 
 
-def _looked_up(value: Any, variables: Mapping[str, Any]) -> Any:
+def _looked_up(value: Argument, variables: Variables) -> Argument:
     if isinstance(value, Name):
         return variables[value]
     if isinstance(value, dict):
@@ -125,7 +128,7 @@ def _looked_up(value: Any, variables: Mapping[str, Any]) -> Any:
     return value
 
 
-def _called(function: str, positional: list, keywords: dict[str, Any]) -> str:
+def _called(function: str, positional: Sequence[Argument], keywords: Mapping[str, Argument]) -> str:
     parts = [_text(value) for value in positional]
     parts += [f"{key}={_text(value)}" for key, value in keywords.items()]
     line = f"{function}({', '.join(parts)})"
@@ -134,8 +137,8 @@ def _called(function: str, positional: list, keywords: dict[str, Any]) -> str:
     return "\n".join([f"{function}(", *(f"    {part}," for part in parts), ")"])
 
 
-def _text(value: Any) -> str:
-    """`repr` with names as names, and with double quotes."""
+def _text(value: Argument) -> str:
+    """Returns an argument as code: names without quotes, strings in double quotes."""
     if isinstance(value, Name):
         return str(value)
     if isinstance(value, str):

@@ -1,20 +1,27 @@
-"""The widget: draws a `CohostSession`, and hands what is clicked on to it."""
+"""The widget: it draws a `CohostSession`, and calls it when something is clicked."""
 
 import contextlib
 import functools
 import html
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import ipywidgets as widgets
+import keras
+import pandas as pd
 import traitlets
 from IPython.core.getipython import get_ipython
-from IPython.display import display
+from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult
+from IPython.display import DisplayHandle, display
 
 from kerascohost.arguments import CHOSEN_LAYOUTS
 from kerascohost.errors import CohortError
+from kerascohost.layouts.benchmark import BenchmarkResult
 from kerascohost.notebook import controls, namespace
+from kerascohost.notebook.data import Validation
+from kerascohost.notebook.live import MemberProgress
+from kerascohost.notebook.namespace import Variables
 from kerascohost.notebook.session import CohostSession
 from kerascohost.results import plotting
 
@@ -30,7 +37,7 @@ _ABOUT = {
 }
 _LABELS = {"joined": "joined (sync-bound)"}
 
-_BEFORE_BENCHMARK = "Trains your models in each layout in turn, then puts them back as they were."
+_BEFORE_BENCHMARK = "Trains your models in each layout in turn, then restores them."
 _WHILE_BENCHMARK = (
     "The models' weights are not yours meanwhile: leave these models alone until it ends."
 )
@@ -38,11 +45,11 @@ _WHILE_TRAINING = "Other cells can be run meanwhile; leave these models alone un
 
 
 class CohostWidget(widgets.VBox):
-    """Pick models of the notebook, choose how to train them together, benchmark, train, watch.
+    """A widget to select models of the notebook, choose their layout, benchmark and train them.
 
-    All that it shows and does is a `CohostSession`'s, in its attribute `session`; work is done off
-    the main thread, so that other cells can run meanwhile. (Leave the models that are trained or
-    measured alone until it ends; a cell that names one is told so.)
+    It shows and calls a `CohostSession`, its attribute `session`. Trainings and benchmarks run in a
+    thread of their own, so that other cells can run meanwhile. Do not use the models that are
+    trained or measured until it ends; a cell that names one prints a warning.
 
     Args:
         variables: The namespace in which to look for models and data; by default the notebook's.
@@ -56,14 +63,14 @@ class CohostWidget(widgets.VBox):
 
     def __init__(
         self,
-        variables: Mapping[str, Any] | None = None,
+        variables: Variables | None = None,
         session: CohostSession | None = None,
     ):
-        self._shell: Any = get_ipython()
+        self._shell = get_ipython()
         if variables is None:
             variables = self._shell.user_ns if self._shell else {}
         self.session = session or CohostSession(variables)
-        self._displays: list[Any] = []
+        self._displays: list[DisplayHandle] = []
         above = [part(self.session) for part in (_Models, _Data, _Layout)]
         self._benchmark, self._train = _Benchmark(self.session), _Train(self.session)
         parts = [*above, self._benchmark, self._train, _Code(self.session)]
@@ -79,7 +86,7 @@ class CohostWidget(widgets.VBox):
                 self._shell.events.register(event, hook)
 
     def close(self) -> None:
-        """Stops what is running, and no longer follows the notebook."""
+        """Stops the training or benchmark, and removes the widget's hooks from the notebook."""
         self.session.stop()
         if self._shell:
             for event, hook in self._hooks.items():
@@ -88,40 +95,44 @@ class CohostWidget(widgets.VBox):
         super().close()
 
     def _ipython_display_(self) -> None:
-        """The view and, below it, what stays readable without a kernel."""
+        """Displays the widget and, below it, outputs that are readable without a kernel."""
         display(super()._repr_mimebundle_(), raw=True)
         self._displays = [display({"text/plain": ""}, raw=True, display_id=True) for _ in range(2)]
         self._publish()
 
-    def _publish(self, change: Any = None) -> None:
-        """Brings the outputs below the widget up to date, when nothing is running."""
+    def _publish(self, change: traitlets.Bunch | None = None) -> None:
+        """Updates the outputs below the widget, unless a training or benchmark runs."""
         session = self.session
         shown = [found for found in (session.result, session.history) if found is not None]
         if not self._displays or session.status != "idle" or not shown:
             return
         tables, picture = self._displays
-        bundle: dict[str, Any] = {
+        bundle: dict[str, str | bytes] = {
             "text/html": "".join(found._repr_html_() for found in shown),
             "text/plain": "\n".join(map(repr, shown)),
         }
         tables.update(bundle, raw=True)
         for part in (self._benchmark, self._train):
             if part.picture.value:
-                png = bytes(part.picture.value)  # a memoryview would be saved as a list
+                png = bytes(part.picture.value)  # Jupyter would save a memoryview as a list
                 bundle = {"image/png": png, "text/plain": part.title}
                 picture.update(bundle, metadata={"image/png": {"width": controls.WIDTH}}, raw=True)
 
 
 def _hooks(reference: Callable[[], CohostSession | None]) -> dict[str, Callable[..., None]]:
-    """What is done before and after each cell, by IPython's event; they keep no session alive."""
+    """Returns functions to call before and after each cell, by IPython's event.
 
-    def caution(info: Any) -> None:
+    Args:
+        reference: A weak reference to the session, so that the functions do not keep it alive.
+    """
+
+    def caution(info: ExecutionInfo) -> None:
         session = reference()
         text = session.caution(info.raw_cell or "") if session is not None else ""
         if text:
             print(f"Caution: {text}")
 
-    def follow(*_: Any) -> None:
+    def follow(*_: ExecutionResult) -> None:
         session = reference()
         if session is not None:
             session.refresh()
@@ -130,10 +141,13 @@ def _hooks(reference: Callable[[], CohostSession | None]) -> dict[str, Callable[
 
 
 class _Part(widgets.VBox):
-    """A part of the widget: its title, its controls, and where its errors stand.
+    """A part of the widget: its title, its controls and its errors.
 
     Attributes:
-        controls: What cannot be used while the session works.
+        title: Its title.
+        where: The key of its errors in the session's `errors`.
+        shows: The session's traits that it shows.
+        controls: The controls that are disabled while a training or benchmark runs.
     """
 
     title = ""
@@ -144,7 +158,7 @@ class _Part(widgets.VBox):
         super().__init__()
         self.add_class("kerascohost-part")
         self.session = session
-        self.controls: list[Any] = []
+        self.controls: list[widgets.Widget] = []
         self._quiet = False
         self._error = widgets.HTML()
         self.title_row = controls.row([widgets.HTML(f"<h4>{self.title}</h4>")])
@@ -157,14 +171,14 @@ class _Part(widgets.VBox):
         self._show_status()
 
     def make(self) -> Iterable[widgets.Widget]:
-        """The controls, from top to bottom; errors stand below the first."""
+        """Returns the controls, from top to bottom; errors are shown below the first."""
         raise NotImplementedError
 
     def update(self) -> None:
-        """Brings the controls up to date with the session."""
+        """Updates the controls from the session."""
 
-    def _show(self, change: Any = None) -> None:
-        self._quiet = True  # what is set now was not chosen by the user
+    def _show(self, change: traitlets.Bunch | None = None) -> None:
+        self._quiet = True  # the values that are set now come from the session, not from the user
         try:
             with self._drawing():
                 self.update()
@@ -173,35 +187,43 @@ class _Part(widgets.VBox):
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
-        """A failure inside is shown here: the rest of the widget goes on."""
+        """Shows an exception of the block as an error, so that the other parts are still drawn."""
         try:
             yield
         except Exception as error:
             self._alert(f"This could not be drawn. {type(error).__name__}: {error}")
 
-    def _show_error(self, change: Any) -> None:
+    def _show_error(self, change: traitlets.Bunch) -> None:
         self._alert(change.new.get(self.where, ""))
 
     def _alert(self, text: str) -> None:
         self._error.value = f'<div role="alert">{html.escape(text)}</div>' if text else ""
 
-    def _show_status(self, change: Any = None) -> None:
+    def _show_status(self, change: traitlets.Bunch | None = None) -> None:
         for control in self.controls:
             control.disabled = not self.is_usable(control)
 
-    def is_usable(self, control: Any) -> bool:
-        """Whether a control can be used now."""
+    def is_usable(self, control: widgets.Widget) -> bool:
+        """Returns whether a control can be used now."""
         return self.session.status == "idle"
 
     @property
     def is_working(self) -> bool:
-        """Whether what this part has begun is being done."""
+        """Returns whether a training or benchmark that this part has started is running."""
         return self.session.status != "idle" and self.session.work == self.where
 
-    def button(self, text: str, action: Callable[[], Any], **kwargs: Any) -> widgets.Button:
-        """A button whose failures stand in the session's `errors`."""
+    def button(
+        self, text: str, action: Callable[[], None], **kwargs: str | widgets.Layout
+    ) -> widgets.Button:
+        """Returns a button.
 
-        def clicked(_: Any) -> None:
+        Args:
+            text: Its label.
+            action: Called by a click; the session adds its errors to `errors`.
+            **kwargs: Further arguments of `ipywidgets.Button`.
+        """
+
+        def clicked(_: widgets.Button) -> None:
             with contextlib.suppress(CohortError, traitlets.TraitError):
                 action()
 
@@ -211,10 +233,16 @@ class _Part(widgets.VBox):
         self.controls.append(made)
         return made
 
-    def bind(self, control: Any, trait: str, name: str = "") -> Any:
-        """Lets a control set the trait, or its value for one model."""
+    def bind(self, control: controls.Control, trait: str, name: str = "") -> controls.Control:
+        """Returns the control after making it set a trait of the session.
 
-        def changed(change: Any) -> None:
+        Args:
+            control: The control.
+            trait: The trait.
+            name: The model for which it is set; `""`: the trait is not a dict by model.
+        """
+
+        def changed(change: traitlets.Bunch) -> None:
             if self._quiet:
                 return
             if name:
@@ -248,7 +276,7 @@ class _Models(_Part):
         self._none.value = "" if models else controls.faint(text)
         controls.set_children(self._grid, self._cells(models) if models else ())
 
-    def _cells(self, models: Mapping[str, Any]) -> Iterable[widgets.Widget]:
+    def _cells(self, models: Mapping[str, keras.Model]) -> Iterable[widgets.Widget]:
         columns = {"kind": (), "parameters": ("number",), "shapes": (), "compiled": ("long",)}
         yield controls.head("model")
         yield from (controls.head(column, *kinds) for column, kinds in columns.items())
@@ -271,7 +299,7 @@ class _Models(_Part):
         tick.disabled = not self.is_usable(tick)
         return tick
 
-    def is_usable(self, control: Any) -> bool:
+    def is_usable(self, control: widgets.Widget) -> bool:
         model = self.session.models.get(getattr(control, "description", ""))
         return super().is_usable(control) and (model is None or model.compiled)
 
@@ -287,7 +315,7 @@ class _Data(_Part):
     shows = ("selected", "x", "y", "validation", "batch_size", "epochs", "refreshed")
 
     def make(self) -> Iterable[widgets.Widget]:
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, dict[str, widgets.Widget]] = {}
         self._grid = controls.grid("data")
         self._none = controls.muted()
         return [self._grid, self._none]
@@ -303,7 +331,7 @@ class _Data(_Part):
             row["batch_size"].value = session.batch_size[name]
             row["epochs"].value = session.epochs[name]
             row["batch_size"].disabled = not self.is_usable(row["batch_size"])
-        cells: list[Any] = []
+        cells: list[widgets.Widget] = []
         if session.selected:
             heads = ("x", "y", "validation", "batch size", "epochs")
             cells = [controls.head("", "name"), *map(controls.head, heads)]
@@ -322,9 +350,9 @@ class _Data(_Part):
         without = "in the dataset" if self.session.x[name] else "random data"
         return [(f"{y} {self.session.described(y)}" if y else without, y) for y in names]
 
-    def _row(self, name: str) -> dict[str, Any]:
+    def _row(self, name: str) -> dict[str, widgets.Widget]:
         if name not in self._rows:
-            kinds: dict[str, Any] = {
+            kinds: dict[str, Callable[..., widgets.Widget]] = {
                 "x": widgets.Dropdown,
                 "y": widgets.Dropdown,
                 "validation": widgets.Dropdown,
@@ -343,13 +371,21 @@ class _Data(_Part):
             }
         return self._rows[name]
 
-    def is_usable(self, control: Any) -> bool:
+    def is_usable(self, control: widgets.Widget) -> bool:
         fixed = [
             row["batch_size"]
             for name, row in self._rows.items()
             if name in self.session.models and not self.session.takes_batch_size(name)
         ]
         return super().is_usable(control) and control not in fixed
+
+
+class _FactorRow(NamedTuple):
+    """The controls for the factor of one model."""
+
+    slider: widgets.IntSlider
+    number: widgets.BoundedIntText
+    batch_size: widgets.HTML
 
 
 class _Layout(_Part):
@@ -366,7 +402,9 @@ class _Layout(_Part):
     )
 
     def make(self) -> Iterable[widgets.Widget]:
-        self._layouts: dict[str, Any] = {name: self._choice(name) for name in CHOSEN_LAYOUTS}
+        self._layouts: dict[str, widgets.Button] = {
+            name: self._choice(name) for name in CHOSEN_LAYOUTS
+        }
         suggest = self.button(
             "Suggest factors",
             self.session.suggest,
@@ -374,7 +412,7 @@ class _Layout(_Part):
             "factors that make their steps take equally long",
         )
         self._about = controls.muted()
-        self._factors: dict[str, tuple] = {}
+        self._factors: dict[str, _FactorRow] = {}
         self._grid = controls.grid("factors")
         buttons = controls.row(self._layouts.values())
         return [buttons, self._about, self._grid, controls.row([suggest])]
@@ -385,7 +423,7 @@ class _Layout(_Part):
             label,
             functools.partial(setattr, self.session, "layout", name),
             tooltip=self.session.impossible.get(name, _ABOUT.get(name, "")),
-            # Room for the tick, so that nothing moves when it comes and goes.
+            # Wide enough for the tick, so that nothing moves when it appears.
             layout=controls.wide(0.55 * len(label) + 3),
         )
 
@@ -399,7 +437,7 @@ class _Layout(_Part):
         about = controls.faint(_ABOUT.get(session.layout, ""))
         self._about.value = "<br>".join([about, *_reasons(session.impossible)])
         counts = session.factors
-        cells: list[Any] = []
+        cells: list[widgets.Widget] = []
         if session.selected:
             word = "replicas" if session.layout == "replicated" else "group factor"
             cells = [controls.head("", "name")]
@@ -414,16 +452,16 @@ class _Layout(_Part):
             cells += [controls.text(name, "name"), slider, number, text]
         controls.set_children(self._grid, cells)
 
-    def _row(self, name: str) -> tuple:
+    def _row(self, name: str) -> _FactorRow:
         if name not in self._factors:
             slider = widgets.IntSlider(min=1, readout=False, layout=controls.full())
             number = controls.number(description=f"factor of {name}", layout=controls.full())
             for control in (slider, number):
                 self.bind(control, "factors", name)
-            self._factors[name] = (slider, number, controls.text(""))
+            self._factors[name] = _FactorRow(slider, number, controls.text(""))
         return self._factors[name]
 
-    def is_usable(self, control: Any) -> bool:
+    def is_usable(self, control: widgets.Widget) -> bool:
         usable = super().is_usable(control)
         for name, button in self._layouts.items():
             if control is button:
@@ -452,7 +490,7 @@ class _Benchmark(_Part):
             self.button("Use this layout", action, layout=controls.hidden())
             for action in (session.use_layout, self._take_exact)
         )
-        self._drawn: Any = None
+        self._drawn: BenchmarkResult | None = None
         return [
             controls.row([run, self._stop, self._budget, self._bar]),
             self._text,
@@ -475,11 +513,11 @@ class _Benchmark(_Part):
         said, explained = lines
         breaks = "<br>" if said and explained else ""
         self._text.value = html.escape(said) + breaks + controls.faint(explained)
-        if session.result is not self._drawn:
+        if session.result is not None and session.result is not self._drawn:
             self._drawn = session.result
             self._show_result(session.result)
 
-    def _show_result(self, result: Any) -> None:
+    def _show_result(self, result: BenchmarkResult) -> None:
         self._table.value = result._repr_html_()
         self.picture.value = controls.drawn(result.plot)
         self.picture.layout.display = None
@@ -497,11 +535,11 @@ class _Benchmark(_Part):
         if self.session.result is not None:
             self.session.use_layout(self.session.result.best_exact)
 
-    def _show_status(self, change: Any = None) -> None:
+    def _show_status(self, change: traitlets.Bunch | None = None) -> None:
         super()._show_status(change)
         self._show()
 
-    def is_usable(self, control: Any) -> bool:
+    def is_usable(self, control: widgets.Widget) -> bool:
         if control is self._stop:
             return self.is_working and self.session.status != "stopping"
         usable = super().is_usable(control)
@@ -509,6 +547,14 @@ class _Benchmark(_Part):
             result = self.session.result
             return usable and result is not None and result.best != "separate"
         return usable
+
+
+class _MemberRow(NamedTuple):
+    """The controls that show the progress of one member."""
+
+    name: widgets.HTML
+    bar: widgets.FloatProgress
+    text: widgets.HTML
 
 
 class _Train(_Part):
@@ -528,11 +574,11 @@ class _Train(_Part):
         )
         self.bind(self._output, "output")
         self._bars = controls.grid("bars")
-        self._lines: dict[str, tuple] = {}
+        self._lines: dict[str, _MemberRow] = {}
         self._message = widgets.HTML()
         self.picture = controls.image()
         self._table = controls.table()
-        self._drawn: Any = None
+        self._drawn: pd.DataFrame | None = None
         return [
             controls.row([train, self._stop, self._output]),
             self._message,
@@ -555,12 +601,14 @@ class _Train(_Part):
             self.picture.value = controls.drawn(lambda ax: plotting.plot_losses(curves, ax))
             self.picture.layout.display = None
 
-    def _show_members(self, members: Mapping[str, Any]) -> None:
-        cells: list[Any] = []
+    def _show_members(self, members: Mapping[str, MemberProgress]) -> None:
+        cells: list[widgets.Widget] = []
         for name, member in members.items():
             if name not in self._lines:
                 bar = widgets.FloatProgress(max=1.0, layout=controls.full())
-                self._lines[name] = (controls.text(name, "name"), bar, controls.text("", "long"))
+                self._lines[name] = _MemberRow(
+                    controls.text(name, "name"), bar, controls.text("", "long")
+                )
             _, bar, text = self._lines[name]
             bar.value = member["fraction"]
             shown = f"epoch {member['epoch']}{controls.metrics(member['metrics'])}"
@@ -569,7 +617,7 @@ class _Train(_Part):
         if cells:
             controls.set_children(self._bars, cells)
 
-    def _show_status(self, change: Any = None) -> None:
+    def _show_status(self, change: traitlets.Bunch | None = None) -> None:
         super()._show_status(change)
         self._show()
         if self.is_working:
@@ -579,7 +627,7 @@ class _Train(_Part):
             with self._drawing():
                 self._table.value = self.session.history._repr_html_()
 
-    def is_usable(self, control: Any) -> bool:
+    def is_usable(self, control: widgets.Widget) -> bool:
         return self.is_working if control is self._stop else super().is_usable(control)
 
 
@@ -620,17 +668,21 @@ class _Code(_Part):
 
 
 def _reasons(impossible: Mapping[str, str]) -> list[str]:
-    """A line for each reason, with all layouts that it keeps away."""
+    """Returns a line for each reason, with all layouts that it makes impossible."""
     layouts: dict[str, list[str]] = {}
     for name, reason in impossible.items():
         layouts.setdefault(reason, []).append(name)
     return [controls.faint(f"{', '.join(names)}: {why}.") for why, names in layouts.items()]
 
 
-def _validation(names: tuple) -> str:
+def _validation(names: Validation) -> str:
     if not names:
         return "none"
-    return f"last {100 * names[0]:.0f} %" if isinstance(names[0], float) else ", ".join(names)
+    return (
+        f"last {100 * names[0]:.0f} %"
+        if isinstance(names[0], float)
+        else ", ".join(map(str, names))
+    )
 
 
 def _effective(size: int | None, factor: int, batch_size: int) -> str:
