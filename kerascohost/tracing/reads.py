@@ -386,7 +386,7 @@ class _Walk:
         return True
 
     def _state(self, thing: UserObject, path: str) -> bool:
-        """Notes an object that is compared as a whole; returns whether `thing` is such an object."""
+        """Notes an object that is compared as a whole; returns whether `thing` is one."""
         if isinstance(thing, np.ndarray):
             self.add(Bytes(path, thing))
         elif isinstance(thing, (random.Random, np.random.RandomState, np.random.Generator)):
@@ -491,7 +491,7 @@ class _Walk:
             if reached.is_bookkeeping(thing, name):
                 continue
             if not is_own:
-                self._entry(vars(thing), name, f"`{name}` of {where}")
+                self._entry(thing.__dict__, name, f"`{name}` of {where}")
             elif isinstance(value, PLAIN) and not name.startswith("_"):
                 self.add(Setting(f"`{name}` of {where}", thing, name))
             else:
