@@ -72,12 +72,12 @@ class _Call:
 class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     """Defers the calls of `fit` inside a `with` block, and trains them together at its end.
 
-    Everything else in the block runs as written. When the program reads or changes something that a
-    deferred `fit` is yet to change (`evaluate`, weights, an optimizer's learning rate, its
+    Everything else in the block runs as written. When the program reads or changes something that
+    a deferred `fit` is yet to change (`evaluate`, weights, an optimizer's learning rate, its
     `History`, also those of other models that share layers), all fits deferred so far are trained
     first, and a line is printed; later calls are deferred again. Each model ends as it would
-    without the block. A fit that continues an earlier one (of the same model, or of one that shares layers
-    or an optimizer with it) starts when that one has ended.
+    without the block. A fit that continues an earlier one (of the same model, or of one that shares
+    layers or an optimizer with it) starts when that one has ended.
 
     Members are named after the variables that refer to the models, or else by `model.name`. Only
     the fits of the thread that opened the block are deferred. After an exception inside the block
@@ -384,7 +384,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
     @staticmethod
     def _go_on_drawing(fits: list[DeferredFit]) -> None:
-        """Sets the random state after the last fit, unless the program drew or set a seed after it."""
+        """Sets the random state after the last fit, unless the program changed it since."""
         found = backends.random_state()
         for fit, later in itertools.zip_longest(fits, (fit.called_in for fit in fits[1:])):
             fit.warn_of_draws(later or found)

@@ -230,7 +230,9 @@ class _ScriptState:
         self._environment = dict(os.environ)
         self._methods = _methods()
         self._out = _Prefixed(f"[{name}] ", sys.stdout)
-        self._stdout: TextIO = self._out  # or the stream that the script has redirected it to
+        self._stdout: TextIO | io.TextIOBase = (
+            self._out
+        )  # or the stream that the script has redirected it to
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
