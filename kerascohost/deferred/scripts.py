@@ -230,9 +230,8 @@ class _ScriptState:
         self._environment = dict(os.environ)
         self._methods = _methods()
         self._out = _Prefixed(f"[{name}] ", sys.stdout)
-        self._stdout: TextIO | io.TextIOBase = (
-            self._out
-        )  # or the stream that the script has redirected it to
+        # Later the stream to which the script has redirected its output.
+        self._stdout: TextIO | io.TextIOBase = self._out
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
