@@ -1,1 +1,1 @@
-"""Programs left as they are: their fits are deferred, and trained together."""
+"""Deferred fits: calls of `fit` in unchanged programs, collected and trained together."""

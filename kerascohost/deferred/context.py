@@ -1,4 +1,4 @@
-"""Programs left as they are: calls of `fit` are deferred, and then trained together."""
+"""The context `cohost`, in which calls of `fit` are deferred and then trained together."""
 
 import contextlib
 import dataclasses
@@ -11,14 +11,21 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FrameType
-from typing import Any, Protocol
+from types import FrameType, TracebackType
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import keras
 import numpy as np
 
 from kerascohost import backends, errors
-from kerascohost.arguments import FitArguments, Layout, PerMember, check_layout, counts_per_member
+from kerascohost.arguments import (
+    Data,
+    FitArguments,
+    Layout,
+    PerMember,
+    check_layout,
+    counts_per_member,
+)
 from kerascohost.backends import observed
 from kerascohost.deferred.fits import (
     DeferredFit,
@@ -27,18 +34,25 @@ from kerascohost.deferred.fits import (
     DeferredRunner,
 )
 from kerascohost.results.history import CohortHistory
+from kerascohost.tracing.places import AnyGenerator, UserObject
 from kerascohost.training.member import check_trainable_here
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# A program's variables by name: globals, locals, attributes of an object.
+Variables: TypeAlias = Mapping[str, UserObject]
 
 
 @dataclasses.dataclass
 class _Call:
-    """A call of `fit` in the block, also when it has been trained and its data released.
+    """A call of `fit` in the block, which outlives its data.
 
     Attributes:
         model: The model.
-        variable: How the program names the model where it calls `fit`.
-        fit: The fit.
-        history: What the caller was given.
+        variable: The name by which the program calls the model where it calls `fit`.
+        fit: The fit; `None` once it has been trained and its data released.
+        history: The `History` that the caller was given.
         label: The name of this fit.
         validated: As in `DeferredFit`, once it has been trained.
         seconds: As in `DeferredFit`.
@@ -58,25 +72,25 @@ class _Call:
 class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     """Defers the calls of `fit` inside a `with` block, and trains them together at its end.
 
-    Everything else in the block runs as written. What reads or changes something that a deferred
-    `fit` is yet to change (`evaluate`, weights, an optimizer's learning rate, its `History`, also
-    those of other models that share layers) lets all fits deferred so far train first, and a line
-    says so; later calls are deferred again. Each model ends as if the block had not been there. A
-    fit that continues an earlier one (of the same model, or of one that shares layers or an
-    optimizer with it) starts when that one has ended.
+    Everything else in the block runs as written. When the program reads or changes something that
+    a deferred `fit` is yet to change (`evaluate`, weights, an optimizer's learning rate, its
+    `History`, also those of other models that share layers), all fits deferred so far are trained
+    first, and a line is printed; later calls are deferred again. Each model ends as it would
+    without the block. A fit that continues an earlier one (of the same model, or of one that shares
+    layers or an optimizer with it) starts when that one has ended.
 
-    Members go by the names of the variables that hold the models, or else by `model.name`. Only
-    the fits of the thread that opened the block are deferred. An exception inside the block trains
-    nothing more; one of a training is raised where the training was asked for, or at the end of the
-    block.
+    Members are named after the variables that refer to the models, or else by `model.name`. Only
+    the fits of the thread that opened the block are deferred. After an exception inside the block
+    nothing more is trained. An exception of a training is raised where the program asked for the
+    training, or at the end of the block.
 
     Args:
         layout: As in `Cohort`.
         group_factor: As in `Cohort`.
         replicas: As in `Cohort`.
-        verbose: Instead of each fit's own `verbose`, if given.
-        names: Where to look for the names of models: a dict from names to objects; by default the
-            variables of the code around the block.
+        verbose: Replaces each fit's own `verbose`, if given.
+        names: A dict from names to objects, in which the names of models are looked up; by default
+            the variables of the code around the block.
 
     Attributes:
         history: The `CohortHistory` of all fits, once the block has ended. A second fit of one
@@ -111,7 +125,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         replicas: PerMember[int] = 1,
         *,
         verbose: int | str | None = None,
-        names: Mapping[str, Any] | None = None,
+        names: Variables | None = None,
     ):
         check_layout(layout)
         self._layout = layout
@@ -135,7 +149,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
     @property
     def has_run(self) -> bool:
-        """Whether the fits have been run, be it to a failure."""
+        """Returns whether the fits have been run, also if one failed."""
         return self._histories is not None
 
     def __repr__(self) -> str:
@@ -147,71 +161,91 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         self._together = DeferredRunner(self._by_name, self._layout)
         self._failure: BaseException | None = None
         self._has_told = False
-        self._frame: FrameType | None = sys._getframe(1)
+        self._frame: FrameType | None = _caller()
         self._thread, self._stdout = threading.get_ident(), sys.stdout
         _contexts.enter(self)
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         _contexts.leave(self)
         self._watch.clear()
-        self._frame = sys._getframe(1)
+        self._frame = _caller()
         try:
             self._name_members()
             if error is None:
                 self._train_rest()
                 return
             for fit in self._fits:
-                fit.history.was_not_run()
+                fit.hand_over()
             if self._fits:
                 listed = ", ".join(fit.label for fit in self._fits)
                 error.add_note(f"The fits deferred by `cohost()` were not run: {listed}.")
         finally:
             if error is None or any(call.has_begun for call in self._calls):
                 self._collect()
-            self._fits, self._calls, self._frame = [], [], None  # and the data that they hold
+            self._fits, self._calls, self._frame = [], [], None  # with their data
 
-    def defer(self, model: keras.Model, arguments: FitArguments, caller: FrameType) -> Any:
-        """Keeps a call of `fit` for the end of the block, or until somebody looks at it."""
+    def defer(
+        self, model: keras.Model, arguments: FitArguments, caller: FrameType
+    ) -> DeferredHistory:
+        """Defers a call of `fit` to the end of the block, or until the program needs its result.
+
+        Args:
+            model: The model.
+            arguments: All arguments of `fit`.
+            caller: The frame that calls `fit`.
+
+        Returns:
+            A `History` that is filled by the training.
+
+        Raises:
+            CohortError: If the model cannot be trained in a cohort.
+        """
         names = {**caller.f_globals, **caller.f_locals}
         name = _name_in(names, model) or _attribute_in(names, model) or model.name
         if self._verbose is not None:
             arguments["verbose"] = self._verbose
         is_redirected = sys.stdout is not self._stdout and _prints(arguments)
-        if is_redirected:  # what is deferred so far does not print to where this one does
+        if is_redirected:  # the fits deferred so far print to the usual output
             with contextlib.redirect_stdout(self._stdout):
                 self._train_first("output is redirected around a `fit`")
         with observed.paused():
             with errors.about(name):
                 check_trainable_here(model)
-            fit = DeferredFit(model, arguments, DeferredHistory(self._train_of_history))
+            history = DeferredHistory(self._train_of_history)
+            fit = DeferredFit(model, arguments, history)
             fit.name = fit.label = name
             fit.draw_ahead(is_built=any(other.model is model for other in self._fits))
-            self._calls.append(_Call(model, name, fit, fit.history))
+            self._calls.append(_Call(model, name, fit, history))
             self._fits.append(fit)
             self._watch.add(model, _callbacks(arguments), fit.snapshot.others)
         if is_redirected:
             self._train_first("output is redirected around a `fit`", at_call=True)
         elif any(map(_depends_on_open, keras.tree.flatten(_data(arguments)))):
             self._train_first(f"the data of {name!r} may be closed after its `fit`", at_call=True)
-        elif fit.snapshot.draws_globally:  # where it stops, the program draws on
+        elif fit.snapshot.draws_globally:  # the program draws next from the state after this fit
             self._train_first(f"the fit of {name!r} draws global random numbers", at_call=True)
-        return fit.history
+        return history
 
     def train_if_met(self, model: keras.Model) -> None:
-        """Lets what is deferred train before a fit of `model` that an inner block defers."""
+        """Trains the deferred fits if a fit of `model` in an inner block shares parts with them."""
         if self._watch.covers(model):
             self._train_first(f"a block within this one fits {self._name_of(model)!r}")
 
     def tell(self, text: str) -> None:
-        """Prints a line, once per block, on why something is not trained with the rest."""
+        """Prints, once per block, why something is not trained with the rest."""
         if not self._has_told:
             self._has_told = True
             print(text)
 
     # Training before the end
 
-    def _look(self, thing: Any, doing: str) -> None:
+    def _look(self, thing: UserObject, doing: str) -> None:
         self._train_first(doing.format(repr(self._name_of(thing))))
 
     def _train_of_history(self) -> None:
@@ -219,12 +253,12 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             self._train_first("a `History` is read")
 
     def _train_first(self, why: str, at_call: bool = False) -> None:
-        """Trains what is deferred, as the program looks at it.
+        """Trains the deferred fits because the program needs their results.
 
         Args:
-            why: What the program does.
-            at_call: Whether it calls the last one of the fits: then it sees the failure of that one
-                where it would alone, and may go on.
+            why: What the program does, for the line that is printed.
+            at_call: Whether the program is calling the last one of the fits. A failure of that one
+                is then raised where it would be raised alone, and the program may go on after it.
         """
         if not self._fits:
             return
@@ -241,18 +275,18 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             self.tell(f"cohost: the fits deferred so far were trained now, as {why}.")
 
     def _train_rest(self) -> None:
-        if not self._calls and not self._has_told:  # else fits were trained apart
+        if not self._calls and not self._has_told:  # otherwise fits were trained apart
             warnings.warn("No `fit` was called inside `cohost()`.", stacklevel=3)
         if self._fits:
             self._train(ends=True)
-        if self._failure is not None:  # the program may have swallowed it
+        if self._failure is not None:  # the program may have caught it
             raise self._failure
 
     def _train(self, ends: bool) -> None:
         """Trains the fits that are deferred.
 
         Args:
-            ends: Whether nothing comes after them, so that a failure may end all of them.
+            ends: Whether the block has ended, so that a failure may end all of them.
         """
         fits, self._fits = self._fits, []
         self._watch.clear()
@@ -283,7 +317,10 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     def _factors_of(
         self, models: Mapping[str, keras.Model], ends: bool
     ) -> dict[str, tuple[int, ...]]:
-        """The factors of members; of those that the block is yet to name, none before its end."""
+        """Returns the group factor and replicas of each of `models`.
+
+        Before the end of the block (`ends`), a dict of factors may name models still to come.
+        """
         known = {**models, **({call.label: call.model for call in self._calls} if ends else {})}
         factors = []
         for key, value in self._factors.items():
@@ -293,7 +330,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         return {name: tuple(each[name] for each in factors) for name in models}
 
     def _note_ends(self) -> None:
-        """Takes down what fits came to that have been trained, and lets go of them."""
+        """Copies the results of fits that have been trained, and releases these fits."""
         for call in self._calls:
             fit = call.fit
             if fit is not None and fit not in self._fits:
@@ -310,13 +347,13 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
     # Names
 
-    def _variables(self) -> Mapping[str, Any]:
+    def _variables(self) -> Variables:
         if self._names is not None or self._frame is None:
             return self._names or {}
         return {**self._frame.f_globals, **self._frame.f_locals}
 
-    def _name_of(self, thing: Any) -> str:
-        """How a reader knows a thing that is looked at."""
+    def _name_of(self, thing: UserObject) -> str:
+        """Returns a name for messages: a label, a variable, the thing's own name or its type."""
         named = {id(call.model): call.label for call in reversed(self._calls)}
         found = named.get(id(thing)) or _name_in(self._variables(), thing)
         with observed.paused():
@@ -324,7 +361,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         return found or str(thing if isinstance(thing, str) else own or type(thing).__name__)
 
     def _name_members(self) -> None:
-        """Every model gets one unique name; each further fit of it, a label with a number."""
+        """Gives each model a unique name, and each further fit of it a label with a number."""
         names, named = self._variables(), dict[int, str]()
         models_of: dict[str, set[int]] = {}
         for call in self._calls:
@@ -334,11 +371,11 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         for call in self._calls:
             model = call.model
             if id(model) not in named:
-                wanted = _name_in(names, model, loops)
-                if wanted is None:
+                found = _name_in(names, model, loops)
+                if found is None:
                     takes_own = call.variable in loops and _is_named(model)
-                    wanted = model.name if takes_own else call.variable
-                named[id(model)] = unique(wanted, named.values())
+                    found = model.name if takes_own else call.variable
+                named[id(model)] = unique(found, named.values())
             name = named[id(model)]
             times[id(model)] = before = times.get(id(model), 0) + 1
             call.label = f"{name} ({before})" if before > 1 else name
@@ -347,7 +384,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
     @staticmethod
     def _go_on_drawing(fits: list[DeferredFit]) -> None:
-        """Random numbers go on after the last fit, unless they were drawn or set anew after it."""
+        """Sets the random state after the last fit, unless the program changed it since."""
         found = backends.random_state()
         for fit, later in itertools.zip_longest(fits, (fit.called_in for fit in fits[1:])):
             fit.warn_of_draws(later or found)
@@ -366,36 +403,38 @@ def _raise_first(failed: list[DeferredFit]) -> None:
     raise error
 
 
-# What a fit depends on
+# Properties of a fit
 
 
-def _callbacks(arguments: Mapping[str, Any]) -> list[Any]:
+def _callbacks(arguments: FitArguments) -> list[keras.callbacks.Callback]:
     callbacks = backends.callbacks_in(arguments["callbacks"])
     return [each for each in callbacks if isinstance(each, keras.callbacks.Callback)]
 
 
-def _prints(arguments: Mapping[str, Any]) -> bool:
-    """Whether a fit may print: by itself, or by callbacks of the user's."""
+def _prints(arguments: FitArguments) -> bool:
+    """Returns whether a fit may print, by itself or in the user's callbacks."""
     callbacks = _callbacks(arguments)
     return arguments["verbose"] != 0 or not all(backends.is_of_keras(type(c)) for c in callbacks)
 
 
-def _data(arguments: Mapping[str, Any]) -> list[Any]:
-    return [arguments[name] for name in ("x", "y", "sample_weight", "validation_data")]
+def _data(arguments: FitArguments) -> list[Data]:
+    x, y, weights = arguments["x"], arguments["y"], arguments["sample_weight"]
+    return [x, y, weights, arguments["validation_data"]]
 
 
-# What is read from memory, or by code that opens what it needs.
+# Data of these packages is in memory, or is read by code that opens the files it needs.
 _LIBRARIES = frozenset(
     {"builtins", "grain", "jax", "jaxlib", "keras", "numpy", "pandas", "polars", "scipy"}
     | {"tensorflow", "torch"}
 )
 
 
-def _depends_on_open(data: Any) -> bool:
-    """Whether data may be readable only as long as something is open, as a file is.
+def _depends_on_open(data: Data) -> bool:
+    """Returns whether data may be readable only as long as something, such as a file, is open.
 
-    That is said of what is neither an array, a tensor, a frame, a dataset nor a generator, such as
-    a dataset of h5py's, and of generators and datasets of the user's that hold an open file.
+    This is assumed of data that is neither an array, a tensor, a frame, a dataset nor a generator,
+    such as a dataset of h5py's, and of the user's generators and datasets with an open file in a
+    variable.
     """
     if isinstance(data, types.GeneratorType):
         return any(map(_is_open, _locals_of(data)))
@@ -405,7 +444,8 @@ def _depends_on_open(data: Any) -> bool:
     return bool(kinds) and kinds.isdisjoint(_LIBRARIES)
 
 
-def _locals_of(generator: types.GeneratorType) -> Iterator[Any]:
+def _locals_of(generator: AnyGenerator) -> Iterator[UserObject]:
+    """Yields the values of a generator's variables, and of those of generators in them."""
     values = list(inspect.getgeneratorlocals(generator).values())
     while values:
         value = values.pop()
@@ -414,8 +454,8 @@ def _locals_of(generator: types.GeneratorType) -> Iterator[Any]:
             values += inspect.getgeneratorlocals(value).values()
 
 
-def _is_open(value: Any) -> bool:
-    """Whether a value is an open file, or something else that a `with` block closes."""
+def _is_open(value: UserObject) -> bool:
+    """Returns whether a value is an open file, or something else that a `with` block closes."""
     is_array = isinstance(value, np.ndarray) or hasattr(value, "dtype")
     return (hasattr(type(value), "__exit__") and hasattr(value, "close")) or (
         is_array and _depends_on_open(value)
@@ -425,54 +465,54 @@ def _is_open(value: Any) -> bool:
 # Names
 
 
-def _name_in(names: Mapping[str, Any], model: Any, loops: Iterable[str] = ()) -> str | None:
-    """The variable that holds the model.
+def _name_in(names: Variables, model: UserObject, loops: Iterable[str] = ()) -> str | None:
+    """Returns the name of a variable whose value is the model, or `None`.
 
-    Not one of `loops`, of IPython's `_`, `_12`, nor what a method calls the object that it is of.
+    Names in `loops`, names that begin with `_` (IPython has `_12`), `self` and `cls` do not count.
     """
     skipped = {"self", "cls", *loops}
     found = [name for name, value in names.items() if value is model and name not in skipped]
     return next((name for name in found if not name.startswith("_")), None)
 
 
-def _attribute_in(names: Mapping[str, Any], model: keras.Model) -> str | None:
-    """The attribute in which the object whose method calls `fit` keeps the model."""
+def _attribute_in(names: Variables, model: keras.Model) -> str | None:
+    """Returns the attribute of `self` that is the model, where a method calls `fit`, or `None`."""
     return _name_in(getattr(names.get("self"), "__dict__", {}), model)
 
 
 def _is_named(model: keras.Model) -> bool:
-    """Whether its name was given to it, and not made by Keras from its class, as "sequential_1"."""
+    """Returns whether the user named the model, not Keras after its class ("sequential_1")."""
     made, kind = re.sub(r"_\d+$", "", model.name), type(model).__name__
     return made.replace("_", "").lower() != kind.replace("_", "").lower()
 
 
-def unique(wanted: str, taken: Iterable[str]) -> str:
-    """`wanted`, with a number if it is taken."""
+def unique(name: str, taken: Iterable[str]) -> str:
+    """Returns `name`, with a number appended if it is taken."""
     taken = set(taken)
-    numbered = (f"{wanted}_{i}" for i in itertools.count(1))
-    return next(name for name in itertools.chain([wanted], numbered) if name not in taken)
+    numbered = (f"{name}_{i}" for i in itertools.count(1))
+    return next(one for one in itertools.chain([name], numbered) if one not in taken)
 
 
 # Calls of `fit`
 
 
 class DefersFits(Protocol):
-    """Something that takes the calls of `fit` of a thread: a block, or a program run in turn."""
+    """A receiver of the calls of `fit` of a thread: a `cohost` block, or a script."""
 
     def defer(
         self, model: keras.Model, arguments: FitArguments, caller: FrameType
     ) -> keras.callbacks.History:
-        """Takes a call of `fit`; returns `NotImplemented` where Keras's own is to be run."""
+        """Takes a call of `fit`; returns `NotImplemented` if Keras's own is to be run."""
 
     def train_if_met(self, model: keras.Model) -> None:
-        """Trains its fits if a fit of `model`, which an inner context takes, conflicts with one."""
+        """Trains its fits if a fit of `model` in an inner context conflicts with one of them."""
 
     def tell(self, text: str) -> None:
-        """Tells the user something about the fits."""
+        """Prints a line about the fits."""
 
 
 class _Contexts(threading.local):
-    """The contexts that this thread is in; the last one takes its fits."""
+    """The contexts that this thread has entered; the last one takes its fits."""
 
     def __init__(self) -> None:
         self.stack: list[DefersFits] = []
@@ -488,7 +528,7 @@ class _Contexts(threading.local):
 
     @contextlib.contextmanager
     def none(self) -> Iterator[None]:
-        """Within the block, calls of `fit` (those of callbacks) are Keras's own."""
+        """Within the block, calls of `fit`, as callbacks make them, are Keras's own."""
         outside, self.stack = self.stack, []
         try:
             yield
@@ -501,7 +541,7 @@ _contexts = _Contexts()
 
 @contextlib.contextmanager
 def deferred_by(context: DefersFits) -> Iterator[None]:
-    """Gives this thread's fits, within the block, to a context."""
+    """Within the block, `context` takes this thread's fits."""
     _contexts.enter(context)
     try:
         yield
@@ -509,10 +549,18 @@ def deferred_by(context: DefersFits) -> Iterator[None]:
         _contexts.leave(context)
 
 
-def _deferring_fit(original: Callable) -> Callable:
+def _caller() -> FrameType:
+    """Returns the frame that called the function which calls this one."""
+    return sys._getframe(2)  # noqa: SLF001  # `inspect.currentframe` may return `None`
+
+
+def _deferring_fit(
+    original: Callable[Concatenate[keras.Model, P], keras.callbacks.History],
+) -> Callable[Concatenate[keras.Model, P], keras.callbacks.History]:
+    """Returns a `fit` that gives its call to the thread's last context, if there is one."""
     signature = inspect.signature(original)
 
-    def keras_fit(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+    def keras_fit(self: keras.Model, *args: P.args, **kwargs: P.kwargs) -> keras.callbacks.History:
         outside, _contexts.is_own = _contexts.is_own, True
         try:
             return original(self, *args, **kwargs)
@@ -520,7 +568,7 @@ def _deferring_fit(original: Callable) -> Callable:
             _contexts.is_own = outside
 
     @functools.wraps(original)
-    def fit(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+    def fit(self: keras.Model, *args: P.args, **kwargs: P.kwargs) -> keras.callbacks.History:
         if not _contexts.stack:
             return original(self, *args, **kwargs)
         own = backends.overridden(self, "fit")
@@ -539,18 +587,24 @@ def _deferring_fit(original: Callable) -> Callable:
                 raise TypeError(errors.not_of_fit(name, kwargs[name], signature.parameters))
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
+        # A TypedDict, which mypy does not take a comprehension for.
         arguments: Any = {k: v for k, v in bound.arguments.items() if k != "self"}
-        history = context.defer(self, arguments, sys._getframe(1))
+        history = context.defer(self, arguments, _caller())
         return keras_fit(self, *args, **kwargs) if history is NotImplemented else history
 
     return fit
 
 
-def _begun(original: Callable) -> Callable:
-    """Notices fits that come past ours: of a wrapper that keeps Keras's own `fit` and calls it."""
+def _begun(
+    original: Callable[[keras.Model, str | None], T],
+) -> Callable[[keras.Model, str | None], T]:
+    """Returns a method that detects fits which were not deferred.
+
+    A wrapper that has a reference to Keras's own `fit` calls it directly.
+    """
 
     @functools.wraps(original)
-    def begun(self: keras.Model, method_name: str | None = None) -> Any:
+    def begun(self: keras.Model, method_name: str | None = None) -> T:
         if method_name == "fit" and _contexts.stack:
             observed.looked_at([self], "fit of {} begins", writes=True)
             if not _contexts.is_own:
@@ -563,9 +617,9 @@ def _begun(original: Callable) -> Callable:
     return begun
 
 
-def _make_fit_hooks() -> Iterator[Any]:
-    # Behind what wrappers put on `keras.Model` itself. `_assert_compile_called`: what Keras's `fit`
-    # begins with, whoever calls it.
+def _make_fit_hooks() -> Iterator[Any]:  # the class of hooks is private to `observed`
+    # On Keras's base class, as wrappers replace methods of `keras.Model` itself. Keras's `fit`
+    # always begins with `_assert_compile_called`.
     trainer = keras.Model.__mro__[1]
     for name, replace in (("fit", _deferring_fit), ("_assert_compile_called", _begun)):
         yield observed.hook(trainer, name, replace, lambda: bool(_contexts.stack))

@@ -1,31 +1,31 @@
-"""Random numbers around deferred fits: the program and its fits draw them in the order written."""
+"""Random numbers of programs with deferred fits, drawn in the order of the program."""
 
 import itertools
 import math
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import keras
 
 from kerascohost import backends, errors
-from kerascohost.backends import adapters
+from kerascohost.arguments import FitArguments
+from kerascohost.backends import RowOrder, adapters
 from kerascohost.tracing.reads import names_of
 
 
-def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = False) -> bytes:
-    """Moves the global random state to where a training of all its epochs would leave it.
+def advance(model: keras.Model, arguments: FitArguments, is_built: bool = False) -> bytes:
+    """Moves the global random state to where a training of all epochs would leave it.
 
-    Followed are shuffled arrays, where `fit` shuffles by the global state (on JAX by NumPy's, on
-    torch by its own), and the shuffled batches of a `PyDataset` (by Python's).
+    This covers shuffled arrays, where `fit` shuffles by a global state (NumPy's on JAX, torch's on
+    torch), and the shuffled batches of a `PyDataset` (by Python's state).
 
     Args:
         model: The model.
         arguments: All arguments of its `fit`.
-        is_built: Whether it will have been built before this `fit`, by one that is deferred, too.
+        is_built: Whether an earlier fit, which is deferred too, will have built the model.
 
     Returns:
-        The state, see `backends.random_state`.
+        The new state, see `backends.random_state`.
     """
     order, steps = _order(arguments) if _are_valid(arguments) else (None, 0)
     if order is not None:
@@ -40,10 +40,13 @@ def advance(model: keras.Model, arguments: Mapping[str, Any], is_built: bool = F
     return backends.random_state()
 
 
-def _order(arguments: Mapping[str, Any]) -> tuple[Any, int]:
-    """What draws the order of each pass over the data, if that can be followed; steps in a pass."""
+def _order(arguments: FitArguments) -> tuple[RowOrder | None, int]:
+    """Returns what draws the order of each pass over the data, and the steps in a pass.
+
+    The first is `None` if nothing is drawn, or if it is not known what is drawn.
+    """
     backend = backends.get_backend()
-    x, y, weights = (arguments[key] for key in ("x", "y", "sample_weight"))
+    x, y, weights = arguments["x"], arguments["y"], arguments["sample_weight"]
     shuffle = arguments["shuffle"]
     if shuffle and isinstance(x, keras.utils.PyDataset):
         return adapters.batch_order(x), x.num_batches or 0
@@ -54,10 +57,10 @@ def _order(arguments: Mapping[str, Any]) -> tuple[Any, int]:
     return None, 0
 
 
-def _are_valid(arguments: Mapping[str, Any]) -> bool:
-    """Whether a training could begin with these; if not, it will say so itself."""
-    counts = [arguments[key] for key in ("epochs", "initial_epoch")]
-    optional = [arguments[key] for key in ("batch_size", "steps_per_epoch")]
+def _are_valid(arguments: FitArguments) -> bool:
+    """Returns whether a training could begin with these; if not, it will raise itself."""
+    counts = [arguments["epochs"], arguments["initial_epoch"]]
+    optional = [arguments["batch_size"], arguments["steps_per_epoch"]]
     return (
         arguments["x"] is not None
         and all(map(errors.is_count, counts))
@@ -66,7 +69,10 @@ def _are_valid(arguments: Mapping[str, Any]) -> bool:
 
 
 def _passes(epochs: int, steps: int, steps_per_epoch: int) -> int:
-    """How many times the rows are shuffled: with `steps_per_epoch` an epoch goes on in a pass."""
+    """Returns how many times the rows are shuffled.
+
+    With `steps_per_epoch` an epoch may begin in the middle of a pass over the rows.
+    """
     if not steps_per_epoch:
         return max(0, epochs)
     passes, position = 0, steps
@@ -77,8 +83,8 @@ def _passes(epochs: int, steps: int, steps_per_epoch: int) -> int:
     return passes
 
 
-def may_end_early(model: keras.Model, arguments: Mapping[str, Any]) -> bool:
-    """Whether a callback, or the model itself, mentions what ends a training before its epochs."""
+def may_end_early(model: keras.Model, arguments: FitArguments) -> bool:
+    """Returns whether a callback, or the model, has code that can end a training early."""
     return any(
         not {"stop_training", "_initial_epoch"}.isdisjoint(names_of(code).attributes)
         for thing in [*backends.callbacks_in(arguments["callbacks"]), model]
@@ -86,12 +92,15 @@ def may_end_early(model: keras.Model, arguments: Mapping[str, Any]) -> bool:
     )
 
 
-def _own_code(thing: Any) -> Iterator[types.CodeType]:
-    """The code of an object's methods, and of functions that it holds; not of Keras's bases."""
+def _own_code(thing: keras.callbacks.Callback | keras.Model) -> Iterator[types.CodeType]:
+    """Yields the code of an object's methods, without those of Keras's base classes.
+
+    For a callback, also that of functions in its attributes.
+    """
     bases = (keras.callbacks.Callback, *keras.Model.__mro__, keras.Sequential)
     kinds = [kind for kind in type(thing).__mro__ if kind not in bases]
-    held = list(vars(thing).values()) if isinstance(thing, keras.callbacks.Callback) else []
-    for value in itertools.chain(held, *(vars(kind).values() for kind in kinds)):
+    own = list(vars(thing).values()) if isinstance(thing, keras.callbacks.Callback) else []
+    for value in itertools.chain(own, *(vars(kind).values() for kind in kinds)):
         function = getattr(value, "__func__", value)
         if isinstance(function, types.FunctionType):
             yield function.__code__

@@ -1,11 +1,11 @@
-"""Deferred fits run concurrently; each starts once no earlier fit shares objects with it."""
+"""Deferred fits, and the runner that trains them concurrently where they share no objects."""
 
 import contextlib
 import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex, TypeAlias
 
 import keras
 
@@ -21,24 +21,29 @@ from kerascohost.training.member import Member, Run
 from kerascohost.training.scheduler import Scheduler, Task
 from kerascohost.training.sharing import stateful
 
+# The values of a `History`'s attributes: `history`, `params`, `epoch` and `model`.
+_Recorded: TypeAlias = (
+    dict[str, list[float]] | dict[str, int | None] | list[int] | keras.Model | None
+)
+
 
 class DeferredHistoryError(CohortError, AttributeError):
-    """The `History` of a deferred fit is read before the fit has run."""
+    """An error for a `History` of a deferred fit that is read before the fit has run."""
 
 
 class DeferredHistory(keras.callbacks.History):
-    """What a deferred `fit` returns: a `History` that is filled when the fit has been trained.
+    """A `History` that a deferred `fit` returns; it is filled when the fit has been trained.
 
     Args:
-        train: Trains the fit; called when somebody reads the `History`.
+        train: Trains the fit; called when the `History` is read before that.
     """
 
-    # Without Keras's `__init__`: what it would set is not known yet.
+    # Keras's `__init__` is not called: the values that it would set are not known yet.
     def __init__(self, train: Callable[[], None]) -> None:
         self._reason = "its `fit` is deferred until the `with` block or the cell ends"
         self._train = train
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> _Recorded:
         if name in ("history", "epoch", "params", "model", "_model"):
             if "_train" in vars(self):
                 self._train()
@@ -51,8 +56,8 @@ class DeferredHistory(keras.callbacks.History):
             )
         raise AttributeError(f"'History' object has no attribute {name!r}")
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        _ = self.history  # a copy is one of what the training records
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        _ = self.history  # trains: a copy has what the training records
         return super().__reduce_ex__(protocol)
 
     def __repr__(self) -> str:
@@ -60,7 +65,7 @@ class DeferredHistory(keras.callbacks.History):
         return "<History, deferred>" if epochs is None else f"<History of {len(epochs)} epochs>"
 
     def was_not_run(self) -> None:
-        """Says why this will stay empty."""
+        """Marks the history as one that stays empty, because the block around the fit failed."""
         self.__dict__.pop("_train", None)
         self._reason = "its `fit` was not run: the block around it failed"
 
@@ -71,22 +76,31 @@ class DeferredHistory(keras.callbacks.History):
 
 
 class DeferredFit:
-    """One call of `fit` that waits for others, or is trained beside them.
+    """One call of `fit` that waits for other fits, or is trained together with them.
 
     Args:
         model: The model.
         arguments: All arguments of `fit`, by name.
-        history: What the caller was given for a `History`, if anything.
+        history: The `History` that the caller was given, if any.
         entered: Makes a context in which the process is as the fit would find it alone; by default
-            one with its own random numbers.
+            one with random states of its own.
         is_deferred: Whether the program goes on before the fit is trained, so that it must be
-            trained with what its call read.
+            trained with the values that its call read.
 
     Attributes:
+        snapshot: The record of what the training reads.
         name: The member's name.
         label: The name of this fit, if its member has several.
         error: The exception that ended the training.
-        seconds: From the training's begin to its end, the others' part in it included.
+        has_begun: Whether the training has begun.
+        validated: The epochs after which it was validated, where that is not after each.
+        seconds: The time from the begin of the training to its end, with that of other members'
+            steps in between.
+        process: The process's state, such as random states, as the fit finds and leaves it.
+        called_in: The global random state at the call.
+        expected: The global random state after a training of all epochs.
+        source: The earlier fit whose last random state this one begins with, if any.
+        changes: The identities of the objects that the training may change.
     """
 
     def __init__(
@@ -94,13 +108,13 @@ class DeferredFit:
         model: keras.Model,
         arguments: FitArguments,
         history: DeferredHistory | None = None,
-        entered: Callable[[], contextlib.AbstractContextManager] | None = None,
+        entered: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
         is_deferred: bool = True,
     ):
         self.model = model
         self.snapshot = Snapshot(model, arguments, is_deferred)
         self.arguments = self.snapshot.arguments
-        self.history: Any = history
+        self.history = history
         self.name = self.label = model.name
         self.error: BaseException | None = None
         self.has_begun = False
@@ -108,31 +122,31 @@ class DeferredFit:
         self.seconds = 0.0
         self.process = ProcessState()
         self.called_in = self.expected = self.process.random
-        self._source: DeferredFit | None = None
+        self.source: DeferredFit | None = None
         self._may_end_early = draws.may_end_early(model, arguments)
         self.entered = entered or self.process.drawing  # the snapshot has the configuration
         changing = [thing for value in arguments.values() for thing in stateful(value)]
         things = [model, *backends.parts(model), *changing]
-        self._changes = {id(thing) for thing in things} | self.snapshot.writes
+        self.changes = {id(thing) for thing in things} | self.snapshot.writes
 
     def conflicts_with(self, other: "DeferredFit") -> bool:
-        """Whether one changes what the other changes or reads, so that one must wait."""
+        """Returns whether one changes what the other changes or reads, so that one must wait."""
         return not (
-            self._changes.isdisjoint(other._changes)
-            and self._changes.isdisjoint(other.snapshot.reads)
-            and self.snapshot.reads.isdisjoint(other._changes)
+            self.changes.isdisjoint(other.changes)
+            and self.changes.isdisjoint(other.snapshot.reads)
+            and self.snapshot.reads.isdisjoint(other.changes)
         )
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Lets the block find the process, and what the fit reads of it, as the fit would alone."""
+        """Within the block, the process and what the fit reads are as the fit would find them."""
         with self.entered(), self.snapshot.as_read():
             yield
 
     def draw_ahead(self, is_built: bool = False) -> None:
-        """Moves the global random state to where this fit will leave it if it runs all its epochs.
+        """Moves the global random state to where this fit leaves it if it runs all its epochs.
 
-        So the program draws, after the call, what it would draw after the training.
+        The program then draws after the call what it would draw after the training.
 
         Args:
             is_built: Whether an earlier fit will have built the model.
@@ -140,41 +154,42 @@ class DeferredFit:
         self.expected = draws.advance(self.model, self.arguments, is_built)
 
     def follow(self, earlier: "DeferredFit") -> None:
-        """Draws on where `earlier` stops, unless the program drew or set a seed in between."""
+        """Begins with the last random state of `earlier`, if the program left it unchanged."""
         if self.called_in == earlier.expected:
-            self._source = earlier if earlier.draws else earlier._source
+            self.source = earlier if earlier.draws else earlier.source
 
     @property
     def draws(self) -> bool:
-        """Whether this fit draws from the global random state, as far as can be foreseen."""
+        """Returns whether this fit is expected to draw from the global random state."""
         return self.expected != self.called_in
 
     @property
-    def _end_is_known(self) -> bool:
-        known = self._source is None or self._source._end_is_known
+    def end_is_known(self) -> bool:
+        """Returns whether the random state after this fit is known before its training."""
+        known = self.source is None or self.source.end_is_known
         return known and not (self.draws and self._may_end_early)
 
     def draws_after(self, other: "DeferredFit") -> bool:
-        """Whether this fit shuffles on from where `other` ends, which nobody knows before."""
-        return self.draws and other is self._source and not other._end_is_known
+        """Returns whether this fit draws from where `other` ends, which is known only then."""
+        return self.draws and other is self.source and not other.end_is_known
 
     def continues(self, earlier: "DeferredFit") -> None:
-        """Takes up the random state that `earlier`, which has ended, left behind."""
-        if earlier is self._source or self.called_in == earlier.called_in == earlier.expected:
+        """Takes over the random state after `earlier`, which has ended, if this fit follows it."""
+        if earlier is self.source or self.called_in == earlier.called_in == earlier.expected:
             self.process.random = earlier.process.random
 
     @property
     def random_after(self) -> bytes:
-        """The random state that the program finds after this fit, which has ended."""
-        if self._source is not None and self.process.random == self.called_in:
-            return self._source.random_after
+        """The global random state after this fit, which has ended."""
+        if self.source is not None and self.process.random == self.called_in:
+            return self.source.random_after
         return self.process.random
 
     def warn_of_draws(self, later: bytes) -> None:
-        """Warns if the program drew numbers after this fit which it would not have drawn alone.
+        """Warns if the program drew other numbers after this fit than it would have drawn alone.
 
         Args:
-            later: The random state in which the program was found next.
+            later: The random state at the next call of a fit, or at the end.
         """
         ended = self.process.random
         ended_elsewhere = self.draws and self.has_begun and ended != self.expected
@@ -188,7 +203,8 @@ class DeferredFit:
             )
 
     def hand_over(self) -> None:
-        """Gives the caller's `History` what was recorded, as much as there is."""
+        """Fills the caller's `History` with what was recorded, also if the training failed."""
+        assert self.history is not None, "only fits whose caller goes on are handed over"
         if not self.has_begun:
             self.history.was_not_run()
             return
@@ -197,15 +213,15 @@ class DeferredFit:
             self.model.history = self.history
 
     def record(self) -> None:
-        """Keeps the model's history, which its next fit replaces."""
+        """Stores the model's history, which the model's next fit replaces."""
         self._recorded = self.model.history
 
 
 class DeferredRunner:
-    """Trains fits together, each as soon as no earlier one is left that it conflicts with.
+    """Trains fits together; each begins when no earlier fit that it conflicts with is left.
 
     Args:
-        factors: The group factor and the replicas of each member that has any, by name.
+        factors: The group factor and the replicas, by the name of each member that has any.
         layout: As in `Cohort`.
     """
 
@@ -221,22 +237,22 @@ class DeferredRunner:
 
     @property
     def plan(self) -> Plan:
-        """Which member was stacked with which, and why others were joined."""
+        """The plan of the members: which were stacked together, and why others were joined."""
         return self._scheduler.stacks.plan(self._members.values())
 
     def run(
         self, fits: Iterable[DeferredFit], ended: Callable[[DeferredFit], Iterable[DeferredFit]]
     ) -> None:
-        """Trains `fits`, and those that join in.
+        """Trains `fits`, and those that are added while they run.
 
         Args:
             fits: The fits to begin with, in the order of the program.
-            ended: Called with each fit that has ended, perhaps by an `error`; what it returns joins
-                in.
+            ended: Called with each fit that has ended, perhaps by an `error`; the fits that it
+                returns are added.
 
         Raises:
-            CohortError: Before anything is trained, if what one of `fits` reads is not as it was at
-                its call, and cannot be restored.
+            CohortError: Before any training, if a value that one of `fits` reads has changed since
+                its call and cannot be restored.
         """
         self._ended = ended
         fits = list(fits)
@@ -248,7 +264,7 @@ class DeferredRunner:
         self._scheduler.run(self._next_tasks(), self._on_end)
 
     def drop_after(self, failed: DeferredFit) -> None:
-        """Begins none of the fits that wait for one which has failed: alone they would not be."""
+        """Drops the fits that wait for one that failed: alone, they would not have been called."""
         self._waiting = [fit for fit in self._waiting if not fit.conflicts_with(failed)]
 
     def _next_tasks(self) -> list[Task]:
@@ -282,7 +298,7 @@ class DeferredRunner:
         bar = Progress(fit.label, "train", fit.arguments["verbose"], next(self._positions))
         return Task(member, _entered(fit, member, member.training([bar])), bar)
 
-    def _on_end(self, task: Task, outcome: Any) -> list[Task]:
+    def _on_end(self, task: Task, outcome: Exception | None) -> list[Task]:
         fit = self._running.pop(task.member.name)
         if isinstance(outcome, Exception):
             fit.error = outcome
@@ -294,8 +310,8 @@ class DeferredRunner:
 
 
 def _entered(fit: DeferredFit, member: Member, run: Run) -> Run:
-    """`run`, finding the process as it would have found it alone."""
-    answer: Any = None
+    """Runs `run` with the process as it would find it alone; yields and returns what it does."""
+    answer: Any = None  # the first answer of a generator must be `None`
     began = time.perf_counter()
     member.forget_history()
     fit.has_begun = True

@@ -1,4 +1,4 @@
-"""Whole programs: scripts that run in turn, and whose fits are trained together."""
+"""Scripts that run one at a time, and whose fits are trained together."""
 
 import contextlib
 import contextvars
@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, TextIO
+from types import FrameType
+from typing import TextIO
 
 import keras
 from tqdm.auto import tqdm
@@ -26,18 +27,19 @@ from kerascohost.backends.process_state import ProcessState
 from kerascohost.deferred.context import deferred_by, unique
 from kerascohost.deferred.fits import DeferredFit, DeferredRunner
 from kerascohost.errors import CohortError
+from kerascohost.tracing.places import UserObject
 from kerascohost.training.member import check_trainable_here
 
 
 @dataclasses.dataclass
 class Outcome:
-    """How a script ended.
+    """The result of a script.
 
     Attributes:
         name: The script's name.
-        status: What its process would have exited with.
-        error: The exception that it did not catch.
-        seconds: When it ended, counted from the start of all.
+        status: The exit status that its process would have.
+        error: The exception that it did not catch, or `None`.
+        seconds: The time from the start of all scripts to its end.
     """
 
     name: str
@@ -55,21 +57,21 @@ class Outcome:
 def run(paths: Sequence[str | Path], arguments: Sequence[str] = ()) -> list[Outcome]:
     """Runs scripts that train Keras models, with their calls of `fit` trained together.
 
-    Each script runs, unchanged, until it calls `fit`; what all of them ask for is trained as one
-    cohort; and each goes on from its own `fit` as soon as that has ended. Never do two run at once,
-    and each has a `__main__`, an `argv`, modules beside it and random states of its own, so that it
-    does what it does alone. What it prints is prefixed by its name. One that fails leaves the
-    others running. They do share what a process has once and for all: pyplot's figures, and that
+    Each script runs, unchanged, until it calls `fit`. The fits of all scripts are trained as one
+    cohort, and each script continues as soon as its own `fit` has ended. No two scripts run at the
+    same time. Each has its own `__main__`, `argv`, random states and modules in its folder, so that
+    it does what it does alone. Its output is prefixed by its name. If one fails, the others
+    continue. The scripts share what exists once in a process: pyplot's figures, and the rule that
     only a main thread may set signal handlers. They share files, too: scripts that write files of
     the same names, such as "best.weights.h5", belong in folders of their own. (Fits whose callbacks
     write to one path wait for each other.)
 
     Args:
         paths: The scripts.
-        arguments: What each finds in `sys.argv[1:]`.
+        arguments: The value of `sys.argv[1:]` in each of them.
 
     Returns:
-        How each script ended, in the order given.
+        The outcome of each script, in the order given.
 
     Raises:
         CohortError: If a script cannot be read.
@@ -92,7 +94,7 @@ def run(paths: Sequence[str | Path], arguments: Sequence[str] = ()) -> list[Outc
     try:
         fits = [fit for script in scripts for fit in resumed(script)]
         DeferredRunner().run(fits, ended)
-    except BaseException as error:  # an interrupt, or what no member can be blamed for
+    except BaseException as error:  # an interrupt, or an error that is of no single member
         for script in scripts:
             script.interrupt(error)
         if not isinstance(error, KeyboardInterrupt):
@@ -101,7 +103,7 @@ def run(paths: Sequence[str | Path], arguments: Sequence[str] = ()) -> list[Outc
 
 
 class _Script:
-    """A script in a thread of its own, which runs only while `resume` waits for it."""
+    """A script in its own thread, which runs only while `resume` waits for it."""
 
     def __init__(self, name: str, path: Path, arguments: Sequence[str]):
         self.name = name
@@ -118,10 +120,10 @@ class _Script:
         self._thread.start()
 
     def resume(self, error: BaseException | None = None) -> DeferredFit | None:
-        """Lets the script run until it calls `fit`, or ends.
+        """Continues the script until it calls `fit`, or ends.
 
         Args:
-            error: What the `fit` that it waits in shall raise.
+            error: The exception that the `fit` it waits in raises, if any.
 
         Returns:
             The call of `fit`, or `None` at the script's end.
@@ -133,12 +135,23 @@ class _Script:
         return self._fit
 
     def interrupt(self, error: BaseException) -> None:
-        """Lets each `fit` that the script waits in, or still calls, raise `error`."""
+        """Raises `error` in each `fit` that the script waits in or still calls, until it ends."""
         while not self._has_ended:
             self.resume(error)
 
-    def defer(self, model: keras.Model, arguments: FitArguments, caller: Any) -> Any:
-        """In the script's thread: gives way to the others until the fit has been run."""
+    def defer(
+        self, model: keras.Model, arguments: FitArguments, caller: FrameType
+    ) -> keras.callbacks.History:
+        """Waits, in the script's thread, until the fit has been run.
+
+        Args:
+            model: The model.
+            arguments: All arguments of `fit`.
+            caller: The frame that calls `fit`.
+
+        Returns:
+            The model's `History`; `NotImplemented` if the model cannot be trained in a cohort.
+        """
         try:
             check_trainable_here(model)
         except CohortError as error:  # alone it may run: no reason to stop the script
@@ -162,10 +175,10 @@ class _Script:
         return model.history
 
     def train_if_met(self, model: keras.Model) -> None:
-        """Nothing: no fit is put off beyond its call."""
+        """Does nothing: each fit is trained before its call returns."""
 
     def tell(self, text: str) -> None:
-        """Prints a line, once, on why something is not trained with the rest."""
+        """Prints, once, why something is not trained with the rest."""
         if not self._has_told:
             self._has_told = True
             print(text)
@@ -175,7 +188,7 @@ class _Script:
             try:
                 self._parked.acquire()
                 return
-            except KeyboardInterrupt:  # it is the running script's, as if it were alone
+            except KeyboardInterrupt:  # the running script gets it, as it would alone
                 ident = ctypes.c_ulong(self._thread.ident or 0)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ident, ctypes.py_object(KeyboardInterrupt)
@@ -204,7 +217,7 @@ class _Script:
 
 
 class _ScriptState:
-    """What a process has once, and each script for itself: it changes hands with the turn."""
+    """The state of the process that a script has for itself, set while it runs."""
 
     def __init__(self, name: str, path: Path, arguments: Sequence[str]):
         self.module = types.ModuleType("__main__")
@@ -217,11 +230,12 @@ class _ScriptState:
         self._environment = dict(os.environ)
         self._methods = _methods()
         self._out = _Prefixed(f"[{name}] ", sys.stdout)
-        self._stdout: Any = self._out  # or what the script has redirected it to
+        # Later the stream to which the script has redirected its output.
+        self._stdout: TextIO | io.TextIOBase = self._out
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Within the block, the process is the script's."""
+        """Within the block, the process has the script's state."""
         outside = sys.argv, sys.path
         main, known = sys.modules["__main__"], set(sys.modules)
         sys.argv, sys.path = self._argv, self._path
@@ -255,7 +269,7 @@ class _ScriptState:
 
     @contextlib.contextmanager
     def _own_methods(self) -> Iterator[None]:
-        """Within the block, `keras.Model` has the wrappers that the script has put on it."""
+        """Within the block, `keras.Model` has the script's wrappers of its methods."""
         outside = _methods()
         _set_methods(outside, self._methods)
         try:
@@ -265,7 +279,10 @@ class _ScriptState:
             _set_methods(self._methods, outside)
 
     def _take_modules(self, known: set[str]) -> dict[str, types.ModuleType]:
-        """The modules beside the script: another one's neighbours may have the same names."""
+        """Removes and returns the modules in the script's folder.
+
+        Modules in another script's folder may have the same names.
+        """
         new = sys.modules.keys() - known
         own = [name for name in new if self._is_beside(name.partition(".")[0])]
         return {name: sys.modules.pop(name) for name in own}
@@ -274,18 +291,18 @@ class _ScriptState:
         return any((self._folder / file).exists() for file in (f"{name}.py", f"{name}/__init__.py"))
 
     def write(self, text: str, stream: TextIO) -> None:
-        """Writes whole lines with the script's name before each."""
+        """Writes whole lines, each after the script's name."""
         out = _Prefixed(self._out.prefix, stream)
         out.write(text)
         out.flush()
 
     def flush(self) -> None:
-        """Writes what is left of an unfinished line."""
+        """Writes the rest of an unfinished line."""
         self._out.finish()
 
 
 class _Prefixed(io.TextIOBase):
-    """A stream that puts a prefix before each line, and writes nothing but whole lines."""
+    """A stream that writes a prefix before each line, and only whole lines."""
 
     def __init__(self, prefix: str, stream: TextIO):
         self.prefix = prefix
@@ -299,7 +316,7 @@ class _Prefixed(io.TextIOBase):
         return len(text)
 
     def _own(self, line: str) -> str:
-        """The line without what `verbose=2` puts before it, which is the prefix once more."""
+        """Returns the line without the name that `verbose=2` prints, which the prefix has too."""
         return _last_state(line).removeprefix(self.prefix.strip("[] ") + ": ")
 
     def finish(self) -> None:
@@ -308,38 +325,38 @@ class _Prefixed(io.TextIOBase):
             self.write("\n")
 
     def flush(self) -> None:
-        """Hands on the whole lines; an unfinished one is kept for its rest."""
+        """Flushes the whole lines; an unfinished one waits for its rest."""
         self._stream.flush()
 
     def isatty(self) -> bool:
         return False
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # read-only in typeshed's eyes
+    def encoding(self) -> str:  # type: ignore[override]  # writable in typeshed
         return getattr(self._stream, "encoding", None) or "utf-8"
 
 
 def _last_state(line: str) -> str:
-    """What a progress bar that redraws its line leaves on it."""
+    """Returns the text that is visible on a line after a progress bar has redrawn it."""
     return line.rstrip("\r\b").split("\r")[-1].split("\b")[-1]
 
 
-def _set_environment(present: dict[str, str], wanted: dict[str, str]) -> None:
-    """Changes the process's environment variables from `present` to `wanted`."""
-    for name in present.keys() - wanted.keys():
+def _set_environment(present: dict[str, str], target: dict[str, str]) -> None:
+    """Changes the process's environment variables from `present` to `target`."""
+    for name in present.keys() - target.keys():
         del os.environ[name]
-    os.environ.update({k: v for k, v in wanted.items() if present.get(k) != v})
+    os.environ.update({k: v for k, v in target.items() if present.get(k) != v})
 
 
-def _methods() -> dict[str, Any]:
-    """What `keras.Model` itself has for methods, wrappers by libraries among them."""
+def _methods() -> dict[str, UserObject]:
+    """Returns the methods of `keras.Model` itself, with wrappers by libraries."""
     return {name: value for name, value in vars(keras.Model).items() if callable(value)}
 
 
-def _set_methods(present: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for name in present.keys() - wanted.keys():
+def _set_methods(present: dict[str, UserObject], target: dict[str, UserObject]) -> None:
+    for name in present.keys() - target.keys():
         delattr(keras.Model, name)
-    for name, value in wanted.items():
+    for name, value in target.items():
         if present.get(name) is not value:
             setattr(keras.Model, name, value)
 
@@ -363,7 +380,7 @@ def _source(path: Path) -> bytes:
 
 
 def _names(paths: list[Path]) -> Mapping[str, Path]:
-    """A unique name for each script: its file's, with its folder's or a number if need be."""
+    """Returns the paths by unique names: the file's, if needed with its folder's or a number."""
     names: dict[str, Path] = {}
     for path in paths:
         alike = [other for other in paths if other.stem == path.stem]

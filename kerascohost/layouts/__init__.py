@@ -1,1 +1,1 @@
-"""Which layout suits: measured times and memory, group factors, data to measure with."""
+"""Measurements that help to choose a layout: times, memory, group factors, trial data."""

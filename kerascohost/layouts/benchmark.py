@@ -1,21 +1,24 @@
-"""Which layout is best for these models, on this machine: measured, never assumed."""
+"""Measurement of the layout in which given models train fastest on this machine."""
 
 import html
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from os import PathLike
+from typing import Literal, TextIO, TypedDict
 
 import keras
 import numpy as np
 import pandas as pd
 from keras import tree
+from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 
 from kerascohost import errors
 from kerascohost.arguments import (
     MEASURED_LAYOUTS,
+    Data,
     MeasuredLayout,
     PerMember,
     check_count,
@@ -23,6 +26,7 @@ from kerascohost.arguments import (
     measured_layouts,
     named_models,
 )
+from kerascohost.backends import Tree
 from kerascohost.backends.snapshot import VariableSnapshot, preserved
 from kerascohost.errors import CohortError
 from kerascohost.layouts import memory
@@ -31,24 +35,24 @@ from kerascohost.layouts.suggestions import MOST, suggest_group_factors
 from kerascohost.results import plotting
 from kerascohost.training.cohort import Cohort
 
-# A speed-up is known well enough when its 95 % interval is no wider than this to either side, and
-# one that is smaller is not worth another layout.
+# A speed-up is known well enough when its 95 % interval reaches no further than this (as a part of
+# it) to either side. A speed-up smaller than this is not worth another layout.
 _ENOUGH = 0.05
 
-# One whose interval is wider than this says no more than the interval's ends.
+# Of a speed-up with a wider interval than this, only the ends of the interval are shown.
 _VAGUE = 0.5
 
-# So many rounds are measured whatever the budget: fewer have no interval.
+# The rounds that are measured whatever the budget: fewer have no interval.
 _FEWEST = 2
 
-# How often each member is timed by itself.
+# The number of times that each member is timed by itself.
 _ALONE = 3
 
 
 def benchmark(
     models: Mapping[str, keras.Model] | Sequence[keras.Model] | Cohort,
-    x: Any = None,
-    y: Any = None,
+    x: PerMember[Data] = None,
+    y: PerMember[Data] = None,
     batch_size: PerMember[int] = 32,
     layouts: Sequence[MeasuredLayout] = MEASURED_LAYOUTS,
     group_factor: Literal["auto"] | PerMember[int] = "auto",
@@ -60,11 +64,11 @@ def benchmark(
 ) -> "BenchmarkResult":
     """Measures how fast the models train in each layout, and says which one to use.
 
-    Your models are trained for it and then put back to what they were: weights, optimizers,
-    metrics, seeds, histories and compiled functions, also after an interrupt. In each layout every
-    member sees the same samples, and each round begins with the same weights. The layouts take
-    turns, so that whatever else the machine does hits all of them; the first round of each, which
-    traces and compiles, is timed apart.
+    Your models are trained, and then restored: weights, optimizers, metrics, seeds, histories and
+    compiled functions, also after an interrupt. In each layout every member sees the same samples,
+    and each round begins with the same weights. The layouts are measured in turn, so that other
+    load on the machine affects all of them. The first round of each layout, which traces and
+    compiles, is timed separately.
 
     Args:
         models: The compiled models: a dict, a list, or a `Cohort`.
@@ -74,19 +78,19 @@ def benchmark(
         batch_size: Samples per batch, for all or by member (one that is not named: 32); a dataset
             has its own.
         layouts: Which layouts to measure, besides `"separate"`.
-        group_factor: For the grouped layout. `"auto"`: those of a `Cohort` that has any; else each
-            member takes as many batches in a step as the slowest one takes time for one of its own,
-            at most 8 (2 for all, where all are alike).
+        group_factor: For the grouped layout. `"auto"`: those of a `Cohort` that has any. Otherwise
+            each member takes so many batches in a step that its step lasts about as long as that of
+            the slowest member, at most 8 (2 for all, if all are equally fast).
         replicas: For the replicated layout. `"auto"`: those of a `Cohort` that has any, else 2.
-        steps: Batches per member in each round, which is an epoch of so many. What an epoch costs
-            whatever its length is counted too, so with few steps fusing looks better than it is in
-            long epochs: take as many as your epochs have, if they are short.
-        repeats: Rounds at least.
-        budget_s: Time in seconds after which no new round is begun, but for the first two. Before
+        steps: Batches per member in each round, which is one epoch. The fixed cost of an epoch is
+            included, so with few steps fusing looks better than it is in long epochs: if your
+            epochs are short, set the number of steps that they have.
+        repeats: The least number of rounds.
+        budget_s: Time in seconds after which no new round begins, except for the first two. Before
             that, rounds go on until all speed-ups are known to 5 %.
         progress: Whether to show a progress bar; or a function that is called before each fit with
-            the fraction that is done and with what comes next (in words, with an estimate of what
-            is left once there is one), and may raise to end the benchmark.
+            the fraction that is done and with a text on what comes next (with an estimate of the
+            time left once there is one). It may raise to end the benchmark.
 
     Returns:
         A `BenchmarkResult`.
@@ -134,27 +138,44 @@ def benchmark(
 
 
 def _cohorts(factors: dict[str, int]) -> Literal["auto"] | dict[str, int]:
-    """A cohort's factors, if it has any but 1."""
+    """Returns a cohort's factors, or `"auto"` if all of them are 1."""
     return factors if set(factors.values()) != {1} else "auto"
 
 
+class _Row(TypedDict, total=False):
+    """A layout's row of `BenchmarkResult.frame`; of one that was not measured, only its note."""
+
+    layout: str
+    samples_per_s: float
+    step_ms: float
+    speedup: float
+    low: float
+    high: float
+    compile_s: float
+    memory_mb: float
+    batch_size: str
+    same_training: bool
+    weight_difference: float
+    note: str
+
+
 class BenchmarkResult:
-    """What a `benchmark` has found.
+    """The result of a `benchmark`.
 
     Attributes:
         frame: A row for each layout: `samples_per_s` of all members together, `step_ms` (a batch of
             each), `speedup` over separate training with its 95 % interval (`low`, `high`),
-            `compile_s` (what the first round took longer: tracing and compiling), `memory_mb` (the
-            most that its first round took beyond what was taken before: of the GPU's memory where
-            there is one, else of the process's), `batch_size` (of each member's step),
+            `compile_s` (how much longer the first round took, which traces and compiles),
+            `memory_mb` (the most memory that the first round took in addition: of the GPU where
+            there is one, else of the process), `batch_size` (of each member's step),
             `same_training`, `weight_difference` (the largest, from separate training at that batch
-            size), and a `note` where there is something to say.
+            size), and a `note` on a layout that was not measured.
         members: A row for each layout and member: `step_ms`, the time of its own step when it runs
             alone in that layout, `samples` and `batches` in the step, and `waiting`, the share of a
-            common step in which it would wait for the slowest.
+            common step in which it would wait for the slowest member.
         best: The fastest layout; `"separate"` unless another one is known to be faster.
-        best_exact: The fastest of those that do not change any training.
-        reason: Why, in a sentence.
+        best_exact: The fastest layout of those that do not change any training.
+        reason: The reason for `best`, in a sentence.
     """
 
     def __init__(
@@ -173,7 +194,7 @@ class BenchmarkResult:
         self.reason = _reason(measured.set_index("layout"), self.best, self.best_exact, steps)
 
     def cohort(self) -> Cohort:
-        """A `Cohort` of your models in the best layout.
+        """Returns a `Cohort` of your models in the best layout.
 
         Raises:
             CohortError: If separate training is best.
@@ -182,7 +203,7 @@ class BenchmarkResult:
 
     @property
     def step_times(self) -> dict[str, dict[int, float]]:
-        """Each member's time of a step in seconds, by how many batches are in it."""
+        """The time of a step in seconds, by member and by the number of batches in the step."""
         alone = self.members[self.members["layout"].isin(["joined", "grouped"])]
         times: dict[str, dict[int, float]] = {}
         for member, batches, ms in zip(
@@ -191,18 +212,22 @@ class BenchmarkResult:
             times.setdefault(member, {})[int(batches)] = ms / 1000
         return times
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draws the speed-ups; see `kerascohost.plot_benchmark`."""
         return plotting.plot_benchmark(self.frame, ax=ax)
 
     def to_markdown(self) -> str:
-        """The table as GitHub shows it."""
+        """Returns the table in GitHub's Markdown."""
         cells = [list(self._text), *self._text.to_numpy().tolist()]
         lines = ["| " + " | ".join(map(str, row)) + " |" for row in cells]
         return "\n".join([lines[0], "|" + " --- |" * len(cells[0]), *lines[1:]])
 
-    def to_csv(self, path: Any = None) -> str | None:
-        """The table as comma-separated values, see `pandas.DataFrame.to_csv`."""
+    def to_csv(self, path: str | PathLike[str] | TextIO | None = None) -> str | None:
+        """Writes the table as comma-separated values, see `pandas.DataFrame.to_csv`.
+
+        Args:
+            path: The file to write to; by default, the text is returned.
+        """
         return self.frame.to_csv(path, index=False)
 
     @property
@@ -212,7 +237,7 @@ class BenchmarkResult:
 
     @property
     def _said(self) -> list[str]:
-        """The verdict, and why layouts are missing."""
+        """The reason for the best layout, and why layouts were not measured."""
         missing = self.frame[self.frame["speedup"].isna()]
         pairs = zip(missing["layout"], missing["note"], strict=True)
         return [self.reason, *(f"{layout} was not measured: {note}" for layout, note in pairs)]
@@ -226,12 +251,12 @@ class BenchmarkResult:
 
 
 class _Bench:
-    """The models, and everything that is the same in each layout."""
+    """The models, their data and everything else that is the same in each layout."""
 
     def __init__(
         self,
         models: dict[str, keras.Model],
-        data: dict[str, tuple],
+        data: dict[str, tuple[Tree, Tree]],
         batch_sizes: dict[str, int],
         group_factor: Literal["auto"] | PerMember[int],
         replicas: Literal["auto"] | PerMember[int],
@@ -259,6 +284,14 @@ class _Bench:
         budget_s: float,
         show: Callable[[float, str], None],
     ) -> BenchmarkResult:
+        """Measures the layouts.
+
+        Args:
+            layouts: The layouts, the first of which is `"separate"`.
+            repeats: As in `benchmark`.
+            budget_s: As in `benchmark`.
+            show: Called before each fit with the fraction that is done and a text.
+        """
         began = time.perf_counter()
         doing = "building"
         clock = _Clock(budget_s)
@@ -270,7 +303,7 @@ class _Bench:
         xs, ys = self._columns()
         Cohort(self.models).build(xs, ys, self.batch_sizes)
         self._start = VariableSnapshot(self.models.values())
-        rows: dict[str, dict[str, Any]] = {layout: {"layout": layout} for layout in layouts}
+        rows: dict[str, _Row] = {layout: {"layout": layout} for layout in layouts}
         rounds: dict[str, _Layout] = {}
         for i, layout in enumerate(layouts):
             doing = f"tracing {layout} ({i + 1} of {len(layouts)} layouts)"
@@ -279,7 +312,7 @@ class _Bench:
                 self._factors[layout] = self._auto_factors(rounds["separate"])
             try:
                 rounds[layout] = _Layout(self, layout)
-            except (ValueError, TypeError) as error:  # a step that another batch size breaks
+            except (ValueError, TypeError) as error:  # a step that fails at another batch size
                 rows[layout]["note"] = f"not possible: {error}"
         times: dict[str, list[float]] = {layout: [] for layout in rounds}
         while len(times["separate"]) < _FEWEST or (
@@ -294,7 +327,7 @@ class _Bench:
         members = pd.concat([self._alone(one) for one in rounds.values()], ignore_index=True)
         for layout, one in rounds.items():
             rows[layout] |= self._numbers(times, layout) | one.about(times[layout])
-        frame = pd.DataFrame(rows.values(), columns=_COLUMNS)
+        frame = pd.DataFrame(map(dict, rows.values()), columns=_COLUMNS)
         return BenchmarkResult(frame, members, self._users_cohort, self._longest_epoch)
 
     def separate(self, name: str, factor: int = 1) -> float:
@@ -314,29 +347,29 @@ class _Bench:
         _wait_for(self.models.values())
         return time.perf_counter() - began
 
-    def _columns(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The inputs and the targets by member."""
+    def _columns(self) -> tuple[dict[str, Tree], dict[str, Tree]]:
+        """Returns the inputs and the targets by member."""
         xs, ys = ({name: pair[i] for name, pair in self._data.items()} for i in (0, 1))
         return xs, ys
 
-    def _fit(self, cohort: Cohort, epochs: Any) -> None:
+    def _fit(self, cohort: Cohort, epochs: PerMember[int]) -> None:
         xs, ys = self._columns()
         cohort.fit(xs, ys, batch_size=self.batch_sizes, epochs=epochs, shuffle=False, verbose=0)
 
     def restart(self) -> None:
-        """Lets all members begin with the same weights and seeds again."""
+        """Restores the weights and seeds with which each round begins."""
         self._start.restore()
 
     def sizes(self, layout: str) -> dict[str, int]:
-        """How many samples each member's step has."""
+        """Returns the number of samples in each member's step."""
         return {name: self.batch_sizes[name] * k for name, k in self._factors[layout].items()}
 
     def factors(self, layout: str) -> dict[str, int]:
-        """How many batches each member's step takes."""
+        """Returns the number of batches in each member's step."""
         return self._factors[layout]
 
     def cohort(self, layout: str) -> Cohort:
-        """The members as a cohort of this layout."""
+        """Returns the members as a cohort of this layout."""
         if layout == "stacked":
             cohort = Cohort(self.models, layout="stacked")
             if not (cohort.plan.frame["layout"] == "stacked").any():
@@ -366,11 +399,11 @@ class _Bench:
 
     @property
     def _longest_epoch(self) -> int:
-        """The steps of a round, for the member that has most."""
+        """The most steps that a member has in a round."""
         return max(self._steps(name, "separate") for name in self.models)
 
     def _alone(self, one: "_Layout") -> pd.DataFrame:
-        """What each member's step takes when it has the program for itself."""
+        """Returns the time of each member's step when it is the only one in the program."""
         sizes, factors = self.sizes(one.layout), self._factors[one.layout]
         own = {n: 1000 * one.alone(n) / self._steps(n, one.layout) for n in self.models}
         slowest = max(own.values())
@@ -379,7 +412,7 @@ class _Bench:
             columns=["layout", "member", "step_ms", "samples", "batches", "waiting"],
         )
 
-    def _numbers(self, times: dict[str, list[float]], layout: str) -> dict[str, Any]:
+    def _numbers(self, times: dict[str, list[float]], layout: str) -> _Row:
         seconds = statistics.median(times[layout])
         speedup, low, high = _ratio(times["separate"], times[layout])
         sizes = self.sizes(layout)
@@ -395,7 +428,7 @@ class _Bench:
 
 
 class _Layout:
-    """One layout, traced and compiled by its first round."""
+    """One layout; its first round, which traces and compiles, has been run."""
 
     def __init__(self, bench: _Bench, layout: str):
         self.layout = layout
@@ -422,8 +455,12 @@ class _Layout:
             return min(self._bench.separate(name) for _ in range(_ALONE))
         return min(self._bench.together(self._cohort, only=name) for _ in range(_ALONE))
 
-    def about(self, times: list[float]) -> dict[str, Any]:
-        """What its first round has shown."""
+    def about(self, times: list[float]) -> _Row:
+        """Returns what the first round has shown.
+
+        Args:
+            times: The times of the later rounds, in seconds.
+        """
         return {
             "compile_s": max(0.0, self.first_s - statistics.median(times)),
             "memory_mb": self._memory_mb,
@@ -431,7 +468,7 @@ class _Layout:
         }
 
     def _weight_difference(self) -> float:
-        """How far it ended from separate training at its batch size."""
+        """Returns the largest difference from separate training at its batch size."""
         if self._cohort is None:
             return 0.0
         self._bench.restart()
@@ -442,10 +479,10 @@ class _Layout:
 
 
 class _Clock:
-    """How far a benchmark is.
+    """The progress of a benchmark.
 
-    While layouts are traced nobody knows how long it takes; then an estimate is what is left of the
-    budget, or what the rounds that are due take, and the single fits at the end.
+    While layouts are traced, the time left is not known. After that, it is estimated by the rest of
+    the budget, or by the rounds that are still due, and the fits of single members at the end.
     """
 
     def __init__(self, budget_s: float):
@@ -457,7 +494,13 @@ class _Clock:
     def expect(
         self, layouts: Mapping[str, _Layout], times: Mapping[str, list[float]], ended: bool = False
     ) -> None:
-        """Takes up what the rounds so far took; `ended`: no more of them are to come."""
+        """Estimates the end from the rounds so far.
+
+        Args:
+            layouts: The layouts that are measured.
+            times: The times of their rounds, in seconds.
+            ended: Whether all rounds have been run.
+        """
         last = {
             name: times[name][-1] if times[name] else one.first_s for name, one in layouts.items()
         }
@@ -469,7 +512,7 @@ class _Clock:
         self._end = now + rounds + _ALONE * a_round + (len(last) - 1) * last["separate"]
 
     def told(self, doing: str) -> tuple[float, str]:
-        """The fraction that is done, and what is done now with how long it may still take."""
+        """Returns the fraction that is done, and `doing` with the time that is left."""
         now = time.perf_counter()
         spent = now - self._began
         if self._end is None:
@@ -495,13 +538,13 @@ _COLUMNS = [
 
 
 def _weights(models: Mapping[str, keras.Model]) -> list[np.ndarray]:
-    """All weights that are numbers; lookup tables have others."""
+    """Returns all weights that are numbers, unlike those of lookup tables."""
     arrays = [np.array(weight) for model in models.values() for weight in model.get_weights()]
     return [array for array in arrays if array.dtype.kind in "fiu"]
 
 
-def _described(row: Any) -> dict[str, str]:
-    """A row as a person reads it."""
+def _described(row: pd.Series) -> dict[str, str]:
+    """Returns a row as texts, by headings for the user."""
     exact = row["same_training"]
     return {
         "layout": row["layout"],
@@ -515,16 +558,17 @@ def _described(row: Any) -> dict[str, str]:
     }
 
 
-def _speed_up(row: Mapping[str, Any]) -> str:
+def _speed_up(row: pd.Series) -> str:
     if row["high"] > row["speedup"] * (1 + _VAGUE):
         return f"{row['low']:.2g}x to {row['high']:.2g}x"
     return f"{row['speedup']:.2f}x ({row['low']:.2f} to {row['high']:.2f})"
 
 
 def _ratio(baseline: list[float], times: list[float]) -> tuple[float, float, float]:
-    """The speed-up and its 95 % interval, from the logarithms of the rounds' ratios.
+    """Returns the speed-up and its 95 % interval, from the logarithms of the rounds' ratios.
 
-    Student's t: of a few rounds the spread is hardly known (two rounds: 12.7 standard errors).
+    The interval is that of Student's t, as few rounds say little about the spread (with two rounds
+    it reaches 12.7 standard errors to either side).
     """
     logs = [math.log(one / other) for one, other in zip(baseline, times, strict=True)]
     middle = statistics.median(logs)
@@ -534,12 +578,12 @@ def _ratio(baseline: list[float], times: list[float]) -> tuple[float, float, flo
     return math.exp(middle), math.exp(middle - half), math.exp(min(middle + half, _LARGEST))
 
 
-# The logarithm of the largest speed-up that is told: what is beyond is not known at all.
+# The largest logarithm of a speed-up; `math.exp` raises not much above it.
 _LARGEST = 700.0
 
 
 def _student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: its first values, then its expansion (to 0.1 %)."""
+    """Returns the 97.5 % quantile of Student's t: from a table, then by a series (to 0.1 %)."""
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
     z = statistics.NormalDist().inv_cdf(0.975)
@@ -568,7 +612,7 @@ def _fastest(rows: pd.DataFrame) -> str:
 
 
 def _reason(frame: pd.DataFrame, best: str, exact: str, steps: int | None) -> str:
-    rows: dict[str, Any] = frame.to_dict("index")  # type: ignore[assignment]  # its index: names
+    rows: dict[str, _Row] = frame.to_dict("index")  # type: ignore[assignment]  # its index: names
     if best == "separate":
         faster = [other for other in rows if rows[other]["speedup"] > 1 + _ENOUGH]
         noisy = f" Too noisy to tell it from {' and '.join(faster)}." if faster else ""
@@ -585,14 +629,14 @@ def _reason(frame: pd.DataFrame, best: str, exact: str, steps: int | None) -> st
     return text
 
 
-def _times(row: Mapping[str, Any]) -> str:
-    """A speed-up in words; of one that is hardly known, only what is known."""
+def _times(row: _Row) -> str:
+    """Returns a speed-up in words; with a wide interval, only its lower end."""
     if row["high"] > row["speedup"] * (1 + _VAGUE):
         return f"at least {row['low']:.1f} times"
     return f"{row['speedup']:.1f} times"
 
 
 def _wait_for(models: Iterable[keras.Model]) -> None:
-    """Until the device has done what it was asked: reading a value waits for it."""
+    """Waits until the device has computed the models' values, by reading one of each."""
     for model in models:
         keras.ops.convert_to_numpy(model.variables[-1].value)

@@ -1,39 +1,42 @@
-"""How much memory members take: predicted from their shapes, and measured while they train."""
+"""Memory that members take: predicted from their shapes, and measured while they train."""
 
 import contextlib
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Concatenate, ParamSpec
 
 import keras
 import pandas as pd
 from keras import tree
 
 from kerascohost import backends, errors
-from kerascohost.arguments import PerMember, counts_per_member, named_models, per_member
+from kerascohost.arguments import Data, PerMember, counts_per_member, named_models, per_member
+from kerascohost.backends import Tree
 from kerascohost.errors import CohortError
 from kerascohost.patching import patched
 from kerascohost.training.cohort import Cohort
 
+P = ParamSpec("P")
+
 _MB = 2**20
 
-# An update makes so many arrays of a variable's size on its way. One variable is updated at a time,
-# but on torch, where Keras's optimizers update all of them by one call.
+# The temporary arrays of a variable's size that an update makes. One variable is updated at a time,
+# except on torch, where Keras's optimizers update all of them by one call.
 _UPDATE_COPIES = 3
 
-# While the backward pass is at a layer, the gradients of its output, before and after its
-# activation, and of its input are there.
+# While the backward pass is at a layer, three gradients are in memory: of its output, before and
+# after its activation, and of its input.
 _BACKWARD_COPIES = 3
 
 
 class MemoryEstimate:
-    """What `estimate_memory` predicts, in MB (of 2**20 bytes).
+    """A prediction by `estimate_memory`, in MB (of 2**20 bytes).
 
     Attributes:
-        frame: A row for each member: `weights`, `optimizer`, `gradients`, `activations` (what a
-            step keeps for its backward pass) and `total`, its peak while it trains alone.
+        frame: A row for each member: `weights`, `optimizer`, `gradients`, `activations` (which a
+            step stores for its backward pass) and `total`, its peak while it trains alone.
         total_mb: The peak of all members together.
     """
 
@@ -42,10 +45,13 @@ class MemoryEstimate:
         self.total_mb = total_mb
 
     def more_clones(self, limit_mb: float) -> dict[str, int]:
-        """How many more copies of each member would fit under a limit, if only it were copied.
+        """Returns how many more copies of each member would fit, if only it were copied.
 
         Args:
-            limit_mb: The memory that there is, in MB.
+            limit_mb: The memory that is available, in MB.
+
+        Returns:
+            A dict from each member's name to the number of further copies.
         """
         left = max(0.0, limit_mb - self.total_mb)
         return {
@@ -69,21 +75,21 @@ class MemoryEstimate:
 def estimate_memory(
     models: Mapping[str, keras.Model] | Sequence[keras.Model] | Cohort,
     batch_size: PerMember[int] = 32,
-    x: Any = None,
+    x: PerMember[Data] = None,
 ) -> MemoryEstimate:
     """Predicts how much memory the models take while they train together.
 
     Counted are the weights, the optimizer's variables, a gradient for each weight, and the outputs
     of all layers at this batch size, which the backward pass needs (of recurrent layers the gates
-    of each time step). Neither the data is counted, nor what a backend takes for itself: tens of
-    MB to trace, and for convolutions and recurrent layers on JAX's CPU backend often more than the
-    activations themselves.
+    of each time step). Not counted are the data and the backend's own memory: tens of MB to trace,
+    and for convolutions and recurrent layers on JAX's CPU backend often more than the activations
+    themselves.
 
     Args:
         models: The models: a dict, a list, or a `Cohort`.
         batch_size: Samples per batch, for all members or as a dict by member (one that is not named
-            there: 32). A step of a `Cohort`'s member takes its group factor times its replicas as
-            many; for models by themselves count that in.
+            there: 32). For a `Cohort` it is multiplied by each member's group factor and replicas;
+            for models in a dict or list, multiply it yourself.
         x: Inputs for all members or as a dict by member, of which only the shapes matter; needed
             for subclassed models and where a dimension is not known.
 
@@ -113,18 +119,19 @@ def estimate_memory(
     frame = pd.DataFrame(rows)
     state = frame["weights"] + frame["optimizer"]
     passing = frame["total"] - state
-    # Members with much state take turns instead of being fused, so that one passing peak is enough.
+    # Members with much state run one after another instead of fused: only the largest of their
+    # temporary peaks counts.
     apart = state * _MB > backends.FUSED_STATE_LIMIT / len(frame)
     at_once = max(passing[~apart].sum(), passing[apart].max() if apart.any() else 0.0)
     return MemoryEstimate(frame, float(state.sum() + at_once))
 
 
-def _of_one(model: keras.Model, inputs: Any) -> dict[str, float]:
-    kept, outputs = _layer_bytes(model, inputs)
+def _of_one(model: keras.Model, inputs: Tree) -> dict[str, float]:
+    stored, outputs = _layer_bytes(model, inputs)
     trained = [_bytes(v.shape, v.dtype) for v in model.trainable_variables]
     weights = sum(_bytes(v.shape, v.dtype) for v in model.variables)
     optimizer = _optimizer_bytes(model, sum(trained))
-    activations = sum(kept) + _BACKWARD_COPIES * max(outputs, default=0)
+    activations = sum(stored) + _BACKWARD_COPIES * max(outputs, default=0)
     updated = sum(trained) if keras.backend.backend() == "torch" else max(trained, default=0)
     step = sum(trained) + max(activations, _UPDATE_COPIES * updated)
     # On JAX a step makes a new state beside the old one.
@@ -140,7 +147,7 @@ def _of_one(model: keras.Model, inputs: Any) -> dict[str, float]:
 
 
 def _optimizer_bytes(model: keras.Model, trained: int) -> int:
-    """Its variables; before it has any, as many as those of its kind make for a variable."""
+    """Returns the size of the optimizer's variables; before it is built, a prediction."""
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         return 0
@@ -153,8 +160,8 @@ def _optimizer_bytes(model: keras.Model, trained: int) -> int:
     return sum(_bytes(v.shape, v.dtype) for v in optimizer.variables)
 
 
-def _specs(model: keras.Model, x: Any, batch_size: int) -> Any:
-    """The inputs of a step, as symbols."""
+def _specs(model: keras.Model, x: Data, batch_size: int) -> Tree:
+    """Returns the inputs of a step, as `KerasTensor`s."""
     if x is not None:
         return tree.map_structure(
             lambda leaf: keras.KerasTensor((batch_size, *leaf.shape[1:]), str(leaf.dtype)), x
@@ -171,14 +178,16 @@ def _specs(model: keras.Model, x: Any, batch_size: int) -> Any:
     )
 
 
-def _layer_bytes(model: keras.Model, inputs: Any) -> tuple[list[int], list[int]]:
-    """What each layer keeps for the backward pass, and the size of its output."""
-    kept: list[int] = []
+def _layer_bytes(model: keras.Model, inputs: Tree) -> tuple[list[int], list[int]]:
+    """Returns the bytes that each layer stores for the backward pass, and those of its output."""
+    stored: list[int] = []
     sizes: list[int] = []
 
-    def recording(call: Callable) -> Callable:
-        def recorded(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-            before = len(kept)
+    def recording(
+        call: Callable[Concatenate[keras.Layer, P], Tree],
+    ) -> Callable[Concatenate[keras.Layer, P], Tree]:
+        def recorded(layer: keras.Layer, *args: P.args, **kwargs: P.kwargs) -> Tree:
+            before = len(stored)
             outputs = call(layer, *args, **kwargs)
             size = sum(
                 _bytes(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
@@ -186,9 +195,9 @@ def _layer_bytes(model: keras.Model, inputs: Any) -> tuple[list[int], list[int]]
                 if hasattr(leaf, "shape")
             )
             if isinstance(layer, keras.layers.RNN):
-                kept[before:], sizes[before:] = [_recurrent_bytes(layer, args[0])], [size]
-            elif len(kept) == before:  # of layers made of layers, the inner ones count
-                kept.append(size)
+                stored[before:], sizes[before:] = [_recurrent_bytes(layer, args[0])], [size]
+            elif len(stored) == before:  # of layers made of layers, the inner ones count
+                stored.append(size)
                 sizes.append(size)
             return outputs
 
@@ -196,11 +205,14 @@ def _layer_bytes(model: keras.Model, inputs: Any) -> tuple[list[int], list[int]]
 
     with patched(keras.layers.Layer, "__call__", recording):
         backends.call_on_symbols(model, inputs)
-    return kept, sizes
+    return stored, sizes
 
 
-def _recurrent_bytes(layer: keras.layers.RNN, sequence: Any) -> int:
-    """Of every time step: the gates before and after their activation, the states, the output."""
+def _recurrent_bytes(layer: keras.layers.RNN, sequence: keras.KerasTensor) -> int:
+    """Returns the bytes that a recurrent layer stores for all time steps.
+
+    These are the gates before and after their activation, the states and the output.
+    """
     batch, times = sequence.shape[:2]
     cells = getattr(layer.cell, "cells", [layer.cell])
     widths = [
@@ -218,11 +230,11 @@ def _bytes(shape: Sequence[int | None], dtype: str) -> int:
 
 @contextlib.contextmanager
 def peak() -> Iterator[dict[str, float]]:
-    """Measures how much memory the block takes at its most, beyond what was taken before it.
+    """Measures the most memory that the block takes in addition to what was taken before it.
 
     Yields:
-        A dict that in the end has `"mb"`: the device's memory where the backend counts it, else the
-        resident memory of the process; NaN where that cannot be told (as on systems but Linux).
+        A dict whose `"mb"` is set at the end: of the GPU's memory where there is one, else of the
+        resident memory of the process; NaN where it cannot be measured (on systems but Linux).
     """
     found = {"mb": math.nan}
     gc.collect()
@@ -235,19 +247,19 @@ def peak() -> Iterator[dict[str, float]]:
         yield found
     finally:
         after = count()
-        # A peak that could not be reset, and was not passed, is that of something else.
+        # A peak that could not be reset, and was not exceeded, is not that of the block.
         if before and after and (after[1] > before[1] or before[1] == before[0]):
             found["mb"] = max(0, after[1] - before[0]) / _MB
 
 
 def _reset_resident_peak() -> None:
-    """Makes what the process takes now its peak, see `man 5 proc_pid_clear_refs`."""
-    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then that of ever
+    """Resets the process's peak to its present memory, see `man 5 proc_pid_clear_refs`."""
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is not reset
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _resident_bytes() -> tuple[int, int] | None:
-    """What the process takes of the machine's memory, and its peak."""
+    """Returns the resident memory of the process and its peak, in bytes; `None` if not on Linux."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None

@@ -1,38 +1,37 @@
-"""Data for a trial: the first rows of a user's, or random ones that suit a model."""
+"""Data for a trial: the first rows of the user's data, or random rows that suit a model."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
 from kerascohost import backends, errors
-from kerascohost.arguments import per_member
-from kerascohost.backends import Chunk
+from kerascohost.arguments import Data, PerMember, per_member
+from kerascohost.backends import Chunk, Tree
 from kerascohost.errors import CohortError
 from kerascohost.training import batches
 
-# What fills a dimension that a model leaves open.
+# The size of a dimension that a model leaves open.
 _ANY_LENGTH = 16
 
 
 def trial_data(
     models: Mapping[str, keras.Model],
-    x: Any,
-    y: Any,
+    x: PerMember[Data],
+    y: PerMember[Data],
     batch_sizes: Mapping[str, int],
     steps: int,
-) -> tuple[dict[str, tuple], dict[str, int]]:
-    """Some batches of data for each model, as arrays.
+) -> tuple[dict[str, tuple[Tree, Tree]], dict[str, int]]:
+    """Returns some batches of data for each model, as arrays.
 
     Args:
         models: The models, by name.
-        x: Arrays or datasets, for all or by name; `None` for random ones.
+        x: Arrays or datasets, for all or by name; `None` for random arrays.
         y: Targets, likewise.
         batch_sizes: Samples per batch, by name; a dataset has its own.
-        steps: How many batches, where there are so many.
+        steps: The number of batches; fewer if the data has fewer.
 
     Returns:
         `(x, y)` by name, and the samples per batch by name.
@@ -51,12 +50,12 @@ def trial_data(
             elif own_y is None and not hasattr(own_x, "shape"):
                 data[name], sizes[name] = _from_stream(own_x, steps)
             else:
-                pairs = {"x": own_x, "y": own_y}
-                data[name] = tuple(_rows(k, v, sizes[name] * steps) for k, v in pairs.items())
+                rows = sizes[name] * steps
+                data[name] = _rows("x", own_x, rows), _rows("y", own_y, rows)
     return data, sizes
 
 
-def _rows(key: str, value: Any, rows: int) -> Any:
+def _rows(key: str, value: Data, rows: int) -> Tree:
     if value is None or not all(hasattr(leaf, "shape") for leaf in tree.flatten(value)):
         raise CohortError(
             f"Expected `{key}` made of arrays. Received: {type(value).__name__}. "
@@ -65,8 +64,8 @@ def _rows(key: str, value: Any, rows: int) -> Any:
     return tree.map_structure(lambda leaf: np.asarray(leaf)[:rows], value)
 
 
-def _from_stream(dataset: Any, steps: int) -> tuple[tuple, int]:
-    """The first batches of a dataset, joined, and how large they are."""
+def _from_stream(dataset: Data, steps: int) -> tuple[tuple[Tree, Tree], int]:
+    """Returns the first batches of a dataset as one array each of x and y, and the batch size."""
     if hasattr(dataset, "__next__"):
         raise CohortError(
             "Expected data that can be read more than once. Received: a generator, which a trial "
@@ -88,8 +87,8 @@ def _from_stream(dataset: Any, steps: int) -> tuple[tuple, int]:
     return (x, y), len(tree.flatten(x)[0]) // len(read)
 
 
-def _single(chunks: Iterable[Chunk]) -> Iterator[Any]:
-    """The batches in some chunks."""
+def _single(chunks: Iterable[Chunk]) -> Iterator[Tree]:
+    """Yields the batches in some chunks."""
     for chunk in chunks:
         for i in range(chunk.start, chunk.stop):
             yield tree.map_structure(
@@ -97,14 +96,14 @@ def _single(chunks: Iterable[Chunk]) -> Iterator[Any]:
             )
 
 
-def _random_data(model: keras.Model, rows: int) -> tuple:
+def _random_data(model: keras.Model, rows: int) -> tuple[Tree, Tree]:
     random = np.random.default_rng(0)
     if not getattr(model, "inputs", None):
         raise CohortError(
             "Expected a model whose inputs are known. Received: one that is subclassed, or not "
             "built; give x and y."
         )
-    # A Sequential knows both as lists only; other models know how they are nested.
+    # A Sequential has both as lists only; other models have them with their nesting.
     is_sequential = isinstance(model, keras.Sequential)
     given, made = (
         (model.inputs[0], model.outputs[0]) if is_sequential else (model.input, model.output)
@@ -128,14 +127,16 @@ def _per_output(model: keras.Model) -> list[str]:
     ]
 
 
-def _random_input(random: np.random.Generator, tensor: Any, rows: int) -> np.ndarray:
+def _random_input(random: np.random.Generator, tensor: keras.KerasTensor, rows: int) -> np.ndarray:
     shape = (rows, *(size or _ANY_LENGTH for size in tensor.shape[1:]))
     if "int" in tensor.dtype:
         return random.integers(0, 2, shape).astype(tensor.dtype)  # in any vocabulary
     return random.normal(size=shape).astype("float32")
 
 
-def _random_target(random: np.random.Generator, tensor: Any, loss: str, rows: int) -> np.ndarray:
+def _random_target(
+    random: np.random.Generator, tensor: keras.KerasTensor, loss: str, rows: int
+) -> np.ndarray:
     shape = (rows, *(size or _ANY_LENGTH for size in tensor.shape[1:]))
     if loss.startswith("sparse_categorical"):
         return random.integers(0, shape[-1], shape[:-1])

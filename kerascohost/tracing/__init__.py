@@ -1,1 +1,1 @@
-"""What a training reads when its steps are traced: recorded at the call, compared and restored."""
+"""Records of what a training reads when its steps are traced: made at the call, then compared."""

@@ -4,32 +4,35 @@ import copy
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import keras
 import numpy as np
 
-from kerascohost.tracing.places import Bytes, Place
+from kerascohost.tracing.places import Bytes, Place, UserObject
 
-# Arrays are copied while all copies together have at most so many bytes; beyond that an array is
-# only compared with what it was, by a checksum, and a change is refused.
+# Arrays are copied while all copies together have at most this many bytes. Beyond that, an array is
+# only compared by a checksum, and a change raises an error.
 _COPIED_BYTES = 2**30
 
-# The copies that are in use, by where the array is in memory and how its items are laid out. Fits
-# of one array share a copy.
-_copies: weakref.WeakValueDictionary[tuple, np.ndarray] = weakref.WeakValueDictionary()
+# An array's address in memory, its shape, its strides in bytes and its dtype.
+_Memory: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...], str]
+
+# The copies that are in use, by the memory of the original. Fits of one array share a copy.
+_copies: weakref.WeakValueDictionary[_Memory, np.ndarray] = weakref.WeakValueDictionary()
 
 
-def copied(path: str, value: Any, compare: Callable[[Place], None]) -> Any:
-    """Returns an argument of `fit` as it is now, whatever the program does to it later.
+def copied(path: str, value: UserObject, compare: Callable[[Place], None]) -> UserObject:
+    """Returns an argument of `fit` that later changes by the program do not reach.
 
-    Containers are rebuilt, arrays and DataFrames copied. Callbacks, tensors, datasets and
-    generators stay the objects that they are.
+    Containers are rebuilt; arrays and DataFrames are copied. Callbacks, tensors, datasets and
+    generators are returned as they are.
 
     Args:
-        path: Where it is, as a user would write it.
+        path: The expression that a user would write for it, such as `x['image']`.
         value: The argument, or a part of it.
-        compare: Takes what is not copied, but to be compared before the training.
+        compare: Called with the place of an array that is too large to copy, which is compared
+            before the training instead.
     """
     if isinstance(value, np.ndarray):
         return _copied_array(path, value, compare)
@@ -63,24 +66,24 @@ def _copies_on_write() -> bool:
 def _copied_array(path: str, array: np.ndarray, compare: Callable[[Place], None]) -> np.ndarray:
     if isinstance(array, np.memmap) and not array.flags.writeable:
         return array
-    where = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
-    known = _copies.get(where)
+    memory = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
+    known = _copies.get(memory)
     if known is not None and type(known) is type(array) and _has_same_bytes(array, known):
         return known
     if array.nbytes + sum(other.nbytes for other in list(_copies.values())) > _COPIED_BYTES:
         compare(Bytes(f"`{path}`", array))
         return array
     new = array.copy(order="K")
-    _copies[where] = new
+    _copies[memory] = new
     return new
 
 
 def _has_same_bytes(array: np.ndarray, other: np.ndarray) -> bool:
     if array.dtype.hasobject:
         return False
-    word = np.uint64 if array.nbytes % 8 == 0 else np.uint8
-    return np.array_equal(_words(array, word), _words(other, word))
+    dtype = np.uint64 if array.nbytes % 8 == 0 else np.uint8
+    return np.array_equal(_as_integers(array, dtype), _as_integers(other, dtype))
 
 
-def _words(array: np.ndarray, word: type) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(word)
+def _as_integers(array: np.ndarray, dtype: type) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(dtype)

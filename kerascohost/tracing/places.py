@@ -1,43 +1,68 @@
-"""Where Python code looks something up: what was there, what is there now, how to restore it."""
+"""Places where Python code looks up values, such as globals, attributes and items of containers.
+
+A place knows the value that it had when it was found, and can restore it.
+"""
 
 import collections
 import random
 import types
 import zlib
 from collections.abc import Hashable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+
+CONTAINERS = (list, dict, set, collections.deque)
+
+# Any object that a user's program holds: only a look at it tells what it is.
+UserObject: TypeAlias = Any
+
+Container: TypeAlias = (
+    list[UserObject]
+    | dict[UserObject, UserObject]
+    | set[UserObject]
+    | collections.deque[UserObject]
+)
+
+AnyGenerator: TypeAlias = "types.GeneratorType[UserObject, UserObject, UserObject]"
+
+_ThingT = TypeVar("_ThingT")
 
 _MISSING = object()  # what is read where there is nothing
 
 
-def is_same(a: Any, b: Any) -> bool:
-    """Whether code that reads `a` would do the same with `b`: the same object, or equal values."""
+def is_same(a: UserObject, b: UserObject) -> bool:
+    """Returns whether `a` and `b` are the same object or equal plain values.
+
+    Code that reads one of them then does what it would do with the other.
+    """
     if a is b:
         return True
     return isinstance(a, PLAIN) and type(a) is type(b) and bool(a == b or (a != a and b != b))
 
 
-def fingerprint(value: Any) -> Hashable:
-    """A value to compare by: a plain value itself, the identity of anything else."""
+def fingerprint(value: UserObject) -> Hashable:
+    """Returns what to compare a value by: its type and a plain value, or else its identity."""
     return (type(value).__name__, value) if isinstance(value, PLAIN) else id(value)
 
 
 class Place:
-    """Where something is looked up.
+    """A place where code looks up a value.
 
     Args:
-        path: Where it is and who reads it, as a user would say it.
-        key: Equal for two places that are one.
+        path: Where the place is and what code reads it, in words for the user.
+        key: Equal for two objects that stand for the same place.
 
     Attributes:
-        is_restorable: Whether what was there can be put back.
-        attribute: The name of the attribute that it is, if it is one.
-        old: What was there when the place was found.
-        own: What the training that found it would find there now.
+        is_restorable: Whether the old value can be restored.
+        attribute: The name of the attribute, if the place is one.
+        old: The value when the place was found.
+        own: The value that the training which found the place would find there now.
     """
 
     is_restorable = True
@@ -48,28 +73,32 @@ class Place:
         self.key = key
         self.old = self.own = self.read()
 
-    def read(self) -> Any:
-        """Returns what is there now."""
+    def read(self) -> UserObject:
+        """Returns the present value."""
         raise NotImplementedError
 
-    def write(self, value: Any) -> None:
-        """Puts something there."""
+    def write(self, value: UserObject) -> None:
+        """Sets the value."""
         raise NotImplementedError
 
     def differs(self) -> bool:
-        """Whether something else is there now."""
+        """Returns whether the present value differs from the old one."""
         return not is_same(self.old, self.read())
 
     def token(self) -> Hashable:
-        """Equal for equal old values."""
+        """Returns what is equal for equal old values."""
         return fingerprint(self.old)
 
     def difference(self, then: str = "the call") -> str:
-        """Says what was there `then`, when the place was found, and what is there now."""
+        """Returns a text with the old value and the present one.
+
+        Args:
+            then: When the old value was read.
+        """
         return f"{_brief(self.old)} at {then}, {_brief(self.read())} now"
 
 
-def _brief(value: Any) -> str:
+def _brief(value: UserObject) -> str:
     if value is _MISSING:
         return "nothing"
     if isinstance(value, PLAIN):
@@ -85,16 +114,22 @@ class Entry(Place):
     """An entry of a dict of names: a global, or an attribute of a module or of an object."""
 
     def __init__(
-        self, path: str, names: MutableMapping[str, Any], name: str, is_attribute: bool = False
+        self,
+        path: str,
+        names: MutableMapping[str, UserObject],
+        name: str,
+        is_attribute: bool = False,
     ):
         self._names, self.name = names, name
         self.attribute = name if is_attribute else None
         super().__init__(path, ("entry", id(names), name))
 
-    def read(self) -> Any:
+    def read(self) -> UserObject:
+        """Returns the value of the entry."""
         return self._names.get(self.name, _MISSING)
 
-    def write(self, value: Any) -> None:
+    def write(self, value: UserObject) -> None:
+        """Sets the entry, or removes it."""
         if value is _MISSING:
             self._names.pop(self.name, None)
         else:
@@ -104,16 +139,18 @@ class Entry(Place):
 class Attribute(Place):
     """An attribute of a class, of a function or of an object with slots."""
 
-    def __init__(self, path: str, thing: Any, name: str):
+    def __init__(self, path: str, thing: UserObject, name: str):
         self._thing, self.name, self.attribute = thing, name, name
         super().__init__(path, ("attribute", id(thing), name))
 
-    def read(self) -> Any:
+    def read(self) -> UserObject:
+        """Returns the value of the attribute."""
         if isinstance(self._thing, type):  # not what a descriptor makes of it
             return vars(self._thing).get(self.name, _MISSING)
         return getattr(self._thing, self.name, _MISSING)
 
-    def write(self, value: Any) -> None:
+    def write(self, value: UserObject) -> None:
+        """Sets the attribute, or deletes it."""
         if value is _MISSING:
             delattr(self._thing, self.name)
         else:
@@ -127,13 +164,15 @@ class Cell(Place):
         self._cell, self.name = cell, name
         super().__init__(path, ("cell", id(cell)))
 
-    def read(self) -> Any:
+    def read(self) -> UserObject:
+        """Returns the value of the variable."""
         try:
             return self._cell.cell_contents
         except ValueError:  # of a name that has no value yet
             return _MISSING
 
-    def write(self, value: Any) -> None:
+    def write(self, value: UserObject) -> None:
+        """Sets the variable, or unbinds it."""
         if value is _MISSING:
             del self._cell.cell_contents
         else:
@@ -141,17 +180,19 @@ class Cell(Place):
 
 
 class Items(Place):
-    """What is in a list, dict, set or deque."""
+    """The items of a list, dict, set or deque."""
 
-    def __init__(self, path: str, container: Any):
+    def __init__(self, path: str, container: Container):
         self._container = container
         super().__init__(f"the items of {path}", ("items", id(container)))
 
-    def read(self) -> Any:
-        kind = dict if isinstance(self._container, dict) else list
-        return kind(self._container)
+    def read(self) -> dict[UserObject, UserObject] | list[UserObject]:
+        """Returns the items as a new dict or list."""
+        items = self._container
+        return dict(items) if isinstance(items, dict) else list(items)
 
-    def write(self, value: Any) -> None:
+    def write(self, value: UserObject) -> None:
+        """Replaces the items in place."""
         if isinstance(self._container, list):
             list.__setitem__(self._container, slice(None), value)
         elif isinstance(self._container, dict):
@@ -163,6 +204,7 @@ class Items(Place):
             getattr(self._container, add)(value)
 
     def differs(self) -> bool:
+        """Returns whether an item, the number of items or the order of keys differs."""
         old, new = self.old, self.read()
         if len(old) != len(new):
             return True
@@ -171,10 +213,12 @@ class Items(Place):
         return not all(map(is_same, old, new))
 
     def token(self) -> Hashable:
+        """Returns what is equal for equal items in the same order."""
         items = self.old.items() if isinstance(self.old, dict) else enumerate(self.old)
         return tuple((fingerprint(key), fingerprint(value)) for key, value in items)
 
     def difference(self, then: str = "the call") -> str:
+        """Returns a text with the first item that differs, or with the numbers of items."""
         new = self.read()
         if len(self.old) != len(new):
             return f"{len(self.old)} at {then}, {len(new)} now"
@@ -191,43 +235,49 @@ class Items(Place):
         return f"{_brief(self.old[i])} at {then}, {_brief(new[i])} now, at [{i}]"
 
 
-class Fixed(Place):
-    """What can be compared but not put back; `read` answers with a short summary."""
+class Fixed(Place, Generic[_ThingT]):
+    """An object that can be compared but not restored; `read` returns a short summary of it."""
 
     is_restorable = False
 
-    def __init__(self, path: str, thing: Any):
+    def __init__(self, path: str, thing: _ThingT):
         self._thing = thing
         super().__init__(path, ("fixed", type(self).__name__, id(thing)))
 
     def differs(self) -> bool:
+        """Returns whether the summary differs from the old one."""
         return self.old != self.read()
 
     def difference(self, then: str = "the call") -> str:
+        """Returns a text that says since when the object has changed."""
         return f"changed in place since {then}"
 
 
-class Bytes(Fixed):
+class Bytes(Fixed[np.ndarray]):
     """The bytes of an array, by a checksum."""
 
     def read(self) -> Hashable:
+        """Returns the checksum of the array."""
         return checksum(self._thing)
 
 
-class Frame(Fixed):
-    """A DataFrame or a Series outside the arguments of `fit`, which pandas copies when written."""
+class Frame(Fixed["pd.DataFrame | pd.Series"]):
+    """A DataFrame or Series outside the arguments of `fit`, which pandas copies on a write."""
 
-    def read(self) -> Any:
+    def read(self) -> "pd.DataFrame | pd.Series":
+        """Returns a shallow copy, which later writes do not change."""
         return self._thing.copy(deep=False)
 
     def differs(self) -> bool:
+        """Returns whether the values differ from the old ones."""
         return not self.old.equals(self._thing)
 
 
-class RandomState(Fixed):
-    """How far a random generator has come."""
+class RandomState(Fixed[random.Random | np.random.RandomState | np.random.Generator]):
+    """The state of a random generator."""
 
     def read(self) -> str:
+        """Returns the state of the generator as text."""
         if isinstance(self._thing, random.Random):
             return repr(self._thing.getstate())
         if isinstance(self._thing, np.random.Generator):
@@ -235,13 +285,15 @@ class RandomState(Fixed):
         return repr(self._thing.get_state(legacy=False))
 
     def difference(self, then: str = "the call") -> str:
+        """Returns a text that says since when the generator was used."""
         return f"drawn from, or seeded, since {then}"
 
 
-class GeneratorState(Fixed):
-    """How far a generator has come, and the plain values of its variables."""
+class GeneratorState(Fixed[AnyGenerator]):
+    """The position of a generator in its code, and the plain values of its variables."""
 
-    def read(self) -> Any:
+    def read(self) -> tuple[int, dict[str, UserObject]] | None:
+        """Returns the position in the code and the plain variables; `None` at the end."""
         frame = self._thing.gi_frame
         if frame is None:
             return None
@@ -249,6 +301,7 @@ class GeneratorState(Fixed):
         return frame.f_lasti, plain
 
     def differs(self) -> bool:
+        """Returns whether the generator was advanced or a variable differs."""
         old, new = self.old, self.read()
         if old is None or new is None:
             return old is not new
@@ -257,6 +310,7 @@ class GeneratorState(Fixed):
         return names_differ or not all(is_same(before[name], now[name]) for name in before)
 
     def difference(self, then: str = "the call") -> str:
+        """Returns a text that says which variable differs, or that it was advanced."""
         old, new = self.old, self.read()
         if old is None or new is None or old[0] != new[0]:
             return f"advanced since {then}"
@@ -264,37 +318,38 @@ class GeneratorState(Fixed):
         return f"`{name}` was {_brief(old[1][name])} at {then} and is {_brief(new[1][name])} now"
 
 
-class Setting(Fixed):
+class Setting(Fixed[UserObject]):
     """A plain attribute of an object of Keras's own.
 
-    It is put back only for a trace: Keras reads it at other times, too.
+    It is restored only for a trace: Keras reads it at other times, too.
     """
 
-    def __init__(self, path: str, thing: Any, name: str):
+    def __init__(self, path: str, thing: UserObject, name: str):
         self.name = name
         super().__init__(path, thing)
         self.key = ("setting", id(thing), name)
 
-    def read(self) -> Any:
+    def read(self) -> UserObject:
+        """Returns a plain value, or the name of the type of any other."""
         value = getattr(self._thing, self.name, None)
         return value if isinstance(value, PLAIN) else type(value).__name__
 
-    def write(self, value: Any) -> None:
+    def write(self, value: UserObject) -> None:
+        """Sets the attribute."""
         setattr(self._thing, self.name, value)
 
     def differs(self) -> bool:
+        """Returns whether the present value differs from the old one."""
         return not is_same(self.old, self.read())
 
     def difference(self, then: str = "the call") -> str:
+        """Returns a text with the old value and the present one."""
         return Place.difference(self, then)
 
 
 def checksum(array: np.ndarray) -> Hashable:
-    """A checksum of an array's bytes, or the identities of its objects."""
+    """Returns a checksum of an array's bytes; for an array of objects, their identities."""
     if array.dtype.hasobject:
         return tuple(map(id, array.ravel().tolist()))
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     return zlib.crc32(data), array.shape, array.dtype.str
-
-
-CONTAINERS = (list, dict, set, collections.deque)

@@ -1,15 +1,16 @@
-"""What a deferred training reads of the program's Python state: kept at the call, restored later.
+"""Snapshots of the Python state of a program that a deferred training reads.
 
-A `Snapshot` is taken when `fit` is called. It copies the arguments, and walks through what the code
-of the model, of its loss, of callbacks and of data may look up: closures, globals, attributes of
-the user's modules and objects, items of containers, arrays. Code of installed packages is not
-followed; of the user's objects and modules only attributes that some code walked names. Before
-anything is trained, `check` compares all that with what is there then. What can be restored is put
-back while the member's steps are traced and its hooks run; else a `CohortError` says what changed.
+A `Snapshot` is taken when `fit` is called. It copies the arguments and walks through everything
+that the code of the model, of its loss, of callbacks and of data may look up: closures, globals,
+attributes of the user's modules and objects, items of containers, arrays. Code of installed
+packages is not followed. Of the user's objects and modules only those attributes are followed that
+the walked code names. Before a training, `check` compares all this with the present values. What
+can be restored is restored while the member's steps are traced and its hooks run; otherwise a
+`CohortError` says what changed.
 
-The walk has two parts, as places may have two kinds of readers: "steps", which read while they are
-traced, and "hooks", the code of callbacks and of data, which runs all through the training and may
-also write.
+There are two walks, because there are two kinds of readers: "steps" read while they are traced;
+"hooks", which are the code of callbacks and of data, run during the whole training and may also
+write.
 """
 
 import argparse
@@ -24,22 +25,24 @@ import sysconfig
 import types
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from kerascohost import backends, errors
-from kerascohost.arguments import FitArguments
-from kerascohost.backends import reached
+from kerascohost.arguments import Callbacks, FitArguments
+from kerascohost.backends import StepKind, reached
 from kerascohost.backends.process_state import Configuration
 from kerascohost.tracing.copies import copied
 from kerascohost.tracing.places import (
     CONTAINERS,
     PLAIN,
+    AnyGenerator,
     Attribute,
     Bytes,
     Cell,
+    Container,
     Entry,
     Frame,
     GeneratorState,
@@ -47,15 +50,19 @@ from kerascohost.tracing.places import (
     Place,
     RandomState,
     Setting,
+    UserObject,
 )
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _INSTALLED = (
     *{f"{path}{os.sep}" for name, path in sysconfig.get_paths().items() if "lib" in name},
     f"{Path(keras.__file__).parent}{os.sep}",
 )
-# Code with one of these may look up any attribute.
+# Code that uses one of these names may look up any attribute.
 _BY_NAME = frozenset({"getattr", "vars", "__dict__", "__getattribute__"})
-# What these call runs after tracing, in threads of the backend.
+# Functions that these call run after tracing, in threads of the backend.
 _RUNS_LATER = frozenset(
     {"py_function", "numpy_function", "pure_callback", "io_callback", "debug_callback"}
 )
@@ -69,13 +76,13 @@ _CHANGING_METHODS = frozenset(
 _TRAINING_METHODS = frozenset(
     {"apply", "assign", "assign_add", "fit", "load_weights", "set_weights", "train_on_batch"}
 )
-# What writes to a file, a table or a server has one of these.
+# Objects that write to a file, a table or a server have one of these methods.
 _WRITERS = ("add_scalar", "execute", "log", "log_metric", "log_metrics", "write", "writerow")
-# What these set is set before any step or hook reads it.
+# Attributes that these methods set are set before any step or hook reads them.
 _BEGINNINGS = frozenset({"__init__", "__post_init__", "build"})
 _CALLED_UNNAMED = frozenset({"__call__", "__getitem__", "__iter__", "__len__", "__next__"})
-# What functions draw from that are given no generator: by the object that has them as its methods,
-# and by the module that defines them.
+# Functions that draw random numbers without being given a generator are recognized by the object
+# whose methods they are, or by the module that defines them.
 _GLOBAL_GENERATORS = tuple(map(operator.attrgetter("__self__"), (random.random, np.random.rand)))
 _RANDOM_OF_KERAS = keras.random.normal.__module__
 _RANDOM_OF_TENSORFLOW = "tensorflow.python.ops.random_ops"
@@ -86,14 +93,14 @@ class _Code:
     """The names that a code object, or one inside it, looks up and writes.
 
     Attributes:
-        globals: Names of globals.
-        attributes: Names of attributes.
-        written: Names of variables of other scopes that it binds.
-        set: Names of attributes that it sets.
+        globals: The names of globals.
+        attributes: The names of attributes.
+        written: The names of variables of other scopes that it binds.
+        set: The names of attributes that it sets.
         changes_items: Whether it may change the items of a container.
         gives_seed: Whether it calls something with an argument named `seed`.
-        lookups: The dotted names that it looks up, and the beginnings of these.
-        imported: By the name that it binds in itself, what it imports.
+        lookups: The dotted names that it looks up, and their prefixes.
+        imported: The dotted name of each import, by the local name that it gets.
     """
 
     def __init__(self, code: types.CodeType):
@@ -114,7 +121,7 @@ class _Code:
                 self._merge(names_of(constant), code)
         self.changes_items |= not _CHANGING_METHODS.isdisjoint(self.attributes | self.globals)
 
-    def _note(self, operation: str, name: Any, code: types.CodeType) -> None:
+    def _note(self, operation: str, name: str, code: types.CodeType) -> None:
         if operation in ("LOAD_GLOBAL", "LOAD_NAME"):
             self.globals.add(name)
         elif operation in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"):
@@ -128,8 +135,17 @@ class _Code:
         elif operation in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
             self.changes_items = True
 
-    def _look_up(self, operation: str, name: Any, before: tuple[str, ...]) -> tuple[str, ...]:
-        """Notes dotted names, such as `np.random.rand`; returns the one that an operation is in."""
+    def _look_up(self, operation: str, name: str, before: tuple[str, ...]) -> tuple[str, ...]:
+        """Notes dotted names, such as `np.random.rand`.
+
+        Args:
+            operation: The bytecode operation.
+            name: The name that the operation uses.
+            before: The dotted name that the previous operation ended with.
+
+        Returns:
+            The dotted name that this operation ends with.
+        """
         if operation in ("STORE_FAST", "STORE_DEREF") and before[:1] == ("import",):
             self.imported[name] = before[1:]
             return ()
@@ -145,8 +161,8 @@ class _Code:
             self.lookups.add(before)
         return before
 
-    def found_by(self, scope: Mapping[str, Any]) -> Iterator[Any]:
-        """Yields what the dotted names stand for that begin with a global or with an import."""
+    def found_by(self, scope: Mapping[str, UserObject]) -> Iterator[UserObject]:
+        """Yields the objects of the dotted names that begin with a global or with an import."""
         for name, *rest in self.lookups:
             if name in self.imported:
                 module, *first = self.imported[name]
@@ -170,19 +186,19 @@ class _Code:
         self.imported |= inner.imported
 
 
-def _is_module(thing: Any) -> bool:
+def _is_module(thing: UserObject) -> bool:
     return isinstance(thing, types.ModuleType)
 
 
 @functools.lru_cache(maxsize=4096)
 def names_of(code: types.CodeType) -> _Code:
-    """The names that `code` looks up and writes."""
+    """Returns the names that `code` looks up and writes."""
     return _Code(code)
 
 
 @functools.lru_cache(maxsize=4096)
 def _is_installed(module: str) -> bool:
-    """Whether a module belongs to Python, to an installed package or to kerascohost."""
+    """Returns whether a module belongs to Python, to an installed package or to kerascohost."""
     if module.partition(".")[0] == __name__.partition(".")[0]:
         return True
     if module in sys.builtin_module_names:
@@ -195,16 +211,16 @@ def _is_installed(module: str) -> bool:
     return is_in_packages or file.startswith(_INSTALLED)
 
 
-def _is_of_package(thing: Any) -> bool:
-    """Whether a class, a function or a module is not the user's."""
+def _is_of_package(thing: UserObject) -> bool:
+    """Returns whether a class, function or module is from Python or an installed package."""
     module = getattr(thing, "__module__", None) or getattr(thing, "__name__", "")
     return isinstance(module, str) and _is_installed(module)
 
 
-def _draws_numbers(thing: Any) -> bool:
-    """Whether this is a function that draws from a random state of the whole process, or sets it.
+def _draws_numbers(thing: UserObject) -> bool:
+    """Returns whether `thing` is a function that draws from a global random state, or sets one.
 
-    That of Python, of NumPy or of TensorFlow.
+    Global random states are those of Python, of NumPy and of TensorFlow.
     """
     owner = getattr(thing, "__self__", None)
     if any(owner is generator for generator in _GLOBAL_GENERATORS):
@@ -220,7 +236,7 @@ def _title(function: types.FunctionType, path: str) -> str:
 class _Named:
     """Something whose attributes are read by name: an object, a class or a module."""
 
-    def __init__(self, thing: Any, path: str):
+    def __init__(self, thing: UserObject, path: str):
         self.thing = thing
         self.path = path
         self.kind = thing if isinstance(thing, type) else type(thing)
@@ -230,7 +246,11 @@ class _Named:
         self.done: set[str] = set()
 
     def names(self, mentioned: set[str]) -> set[str]:
-        """The names to look up that have not been looked up before."""
+        """Returns the names to look up that have not been looked up before.
+
+        Args:
+            mentioned: All attribute names that the walked code mentions.
+        """
         known = set(self.own).union(*map(vars, self.bases))
         found = known & (mentioned | _CALLED_UNNAMED)
         if not _BY_NAME.isdisjoint(mentioned) and not isinstance(self.thing, types.ModuleType):
@@ -243,17 +263,19 @@ class _Named:
 
 
 class _Walk:
-    """Goes through all that one kind of reader may look up.
+    """Walks through all objects that one kind of reader may look up.
 
     Args:
         may_write: Whether the readers are hooks, which may also write.
 
     Attributes:
-        places: What they may look up.
-        models: Layers and models that were met; they are not gone through.
-        shared: By identity, the objects in which two fits can meet.
-        written: Keys of the places that the readers bind.
-        set: Names of the attributes that they set.
+        places: The places that they may look up.
+        models: The layers and models that were found; the walk does not enter them.
+        containers: The identities of the containers that were found.
+        objects: The user's objects that were found, by identity.
+        shared: The identities of objects that two fits may have in common.
+        written: The keys of the places that the readers bind.
+        set: The names of the attributes that they set.
         mentioned: All attribute names that they mention.
         changes_items: Whether they may change the items of containers.
         draws_numbers: Whether they may draw from a random state of the whole process.
@@ -265,7 +287,7 @@ class _Walk:
         self.places: list[Place] = []
         self.models: list[keras.Layer] = []
         self.containers: set[int] = set()
-        self.objects: dict[int, Any] = {}
+        self.objects: dict[int, UserObject] = {}
         self.shared: set[Hashable] = set()
         self.written: set[Hashable] = set()
         self.set: set[str] = set()
@@ -275,7 +297,8 @@ class _Walk:
         self.draws_seeds = False
         self._named: list[_Named] = []
         self._seen: set[Hashable] = set()
-        self._kept: list[Any] = []  # an object that is gone could leave its identity to another
+        # Otherwise an object could be freed, and a new one get its identity.
+        self._references: list[UserObject] = []
 
     def look_up_names(self) -> None:
         """Follows the attributes of the user's objects that code names, until none are new."""
@@ -297,22 +320,38 @@ class _Walk:
                 self._class_attribute(named, base, name)
                 return
 
-    def _first(self, key: Hashable, thing: Any = None) -> bool:
+    def is_first(self, key: Hashable, thing: UserObject = None) -> bool:
+        """Notes `key`; returns whether it had not been noted before.
+
+        Args:
+            key: What identifies a thing or a place.
+            thing: An object whose identity is in `key`, if any.
+        """
         if key in self._seen:
             return False
         self._seen.add(key)
-        self._kept.append(thing)
+        self._references.append(thing)
         return True
 
     def add(self, place: Place) -> None:
-        """Notes a place, once."""
-        if self._first(place.key):
+        """Notes a place, unless it is known."""
+        if self.is_first(place.key):
             self.places.append(place)
 
-    def walk(self, thing: Any, path: str) -> None:
+    def walk(self, thing: UserObject, path: str) -> None:
         """Notes the places in `thing`, which was found at `path`."""
-        if isinstance(thing, PLAIN) or not self._first(("thing", id(thing)), thing):
+        if isinstance(thing, PLAIN) or not self.is_first(("thing", id(thing)), thing):
             return
+        if not (
+            self._callable(thing, path)
+            or self._collection(thing, path)
+            or self._namespace(thing)
+            or self._state(thing, path)
+        ):
+            self._object(thing, path)
+
+    def _callable(self, thing: UserObject, path: str) -> bool:
+        """Walks a function, method or partial; returns whether `thing` is one."""
         if isinstance(thing, types.FunctionType):
             self._function(thing, path)
         elif isinstance(thing, types.MethodType):
@@ -321,21 +360,33 @@ class _Walk:
         elif isinstance(thing, functools.partial):
             for part in (thing.func, thing.args, thing.keywords):
                 self.walk(part, path)
-        elif isinstance(thing, CONTAINERS):
+        else:
+            return False
+        return True
+
+    def _collection(self, thing: UserObject, path: str) -> bool:
+        """Walks a container, tuple, frozenset or generator; returns whether `thing` is one."""
+        if isinstance(thing, CONTAINERS):
             self._container(thing, path)
         elif isinstance(thing, (tuple, frozenset)):
             for i, item in enumerate(thing):
                 self.walk(item, f"{path}[{i}]")
         elif isinstance(thing, types.GeneratorType):
             self._generator(thing, path)
-        elif isinstance(thing, (type, types.ModuleType)):
-            if not _is_of_package(thing):
-                self._named.append(_Named(thing, f"`{thing.__name__}`"))
-        elif not self._state(thing, path):
-            self._object(thing, path)
+        else:
+            return False
+        return True
 
-    def _state(self, thing: Any, path: str) -> bool:
-        """Notes what is compared as a whole; returns whether `thing` is such."""
+    def _namespace(self, thing: UserObject) -> bool:
+        """Notes a class or module of the user's; returns whether `thing` is a class or module."""
+        if not isinstance(thing, (type, types.ModuleType)):
+            return False
+        if not _is_of_package(thing):
+            self._named.append(_Named(thing, f"`{thing.__name__}`"))
+        return True
+
+    def _state(self, thing: UserObject, path: str) -> bool:
+        """Notes an object that is compared as a whole; returns whether `thing` is one."""
         if isinstance(thing, np.ndarray):
             self.add(Bytes(path, thing))
         elif isinstance(thing, (random.Random, np.random.RandomState, np.random.Generator)):
@@ -356,7 +407,7 @@ class _Walk:
             )
         return True
 
-    def _container(self, thing: Any, path: str) -> None:
+    def _container(self, thing: Container, path: str) -> None:
         self.add(Items(path, thing))
         self.containers.add(id(thing))
         for key, item in list(thing.items() if isinstance(thing, dict) else enumerate(thing)):
@@ -387,7 +438,7 @@ class _Walk:
         if self.may_write:
             self.shared.add(place.key)
 
-    def _code(self, code: types.CodeType, scope: dict[str, Any], title: str) -> None:
+    def _code(self, code: types.CodeType, scope: dict[str, UserObject], title: str) -> None:
         names = names_of(code)
         if code.co_name not in _BEGINNINGS:
             self.set |= names.set
@@ -405,7 +456,7 @@ class _Walk:
             self.add(place)
             self.walk(place.old, f"global `{name}`")
 
-    def _generator(self, generator: types.GeneratorType, path: str) -> None:
+    def _generator(self, generator: AnyGenerator, path: str) -> None:
         self.add(GeneratorState(path, generator))
         self.shared.add(id(generator))
         frame = generator.gi_frame
@@ -415,7 +466,7 @@ class _Walk:
         for name, value in list(frame.f_locals.items()):
             self.walk(value, f"`{name}` of `{generator.__name__}`")
 
-    def _object(self, thing: Any, path: str) -> None:
+    def _object(self, thing: UserObject, path: str) -> None:
         for name in ("__wrapped__", "python_function"):  # of `jax.jit`, `tf.function`, `lru_cache`
             self.walk(vars(thing).get(name) if hasattr(thing, "__dict__") else None, path)
             if callable(thing) and _is_of_package(type(thing)):
@@ -432,15 +483,15 @@ class _Walk:
             self.of_keras(thing, path)
         self._named.append(_Named(thing, f"the {type(thing).__name__} at {path}"))
 
-    def of_keras(self, thing: Any, path: str) -> None:
-        """Notes what Keras itself reads of an object of its classes, or of one made from them."""
+    def of_keras(self, thing: UserObject, path: str) -> None:
+        """Notes what Keras itself reads of an object whose class is Keras's or derived from it."""
         where = f"the {type(thing).__name__} at {path}"
         is_own = _is_of_package(type(thing))
         for name, value in list(vars(thing).items()):
             if reached.is_bookkeeping(thing, name):
                 continue
             if not is_own:
-                self._entry(vars(thing), name, f"`{name}` of {where}")
+                self._entry(thing.__dict__, name, f"`{name}` of {where}")
             elif isinstance(value, PLAIN) and not name.startswith("_"):
                 self.add(Setting(f"`{name}` of {where}", thing, name))
             else:
@@ -452,7 +503,7 @@ class _Walk:
                 self._class_attribute(named, base, name)
         self._named.append(named)
 
-    def _entry(self, names: dict[str, Any], name: str, path: str) -> None:
+    def _entry(self, names: dict[str, UserObject], name: str, path: str) -> None:
         value = names[name]
         if isinstance(value, (keras.Variable, keras.KerasTensor)):
             return
@@ -477,12 +528,12 @@ class _Walk:
             self.add(Attribute(path, base, name))
         self.walk(value, path)
 
-    def _dataset(self, dataset: Any, path: str) -> None:
-        """Notes what two fits may have in common of their pipelines."""
+    def _dataset(self, dataset: "tf.data.Dataset", path: str) -> None:
+        """Notes the objects of a pipeline that two fits may have in common."""
         for source in reached.pipeline(dataset):
             if reached.is_shuffle(source):
                 self.shared.add(id(source))
-                self._kept.append(source)
+                self._references.append(source)
             file = reached.cache_file(source)
             if file:
                 self.shared.add(str(Path(file).absolute()))
@@ -497,18 +548,18 @@ class _Walk:
 
 
 class StepReads:
-    """What the steps of a model read while they are traced, as it is when this is made.
+    """A record of what the steps of a model read while they are traced.
 
-    Keras traces the steps of a compiled model once: what they find then stays in them until the
-    model is compiled again. So does what is kept of it here, by `remember`, for steps that a
-    cohort traces anew.
+    Keras traces the steps of a compiled model once. The values that they read then stay in them
+    until the model is compiled again. `remember` keeps a record of these values for equally long,
+    for steps that a cohort traces anew.
 
     Args:
-        model: The model.
+        model: The model; the record has the values of the moment when it is made.
 
     Attributes:
-        stamp: How the model was compiled.
-        forms: The forms of the batches that were traced with what was read.
+        stamp: Equal as long as the model is not compiled again.
+        forms: The forms of the batches that were traced with these values.
     """
 
     _then = "the first trace"
@@ -545,12 +596,12 @@ class StepReads:
 
     def _walk_layers(self, model: keras.Layer) -> None:
         for layer in backends.flat_layers(model):
-            if self._steps._first(("layer", id(layer)), layer):
+            if self._steps.is_first(("layer", id(layer)), layer):
                 self._steps.add(_Trainable(f"`trainable` of {layer.name!r}", layer, "trainable"))
                 self._steps.of_keras(layer, f"{layer.name!r}")
 
     def _may_change(self, place: Place) -> bool:
-        """Whether a training may change a place in a way that its steps do not depend on."""
+        """Returns whether a training may change a place without an effect on traced steps."""
         walk = self._steps
         return (
             isinstance(place, (_LearningRate, RandomState, GeneratorState))
@@ -561,21 +612,21 @@ class StepReads:
 
     @property
     def draws_seeds(self) -> bool:
-        """Whether steps take seeds from Keras's global generator, as far as can be told."""
+        """Returns whether steps take seeds from Keras's global generator, judging by their code."""
         return self._steps.draws_seeds
 
     @property
     def differs(self) -> bool:
-        """Whether something is restored."""
+        """Returns whether something is restored."""
         return bool(self._restored)
 
     def check(self, member: str, form: Hashable = None) -> None:
-        """Compares what is there now with what was there then.
+        """Compares the present values with the recorded ones.
 
         Args:
             member: The member's name.
-            form: The form of the batches that are to come. For a new one `fit` traces anew, with
-                what is there now: then nothing may differ.
+            form: The form of the batches to come. For a new form `fit` traces anew, with the
+                present values: then nothing may differ.
 
         Raises:
             CohortError: If something differs that cannot be restored.
@@ -592,7 +643,7 @@ class StepReads:
                 self._refuse(member, told, _way_out(place))
             self._restored.append(place)
         if any(isinstance(place, _Trainable) for place in self._restored):
-            # To set one is to set those of all layers inside.
+            # Setting it on a layer sets it on all layers inside, so all of them are restored.
             self._restored = [
                 *(place for place in self._places if isinstance(place, _Trainable)),
                 *(place for place in self._restored if not isinstance(place, _Trainable)),
@@ -610,7 +661,7 @@ class StepReads:
             )
 
     def _obstacle(self, place: Place) -> str | None:
-        """Why a place that differs cannot be restored, or `None`."""
+        """Returns why a place that differs cannot be restored, or `None` if it can."""
         is_setting = isinstance(place, Setting) and isinstance(place.old, PLAIN)
         if not place.is_restorable and not (self._is_for_traces and is_setting):
             return ""
@@ -621,16 +672,19 @@ class StepReads:
         return None
 
     def restored(self) -> tuple[Hashable, ...]:
-        """What is restored for the member's steps: equal for members that find the same values."""
+        """Returns what is restored for the member's steps.
+
+        The result is equal for members that find the same values.
+        """
         steps = {id(place) for place in self._steps.places}
         places = [place for place in self._restored if id(place) in steps]
         return self._configuration.traced, *((place.path, place.token()) for place in places)
 
     @contextlib.contextmanager
     def as_read(self) -> Iterator[None]:
-        """Lets the block find the places that changed as they were, and as it left them itself.
+        """Restores, within the block, the places that changed and Keras's configuration.
 
-        Keras's configuration and other settings of the process likewise.
+        Values that the block itself sets are in effect again in the next such block.
         """
         outside = [place.read() for place in self._restored]
         for place in self._restored:
@@ -646,18 +700,21 @@ class StepReads:
 
 
 def remembered(model: keras.Model, kind: str) -> StepReads | None:
-    """What the steps of this kind were first traced with, since the model was compiled."""
+    """Returns the record of the first trace of steps of this kind since the model was compiled."""
     known: StepReads | None = vars(model).get(reached.TRACED_WITH, {}).get(kind)
     return known if known is not None and known.stamp == backends.compile_stamp(model) else None
 
 
-def remember(model: keras.Model, kind: str, form: Hashable) -> StepReads:
-    """Keeps what steps of this kind, which have been traced, read: it is there now.
+def remember(model: keras.Model, kind: StepKind, form: Hashable) -> StepReads:
+    """Records, with the present values, what steps read that have just been traced.
 
     Args:
-        model: The model.
+        model: The model, which keeps the record.
         kind: `"train"`, `"test"` or `"predict"`.
         form: The form of the batches that they were traced for.
+
+    Returns:
+        The record.
     """
     known = vars(model).setdefault(reached.TRACED_WITH, {})[kind] = StepReads(model)
     known.forms.add(form)
@@ -665,7 +722,7 @@ def remember(model: keras.Model, kind: str, form: Hashable) -> StepReads:
 
 
 class Snapshot(StepReads):
-    """What the training of a model reads, as it was when its `fit` was called.
+    """A record of what the training of a model reads, with the values at the call of `fit`.
 
     Args:
         model: The model.
@@ -675,10 +732,11 @@ class Snapshot(StepReads):
 
     Attributes:
         arguments: The arguments, copied where the program could change them.
-        reads: By identity, what the training may read of other models.
+        reads: The identities of parts of other models that the training may read.
         others: Those models, and layers of theirs.
-        stamp: How the model was compiled.
-        writes: By identity, objects outside of the model that the training may change.
+        stamp: Equal as long as the model is not compiled again.
+        writes: The identities of objects outside of the model that the training may change; of
+            files and folders, their paths.
     """
 
     _then = "the call"
@@ -688,7 +746,7 @@ class Snapshot(StepReads):
         unchanged: list[Place] = []
         self.arguments = arguments
         if is_deferred:
-            taken: Any = {
+            taken: Any = {  # a TypedDict, which mypy does not take a comprehension for
                 name: copied(name, value, unchanged.append) for name, value in arguments.items()
             }
             self.arguments = taken
@@ -730,14 +788,19 @@ class Snapshot(StepReads):
 
     @property
     def draws_globally(self) -> bool:
-        """Whether steps, callbacks or data draw what the program would draw else.
+        """Returns whether steps, callbacks or data draw from a global random state.
 
-        As far as their code tells; the order in which `fit` shuffles arrays is not among it.
+        This is judged by their code. The order in which `fit` shuffles arrays is not counted.
         """
         walks = (self._steps, self._hooks)
         return any(walk.draws_numbers or walk.draws_seeds for walk in walks)
 
     def check(self, member: str, form: Hashable = None) -> None:
+        """Compares the present values with the recorded ones, as `StepReads.check` does.
+
+        Raises:
+            CohortError: Also if the model was compiled again.
+        """
         if self._places and self.stamp != backends.compile_stamp(self._model):
             self._refuse(member, "the model was compiled again", "Compile it before its `fit`")
         super().check(member, form)
@@ -767,27 +830,28 @@ class Snapshot(StepReads):
 
 
 class _Trainable(Setting):
-    """Whether a layer is trained."""
+    """The `trainable` attribute of a layer."""
 
 
 class _LearningRate(Setting):
     """The learning rate of an optimizer, which it keeps in a variable."""
 
-    def __init__(self, path: str, optimizer: Any):
+    def __init__(self, path: str, optimizer: keras.optimizers.Optimizer):
         super().__init__(path, optimizer, "learning_rate")
 
-    def read(self) -> Any:
+    def read(self) -> float | None:
+        """Returns the learning rate; `None` with a schedule."""
         return reached.learning_rate(self._thing)
 
 
-def _hooked(arguments: FitArguments) -> dict[str, Any]:
-    """Those arguments that run code of the user's, without the arrays in them."""
+def _hooked(arguments: FitArguments) -> dict[str, UserObject]:
+    """Returns the arguments that run code of the user's, without the arrays in them."""
     names = ("callbacks", "x", "y", "sample_weight", "validation_data")
     return {name: _without_data(arguments.get(name)) for name in names}
 
 
-def _without_data(value: Any) -> Any:
-    """Everything in an argument that is not copied at the call."""
+def _without_data(value: UserObject) -> UserObject:
+    """Returns everything in an argument that is not copied at the call."""
     if isinstance(value, keras.callbacks.CallbackList):
         return tuple(value.callbacks)
     if isinstance(value, dict):
@@ -803,8 +867,8 @@ def _without_data(value: Any) -> Any:
 _PATH_WORDS = ("path", "file", "dir", "folder")
 
 
-def _files(callbacks: Any) -> set[Hashable]:
-    """The files and folders that callbacks name, and the profiler, if one of them uses it."""
+def _files(callbacks: Callbacks) -> set[Hashable]:
+    """Returns the paths that callbacks name, and `"the profiler"` if one of them uses it."""
     found: set[Hashable] = set()
     for callback in backends.callbacks_in(callbacks):
         found |= {str(path.absolute()) for path in paths_of(callback).values()}
@@ -813,8 +877,8 @@ def _files(callbacks: Any) -> set[Hashable]:
     return found
 
 
-def paths_of(callback: Any) -> dict[str, Path]:
-    """The files and folders that a callback names, by attribute."""
+def paths_of(callback: keras.callbacks.Callback) -> dict[str, Path]:
+    """Returns the files and folders that a callback names, by attribute."""
     found = {}
     for name, value in getattr(callback, "__dict__", {}).items():
         is_path = isinstance(value, PurePath) or (
