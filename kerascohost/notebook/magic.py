@@ -319,5 +319,7 @@ def _is_shown(statement: ast.stmt, code: str) -> bool:
 def _image(result: CohortHistory | BenchmarkResult) -> Image:
     """Returns the result's plot as a picture, which needs no matplotlib backend for notebooks."""
     picture = io.BytesIO()
-    result.plot().figure.savefig(picture, format="png", dpi=144, bbox_inches="tight")
+    figure = result.plot().get_figure(root=True)
+    assert figure is not None  # the plot has made one
+    figure.savefig(picture, format="png", dpi=144, bbox_inches="tight")
     return Image(picture.getvalue(), width=640)

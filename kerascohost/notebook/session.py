@@ -290,7 +290,7 @@ class CohostSession(traitlets.HasTraits):
         with self._doing("layout"):
             self._check_selected()
             most = {name: self.most_factor(name) for name in self.selected}
-            if self._result_is_of_these():
+            if self.result is not None and self._result_is_of_these():
                 found = suggest_group_factors(self.result, "speed", 1)
             else:
                 found = suggest_group_factors(self._steps_of_an_epoch())
