@@ -163,3 +163,25 @@ def test_keras_still_has_a_private_attribute_that_is_read(name):
 @functools.cache
 def keras_sources():
     return "\n".join(path.read_text() for path in Path(keras.__file__).parent.rglob("*.py"))
+
+
+# Words that were in use before the present ones; a reader would not find them explained anywhere.
+GONE = re.compile(
+    r"\b(anatom\w+|lifted|twins?|seats?|seated|put_back|as_they_were|bring_home|let_go|look_ahead"
+    r"|forsake|held fits?|HeldFit|HeldHistory\w*|backend_module|keras_data|trial_data)\b",
+    re.IGNORECASE,
+)
+ROOT = PACKAGE.parent
+TEXTS = [*MODULES, *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_words_that_were_given_up_are_gone(path):
+    assert not GONE.findall(path.read_text())
+
+
+def test_any_is_rare():
+    """A type that says nothing is no type: at most 1.5 in 100 lines."""
+    texts = [path.read_text() for path in MODULES]
+    count = sum(len(re.findall(r"\bAny\b", text)) for text in texts)
+    assert count <= 0.015 * sum(text.count("\n") for text in texts)

@@ -30,7 +30,7 @@ from kerascohost.backends import Tree
 from kerascohost.backends.snapshot import VariableSnapshot, preserved
 from kerascohost.errors import CohortError
 from kerascohost.layouts import memory
-from kerascohost.layouts.sample_data import trial_data
+from kerascohost.layouts.sample_data import sample_data
 from kerascohost.layouts.suggestions import MOST, suggest_group_factors
 from kerascohost.results import plotting
 from kerascohost.training.cohort import Cohort
@@ -122,7 +122,7 @@ def benchmark(
             if not model.compiled:
                 raise CohortError("You must call `compile()` before measuring how a model trains.")
     sizes = counts_per_member("batch_size", batch_size, named, default=32)
-    data, sizes = trial_data(named, x, y, sizes, steps)
+    data, sizes = sample_data(named, x, y, sizes, steps)
     bench = _Bench(named, data, sizes, group_factor, replicas)
     with (
         preserved(named.values()),

@@ -17,7 +17,7 @@ from kerascohost.training import batches
 _ANY_LENGTH = 16
 
 
-def trial_data(
+def sample_data(
     models: Mapping[str, keras.Model],
     x: PerMember[Data],
     y: PerMember[Data],

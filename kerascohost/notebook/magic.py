@@ -23,6 +23,7 @@ from IPython.core.magic_arguments import (
     parse_argstring,
 )
 from IPython.display import Image, display
+from matplotlib.figure import Figure
 
 from kerascohost.arguments import LAYOUTS
 from kerascohost.deferred import scripts
@@ -319,7 +320,7 @@ def _is_shown(statement: ast.stmt, code: str) -> bool:
 def _image(result: CohortHistory | BenchmarkResult) -> Image:
     """Returns the result's plot as a picture, which needs no matplotlib backend for notebooks."""
     picture = io.BytesIO()
-    figure = result.plot().get_figure(root=True)
-    assert figure is not None  # the plot has made one
+    figure = result.plot().figure
+    assert isinstance(figure, Figure)  # the plot has made a whole one
     figure.savefig(picture, format="png", dpi=144, bbox_inches="tight")
     return Image(picture.getvalue(), width=640)
