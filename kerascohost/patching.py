@@ -8,15 +8,19 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any
+from typing import Any, TypeAlias
 
 _MISSING = object()
 _LOCK = threading.Lock()
 _PLACES: dict[tuple[int, str], "_Place"] = {}
 
 
+# A class, module, object or table of others, or what stands there under a name.
+Thing: TypeAlias = Any
+
+
 @contextlib.contextmanager
-def patched(owner: Any, name: str, replace: Callable[[Any], Any]) -> Iterator[None]:
+def patched(owner: Thing, name: str, replace: Callable[[Thing], Thing]) -> Iterator[None]:
     """Within the block the calling thread, and no other, finds something else at `owner.name`.
 
     Blocks may be nested, and run in several threads at once. In the end everything is as it was: an
@@ -50,7 +54,7 @@ def patched(owner: Any, name: str, replace: Callable[[Any], Any]) -> Iterator[No
         _leave(place)
 
 
-def _enter(owner: Any, name: str) -> "_Place":
+def _enter(owner: Thing, name: str) -> "_Place":
     with _LOCK:
         place = _PLACES.get((id(owner), name))
         if place is None or not place.stands:
@@ -83,7 +87,7 @@ class _Place:
         users: How many blocks need it.
     """
 
-    def __init__(self, owner: Any, name: str):
+    def __init__(self, owner: Thing, name: str):
         self.owner = owner
         self.name = name
         self.users = 0
@@ -92,7 +96,7 @@ class _Place:
         self._own = threading.local()
         self._stand_in = self._made(usual)
 
-    def _made(self, usual: Any) -> Any:
+    def _made(self, usual: Thing) -> Thing:
         if isinstance(self.owner, type):
             return _DataDescriptor(self) if _is_data(self.raw(self.owner)) else _Descriptor(self)
         if isinstance(usual, dict):
@@ -104,7 +108,7 @@ class _Place:
             )
 
         @functools.wraps(usual)
-        def dispatch(*args: Any, **kwargs: Any) -> Any:
+        def dispatch(*args: Thing, **kwargs: Thing) -> Thing:
             return self.value()(*args, **kwargs)
 
         return dispatch
@@ -123,19 +127,21 @@ class _Place:
         if self.stands:
             self._put(self._original)
 
-    def _put(self, value: Any) -> None:
-        is_class, is_missing = isinstance(self.owner, type), value is _MISSING
+    def _put(self, value: Thing) -> None:
+        owner, is_missing = self.owner, value is _MISSING
+        is_class = isinstance(owner, type)
+        attributes: Thing = vars(owner)
         if is_class and is_missing:
             delattr(self.owner, self.name)
         elif is_class:
             setattr(self.owner, self.name, value)
         elif is_missing:  # here and below past `__setattr__`: Keras notes what is set
-            del vars(self.owner)[self.name]
+            del attributes[self.name]
         else:
-            vars(self.owner)[self.name] = value
+            attributes[self.name] = value
 
     @contextlib.contextmanager
-    def replaced(self, replace: Callable[[Any], Any]) -> Iterator[None]:
+    def replaced(self, replace: Callable[[Thing], Thing]) -> Iterator[None]:
         """Within the block this thread has a replacement."""
         usual = getattr(self.owner, self.name) if isinstance(self.owner, type) else self.value()
         replacement = replace(usual)
@@ -148,7 +154,7 @@ class _Place:
         finally:
             own.pop()
 
-    def raw(self, kind: type | None) -> Any:
+    def raw(self, kind: type | None) -> Thing:
         """What this thread finds there, unbound.
 
         Args:
@@ -162,7 +168,7 @@ class _Place:
             found = next(vars(k)[self.name] for k in order[after:] if self.name in vars(k))
         return found
 
-    def value(self) -> Any:
+    def value(self) -> Thing:
         """What this thread finds at the place of a module or an object."""
         own = self._own.__dict__.get("replacements")
         if own or self._original is not _MISSING:
@@ -170,12 +176,12 @@ class _Place:
         return _bound(self.raw(None), self.owner, type(self.owner))
 
 
-def _is_data(thing: Any) -> bool:
+def _is_data(thing: Thing) -> bool:
     """Whether an attribute of a class goes before one of the same name of its instances."""
     return hasattr(type(thing), "__set__") or hasattr(type(thing), "__delete__")
 
 
-def _bound(found: Any, instance: Any, kind: type) -> Any:
+def _bound(found: Thing, instance: Thing, kind: type) -> Thing:
     get = getattr(type(found), "__get__", None)
     return found if get is None else get(found, instance, kind)
 
@@ -186,38 +192,38 @@ class _Descriptor:
     def __init__(self, place: _Place):
         self.place = place
 
-    def __get__(self, instance: Any, kind: type) -> Any:
+    def __get__(self, instance: Thing, kind: type) -> Thing:
         return _bound(self.place.raw(kind), instance, kind)
 
 
 class _DataDescriptor(_Descriptor):
     """Stands at the place of a property."""
 
-    def __set__(self, instance: Any, value: Any) -> None:
+    def __set__(self, instance: Thing, value: Thing) -> None:
         found = self.place.raw(type(instance))
         type(found).__set__(found, instance, value)
 
-    def __delete__(self, instance: Any) -> None:
+    def __delete__(self, instance: Thing) -> None:
         found = self.place.raw(type(instance))
         type(found).__delete__(found, instance)
 
 
-class _Table(MutableMapping, dict):  # type: ignore[misc, metaclass]  # a dict is no subclass
+class _Table(MutableMapping[Thing, Thing], dict[Thing, Thing]):  # type: ignore[misc, metaclass]  # a dict is no subclass
     """Stands at a place that holds a table: each thread reads and writes its own."""
 
     def __init__(self, place: _Place):
         self._place = place
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: Thing) -> Thing:
         return self._place.value()[key]
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: Thing, value: Thing) -> None:
         self._place.value()[key] = value
 
-    def __delitem__(self, key: Any) -> None:
+    def __delitem__(self, key: Thing) -> None:
         del self._place.value()[key]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Thing]:
         return iter(self._place.value())
 
     def __len__(self) -> int:
@@ -226,5 +232,5 @@ class _Table(MutableMapping, dict):  # type: ignore[misc, metaclass]  # a dict i
     def __repr__(self) -> str:
         return repr(self._place.value())
 
-    def copy(self) -> dict:
+    def copy(self) -> dict[Thing, Thing]:
         return dict(self._place.value())

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras.src.backend.common import global_state  # what Keras is in the midst of
@@ -32,7 +32,13 @@ from kerascohost.backends import threads
 
 # What makes a look of it: a read or a change, of what, described by a text with a place for its
 # name.
-Look = Callable[[Any, str], None]
+# Whatever a program may look at or give: a model, a layer, a variable, a callback, any value.
+Thing: TypeAlias = Any
+
+# What a class has under a name: a function, a property or another descriptor.
+Attribute: TypeAlias = Any
+
+Look = Callable[[Thing, str], None]
 
 # Methods that read what a model's layers hold, and those that may change it.
 _READERS = (
@@ -78,7 +84,7 @@ class _Watched:
         is_model: Whether it is the model of a fit.
     """
 
-    thing: Any
+    thing: Thing
     watch: "Watch"
     changes: bool = True
     is_unbuilt: bool = False
@@ -112,7 +118,7 @@ class Watch:
     def add(
         self,
         model: keras.Model,
-        callbacks: Iterable[Any] = (),
+        callbacks: Iterable[Thing] = (),
         others: Iterable[keras.Layer] = (),
     ) -> None:
         """Watches what a fit depends on.
@@ -256,14 +262,14 @@ def _in_thread(state: threads.State, work: Callable[[], None]) -> None:
 
 
 def _sharing(
-    things: dict[int, _Watched], parts: Iterable[Any], any_use: bool = False
+    things: dict[int, _Watched], parts: Iterable[Thing], any_use: bool = False
 ) -> _Watched | None:
     """The first of the parts that a training may change, or, with `any_use`, read."""
     found = (things.get(id(part)) for part in parts)
     return next((one for one in found if one is not None and (any_use or one.changes)), None)
 
 
-def _paths(callback: Any) -> Iterator[str]:
+def _paths(callback: Thing) -> Iterator[str]:
     """Patterns of the files that a callback may write."""
     for value in list(vars(callback).values()):
         if isinstance(value, (str, PurePath)):
@@ -298,7 +304,7 @@ class _Hook:
         self,
         owner: type,
         name: str,
-        replace: Callable[[Any], Any],
+        replace: Callable[[Attribute], Attribute],
         acts: Callable[[], bool] = _watches,
     ):
         self.owner, self.name = owner, name
@@ -306,10 +312,10 @@ class _Hook:
         self._usual = vars(owner).get(name, _MISSING)
         self._replacement = replace(self._inherited if self._usual is _MISSING else self._usual)
 
-    def _inherited(self, this: Any, *args: Any) -> Any:
+    def _inherited(self, this: Thing, *args: Thing) -> Thing:
         return getattr(super(self.owner, this), self.name)(*args)
 
-    def __get__(self, instance: Any, kind: type | None = None) -> Any:
+    def __get__(self, instance: Thing, kind: type | None = None) -> Thing:
         if self._acts():
             return self._replacement.__get__(instance, kind)
         if self._usual is _MISSING:
@@ -340,10 +346,10 @@ class _Hook:
 class _PropertyHook(_Hook):
     """Stands at a property."""
 
-    def __set__(self, instance: Any, value: Any) -> None:
+    def __set__(self, instance: Thing, value: Thing) -> None:
         (self._replacement if self._acts() else self._usual).__set__(instance, value)
 
-    def __delete__(self, instance: Any) -> None:
+    def __delete__(self, instance: Thing) -> None:
         self._usual.__delete__(instance)
 
 
@@ -353,7 +359,7 @@ class _ValueHook(_Hook):
     def __init__(self, owner: type, name: str):
         super().__init__(owner, name, lambda usual: usual)
 
-    def __get__(self, instance: Any, kind: type | None = None) -> Any:
+    def __get__(self, instance: Thing, kind: type | None = None) -> Thing:
         if instance is not None:
             watched = _thread.things.get(id(instance))
             if watched is not None and watched.is_model:
@@ -363,11 +369,13 @@ class _ValueHook(_Hook):
         kind = self.owner if kind is None else kind
         raise AttributeError(f"{kind.__name__!r} object has no attribute {self.name!r}")
 
-    def __set__(self, instance: Any, value: Any) -> None:
-        vars(instance)[self.name] = value
+    def __set__(self, instance: Thing, value: Thing) -> None:
+        attributes: Thing = vars(instance)
+        attributes[self.name] = value
 
-    def __delete__(self, instance: Any) -> None:
-        del vars(instance)[self.name]
+    def __delete__(self, instance: Thing) -> None:
+        attributes: Thing = vars(instance)
+        del attributes[self.name]
 
 
 class _FunctionHook(_Hook):
@@ -421,7 +429,10 @@ def owner_of(kind: type, name: str) -> type:
 
 
 def hook(
-    kind: type, name: str, replace: Callable[[Any], Any], acts: Callable[[], bool] = _watches
+    kind: type,
+    name: str,
+    replace: Callable[[Attribute], Attribute],
+    acts: Callable[[], bool] = _watches,
 ) -> "_Hook":
     """Makes a hook, to be put in place by `Hooks`.
 
@@ -436,7 +447,7 @@ def hook(
     return make(owner if owner is not object else kind, name, replace, acts)
 
 
-def _all_hooks() -> Iterator[_Hook]:
+def _all_hooks() -> Iterator[_Hook]:  # noqa: C901  # a list
     """The hooks that are needed for every watched model."""
     variable, optimizer = keras.Variable, keras.optimizers.Optimizer
     yield hook(variable, "value", _value)
@@ -491,7 +502,7 @@ _unbuilt_hooks = Hooks(_make_unbuilt_hooks)
 def _value(usual: property) -> property:
     read = usual.fget
 
-    def value(this: keras.Variable) -> Any:
+    def value(this: keras.Variable) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None and watched.changes and _is_read(this):
             watched.watch.look(this, "the value of {} is read")
@@ -507,9 +518,9 @@ def _is_read(variable: keras.Variable) -> bool:
     return not is_carried and not in_symbolic_scope()
 
 
-def _shown(usual: Any) -> Any:
+def _shown(usual: Attribute) -> Attribute:
     @functools.wraps(usual)
-    def shown(this: keras.Variable, *args: Any) -> Any:
+    def shown(this: keras.Variable, *args: Thing) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None and watched.changes:
             watched.watch.look(this, "the value of {} is read")
@@ -518,9 +529,9 @@ def _shown(usual: Any) -> Any:
     return shown
 
 
-def _assign(usual: Any) -> Any:
+def _assign(usual: Attribute) -> Attribute:
     @functools.wraps(usual)
-    def assign(this: keras.Variable, *args: Any, **kwargs: Any) -> Any:
+    def assign(this: keras.Variable, *args: Thing, **kwargs: Thing) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None and get_stateless_scope() is None and not in_symbolic_scope():
             watched.watch.look(this, "{} is assigned to")
@@ -530,7 +541,7 @@ def _assign(usual: Any) -> Any:
 
 
 def _property_set(name: str, usual: property) -> property:
-    def change(this: Any, value: Any) -> None:
+    def change(this: Thing, value: Thing) -> None:
         watched = _thread.things.get(id(this))
         if watched is not None:
             watched.watch.look(this, f"`{name}` of {{}} is set")
@@ -539,8 +550,8 @@ def _property_set(name: str, usual: property) -> property:
     return property(usual.fget, change, usual.fdel, usual.__doc__)
 
 
-def _set(usual: Any) -> Any:
-    def __setattr__(this: Any, name: str, value: Any) -> None:  # noqa: N807  # as it is shown
+def _set(usual: Attribute) -> Attribute:
+    def __setattr__(this: Thing, name: str, value: Thing) -> None:  # noqa: N807  # as it is shown
         watched = _thread.things.get(id(this))
         if watched is not None and name[:1] != "_" and name not in _SET_BY_KERAS:
             watched.watch.look(this, f"`{name}` of {{}} is set")
@@ -549,21 +560,21 @@ def _set(usual: Any) -> Any:
     return __setattr__
 
 
-def _method(name: str, usual: Any) -> Any:
+def _method(name: str, usual: Attribute) -> Attribute:
     writes = name in _WRITERS
     doing = f"{name} of {{}} {'changes' if writes else 'needs'} its weights"
 
     @functools.wraps(usual)
-    def method(this: keras.Model, *args: Any, **kwargs: Any) -> Any:
+    def method(this: keras.Model, *args: Thing, **kwargs: Thing) -> Thing:
         looked_at([this], doing, writes)
         return usual(this, *args, **kwargs)
 
     return method
 
 
-def _own_method(name: str, usual: Any) -> Any:
+def _own_method(name: str, usual: Attribute) -> Attribute:
     @functools.wraps(usual)
-    def method(this: Any, *args: Any, **kwargs: Any) -> Any:
+    def method(this: Thing, *args: Thing, **kwargs: Thing) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None:
             watched.watch.look(this, f"{name} changes {{}}")
@@ -575,7 +586,7 @@ def _own_method(name: str, usual: Any) -> Any:
 def _listed(is_incomplete: Callable[[_Watched], bool], usual: property) -> property:
     read = usual.fget
 
-    def listed(this: Any) -> Any:
+    def listed(this: Thing) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None and is_incomplete(watched):
             watched.watch.look(this, "what the training of {} makes is read")
@@ -584,9 +595,9 @@ def _listed(is_incomplete: Callable[[_Watched], bool], usual: property) -> prope
     return property(listed, usual.fset, usual.fdel, usual.__doc__)
 
 
-def _loading(usual: Any) -> Any:
+def _loading(usual: Attribute) -> Attribute:
     @functools.wraps(usual)
-    def load(*args: Any, **kwargs: Any) -> Any:
+    def load(*args: Thing, **kwargs: Thing) -> Thing:
         given = [value for value in [*args, *kwargs.values()] if isinstance(value, (str, PurePath))]
         for path, watch in list(_thread.paths):
             for file in map(_absolute, given):
@@ -598,12 +609,12 @@ def _loading(usual: Any) -> Any:
     return load
 
 
-def _compiled(usual: Any) -> Any:
+def _compiled(usual: Attribute) -> Attribute:
     """Functions that TensorFlow has compiled read variables past all that is hooked here."""
     read_by = backends.get_backend().variables_read_by
 
     @functools.wraps(usual)
-    def call(this: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(this: Thing, *args: Thing, **kwargs: Thing) -> Thing:
         if _thread.things:
             watched = _sharing(_thread.things, read_by(this))
             if watched is not None:
@@ -613,8 +624,8 @@ def _compiled(usual: Any) -> Any:
     return call
 
 
-def _callback_get(usual: Any) -> Any:
-    def __getattribute__(this: Any, name: str) -> Any:  # noqa: N807  # as it is shown
+def _callback_get(usual: Attribute) -> Attribute:
+    def __getattribute__(this: Thing, name: str) -> Thing:  # noqa: N807  # as it is shown
         watched = _thread.things.get(id(this))
         # The dunders: what `vars` and copying read.
         if watched is not None and (name[:2] != "__" or name in ("__dict__", "__getstate__")):
@@ -624,8 +635,8 @@ def _callback_get(usual: Any) -> Any:
     return __getattribute__
 
 
-def _callback_set(usual: Any) -> Any:
-    def __setattr__(this: Any, name: str, value: Any) -> None:  # noqa: N807  # as it is shown
+def _callback_set(usual: Attribute) -> Attribute:
+    def __setattr__(this: Thing, name: str, value: Thing) -> None:  # noqa: N807  # as it is shown
         watched = _thread.things.get(id(this))
         if watched is not None:
             watched.watch.look(this, f"`{name}` of {{}} is set")
@@ -634,8 +645,8 @@ def _callback_set(usual: Any) -> Any:
     return __setattr__
 
 
-def _unbuilt_get(usual: Any) -> Any:
-    def __getattribute__(this: Any, name: str) -> Any:  # noqa: N807  # as it is shown
+def _unbuilt_get(usual: Attribute) -> Attribute:
+    def __getattribute__(this: Thing, name: str) -> Thing:  # noqa: N807  # as it is shown
         if name[:1] != "_":
             watched = _thread.things.get(id(this))
             if watched is not None and watched.is_unbuilt and name not in _KNOWN_UNBUILT:

@@ -23,14 +23,15 @@ def set_random_state(state: bytes) -> None:
 
 
 def is_drawn_from(expected: bytes, found: bytes, ended: bytes, at_most: int = 5000) -> bool:
-    """Whether numbers were drawn from Python's or NumPy's random state where it should not be.
+    """Returns whether numbers were drawn from Python's or NumPy's state where they should not be.
 
-    Both make 624 words at a time (Mersenne Twister); `at_most` such blocks are followed.
+    Both make blocks of 624 words (Mersenne Twister).
 
     Args:
         expected: The state that was found before the draws.
         found: The state after them.
         ended: The state that should have been found.
+        at_most: How many blocks of words are followed.
     """
     states = zip(*map(_twisters, (expected, found, ended)), strict=True)
     return any(

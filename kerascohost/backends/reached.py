@@ -3,9 +3,15 @@
 import functools
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
+
+# A `tf.data.Dataset`: a class that is there only where TensorFlow is.
+Dataset: TypeAlias = Any
+
+# Whatever Keras's objects hold: callbacks, optimizers, TensorFlow's handles of variables.
+Thing: TypeAlias = Any
 
 # What has attributes that Keras reads while it traces or runs hooks.
 KERAS = (
@@ -43,7 +49,7 @@ def _own_of_layers() -> frozenset[str]:
     return frozenset(name for thing in things for name in vars(thing))
 
 
-def is_bookkeeping(thing: Any, name: str) -> bool:
+def is_bookkeeping(thing: Thing, name: str) -> bool:
     """Whether an attribute is Keras's own note, and not something that a step or a hook reads.
 
     Private attributes of a user's own class are the user's, unless Keras's base class sets them.
@@ -59,7 +65,7 @@ def is_bookkeeping(thing: Any, name: str) -> bool:
     )
 
 
-def learning_rate(optimizer: Any) -> float | None:
+def learning_rate(optimizer: Thing) -> float | None:
     """The learning rate that an optimizer holds in a variable, or `None` with a schedule.
 
     `_learning_rate`: the public property calls a schedule instead of returning it. `_value`:
@@ -70,13 +76,13 @@ def learning_rate(optimizer: Any) -> float | None:
     return None if value is None else float(keras.ops.convert_to_tensor(value))
 
 
-def schedule(optimizer: Any) -> Any:
+def schedule(optimizer: Thing) -> Thing:
     """The learning-rate schedule of an optimizer; `_learning_rate`: see `learning_rate`."""
     rate = getattr(optimizer, "_learning_rate", None)
     return None if isinstance(rate, keras.Variable) else rate
 
 
-def profiles(callback: Any) -> bool:
+def profiles(callback: Thing) -> bool:
     """Whether a callback turns TensorFlow's profiler on, of which a process has one.
 
     `_should_trace`: what `TensorBoard` makes of `profile_batch`.
@@ -84,7 +90,7 @@ def profiles(callback: Any) -> bool:
     return isinstance(callback, keras.callbacks.TensorBoard) and callback._should_trace
 
 
-def trained_with(layer: keras.Layer) -> list[Any]:
+def trained_with(layer: keras.Layer) -> list[Thing]:
     """The layer and all that training it changes: its inner layers and their variables.
 
     `_flatten_layers`: only it finds layers inside layers.
@@ -93,7 +99,7 @@ def trained_with(layer: keras.Layer) -> list[Any]:
     return [*inner, *layer.variables]
 
 
-def handles(variables: list[keras.Variable]) -> list[Any]:
+def handles(variables: list[keras.Variable]) -> list[Thing]:
     """On TensorFlow, what functions that use these variables capture of them.
 
     `_value`: reading the public `value` may be observed.
@@ -103,25 +109,25 @@ def handles(variables: list[keras.Variable]) -> list[Any]:
     return [handle for handle in found if handle is not None]
 
 
-def is_handle(thing: Any) -> bool:
+def is_handle(thing: Thing) -> bool:
     """Whether this is TensorFlow's handle of a variable."""
     return getattr(getattr(thing, "dtype", None), "name", None) == "resource"
 
 
-def is_dataset(thing: Any) -> bool:
+def is_dataset(thing: Thing) -> bool:
     """Whether this is a `tf.data.Dataset`; TensorFlow is not imported for it."""
     tensorflow = sys.modules.get("tensorflow")
     return tensorflow is not None and isinstance(thing, tensorflow.data.Dataset)
 
 
-def pipeline(dataset: Any) -> Iterator[Any]:
+def pipeline(dataset: Dataset) -> Iterator[Dataset]:
     """A dataset and those that it is made from; `_inputs`: there is no public way to them."""
     yield dataset
     for source in dataset._inputs():
         yield from pipeline(source)
 
 
-def mapped(dataset: Any) -> list[Any]:
+def mapped(dataset: Dataset) -> list[Thing]:
     """The Python functions of one dataset's `map`, `filter` and so on.
 
     `_functions`, `_func`: there is no public way to them.
@@ -129,7 +135,7 @@ def mapped(dataset: Any) -> list[Any]:
     return [getattr(wrapped, "_func", None) for wrapped in dataset._functions()]
 
 
-def captured(dataset: Any) -> list[Any]:
+def captured(dataset: Dataset) -> list[Thing]:
     """The handles of variables that one dataset's functions draw from: states of seeds.
 
     They are told by their integers: other variables, as those of an adapted `Normalization`, are
@@ -140,7 +146,7 @@ def captured(dataset: Any) -> list[Any]:
     return [variable.handle for variable in variables if variable.dtype.is_integer]
 
 
-def is_shuffle(dataset: Any) -> bool:
+def is_shuffle(dataset: Dataset) -> bool:
     """Whether one dataset shuffles, each time in another order.
 
     `_ShuffleDataset`: the class has no public name.
@@ -148,7 +154,7 @@ def is_shuffle(dataset: Any) -> bool:
     return type(dataset).__name__ == "_ShuffleDataset"
 
 
-def cache_file(dataset: Any) -> str | None:
+def cache_file(dataset: Dataset) -> str | None:
     """The file that one dataset caches to; `_filename`: there is no public way to it."""
     if type(dataset).__name__ != "CacheDataset":
         return None

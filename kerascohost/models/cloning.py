@@ -3,13 +3,13 @@
 import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
 from kerascohost import backends, errors
+from kerascohost.arguments import Argument
 from kerascohost.errors import CohortError
 
 
@@ -17,7 +17,7 @@ def clones(
     model: keras.Model | Callable[..., keras.Model],
     n: int,
     seed: int | None = None,
-    **overrides: Sequence[Any],
+    **overrides: Sequence[Argument],
 ) -> list[keras.Model]:
     """Makes compiled copies of a model, each with fresh initial weights, for ensembles and sweeps.
 
@@ -66,7 +66,7 @@ def clones(
     return made
 
 
-def _check_overrides(n: int, overrides: Mapping[str, Sequence[Any]]) -> None:
+def _check_overrides(n: int, overrides: Mapping[str, Sequence[Argument]]) -> None:
     if not isinstance(n, int) or n < 1:
         raise CohortError(f"Expected `n` to be a positive integer. Received: n={n!r}")
     for name, values in overrides.items():
@@ -91,7 +91,9 @@ class _Seeds:
         return int(self._random.integers(2**31 - 1))
 
 
-def _built(build: Callable[..., keras.Model], own: dict[str, Any], seeds: _Seeds) -> keras.Model:
+def _built(
+    build: Callable[..., keras.Model], own: dict[str, Argument], seeds: _Seeds
+) -> keras.Model:
     """A model from the user's function, under random states of its own."""
     known = inspect.signature(build).parameters
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
@@ -108,7 +110,7 @@ def _built(build: Callable[..., keras.Model], own: dict[str, Any], seeds: _Seeds
     return _copy(model, rest, seeds) if rest else model
 
 
-def _copy(model: keras.Model, own: dict[str, Any], seeds: _Seeds) -> keras.Model:
+def _copy(model: keras.Model, own: dict[str, Argument], seeds: _Seeds) -> keras.Model:
     if not model.compiled:
         raise CohortError("Expected a compiled model. Received: one without `compile()`.")
     names = set(own)
@@ -137,7 +139,9 @@ def _copy(model: keras.Model, own: dict[str, Any], seeds: _Seeds) -> keras.Model
     return copy
 
 
-def _optimizer(optimizer: keras.optimizers.Optimizer, own: dict, names: set) -> Any:
+def _optimizer(
+    optimizer: keras.optimizers.Optimizer, own: dict[str, Argument], names: set[str]
+) -> keras.optimizers.Optimizer:
     """A new optimizer, which takes all overrides that its config knows."""
     config = optimizer.get_config()
     found = names & config.keys()
@@ -145,7 +149,7 @@ def _optimizer(optimizer: keras.optimizers.Optimizer, own: dict, names: set) -> 
     return type(optimizer).from_config(config | {name: own[name] for name in found})
 
 
-def _fresh(part: Any, own: dict, names: set) -> Any:
+def _fresh(part: Argument, own: dict[str, Argument], names: set[str]) -> Argument:
     """A copy of a loss or a metric; names and functions can be shared."""
     if not isinstance(part, (keras.losses.Loss, keras.metrics.Metric)):
         return part
@@ -155,7 +159,9 @@ def _fresh(part: Any, own: dict, names: set) -> Any:
     return type(part).from_config(config | {name: own[name] for name in found})
 
 
-def _layers(model: keras.Model, own: dict, names: set, seeds: _Seeds) -> keras.Model:
+def _layers(
+    model: keras.Model, own: dict[str, Argument], names: set[str], seeds: _Seeds
+) -> keras.Model:
     """The model anew, from the configs of its layers."""
     pending = set(names)  # what the optimizer or the loss has not taken
 
@@ -179,7 +185,9 @@ def _layers(model: keras.Model, own: dict, names: set, seeds: _Seeds) -> keras.M
     return copy
 
 
-def _changed(config: Any, own: dict, names: set, seeds: _Seeds) -> Any:
+def _changed(
+    config: Argument, own: dict[str, Argument], names: set[str], seeds: _Seeds
+) -> Argument:
     """A layer's config, and all those in it, with the overrides and with new seeds."""
     if isinstance(config, Mapping):
         changed = {}
@@ -212,7 +220,7 @@ def _keep_what_is_not_initial(model: keras.Model, copy: keras.Model) -> None:
             continue
         if not its_copy.built:
             its_copy.build_from_config(layer.get_build_config())
-        stored: dict[str, Any] = {}
+        stored: dict[str, Argument] = {}
         layer.save_own_variables(stored)
         if stored:
             its_copy.load_own_variables(stored)

@@ -1,17 +1,17 @@
 """Several models as one plain functional `keras.Model`: side by side, grouped, replicated."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
-from kerascohost.arguments import PerMember, check_count, counts_per_member, named_models
+from kerascohost.arguments import Argument, PerMember, check_count, counts_per_member, named_models
+from kerascohost.backends.base import Tensor, Tree
 from kerascohost.errors import CohortError, about
 
 
-def group(x: Any, k: int) -> Any:
+def group(x: Tree, k: int) -> Tree:
     """Reads every `k` neighbouring samples as one: `(n * k, ...)` becomes `(n, k, ...)`.
 
     Args:
@@ -31,7 +31,7 @@ def group(x: Any, k: int) -> Any:
     """
     check_count("k", k)
 
-    def grouped(array: Any) -> Any:
+    def grouped(array: Tensor) -> Tree:
         n = array.shape[0]
         if n % k:
             raise CohortError(
@@ -43,7 +43,7 @@ def group(x: Any, k: int) -> Any:
     return tree.map_structure(grouped, x)
 
 
-def ungroup(x: Any) -> Any:
+def ungroup(x: Tree) -> Tree:
     """Undoes `group`: `(n, k, ...)` becomes `(n * k, ...)`.
 
     Args:
@@ -61,7 +61,7 @@ def ungroup(x: Any) -> Any:
     [0, 1, 2, 3]
     """
 
-    def ungrouped(array: Any) -> Any:
+    def ungrouped(array: Tensor) -> Tree:
         if len(array.shape) < 2:
             raise CohortError(
                 f"Expected arrays of shape (n, k, ...). Received: shape {tuple(array.shape)}"
@@ -84,19 +84,22 @@ class GroupBatch(keras.layers.Layer):
     (3, 2, 5)
     """
 
-    def __init__(self, k: int, **kwargs: Any):
+    def __init__(self, k: int, **kwargs: Argument):
         super().__init__(**kwargs)
         check_count("k", k)
         self.k = k
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tree:
+        """Returns the inputs in their other shape."""
         return keras.ops.reshape(inputs, (-1, self.k, *inputs.shape[1:]))
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Returns the shape of the outputs."""
         n = input_shape[0]
         return (None if n is None else n // self.k, self.k, *input_shape[1:])
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, Argument]:
+        """Returns what is needed to make the layer again."""
         return {**super().get_config(), "k": self.k}
 
 
@@ -110,10 +113,12 @@ class UngroupBatch(keras.layers.Layer):
     (6, 5)
     """
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tree:
+        """Returns the inputs in their other shape."""
         return keras.ops.reshape(inputs, (-1, *inputs.shape[2:]))
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Returns the shape of the outputs."""
         n, k, *rest = input_shape
         return (None if n is None or k is None else n * k, *rest)
 
@@ -164,8 +169,8 @@ def fuse(
     named = named_models(models)
     factors = counts_per_member("group_factor", 1 if group_factor is None else group_factor, named)
     counts = counts_per_member("replicas", 1 if replicas is None else replicas, named)
-    inputs: list = []
-    outputs: list = []
+    inputs: list[keras.KerasTensor] = []
+    outputs: list[keras.KerasTensor] = []
     for member, model in named.items():
         with about(member):
             core = _as_layer(member, model)
@@ -191,7 +196,9 @@ def _as_layer(member: str, model: keras.Model) -> keras.Model:
     return keras.Model(inputs, outputs, name=f"{member}_model")
 
 
-def _applied(core: keras.Model, model: keras.Model, label: str, k: int) -> tuple[list, list]:
+def _applied(
+    core: keras.Model, model: keras.Model, label: str, k: int
+) -> tuple[list[keras.KerasTensor], list[keras.KerasTensor]]:
     """One application of a member: its inputs and its outputs, named after it."""
     inputs, ungrouped = [], []
     for i, tensor in enumerate(model.inputs):
@@ -209,7 +216,9 @@ def _applied(core: keras.Model, model: keras.Model, label: str, k: int) -> tuple
     return inputs, outputs
 
 
-def _input_like(tensor: keras.KerasTensor, name: str | None = None, k: int = 1) -> Any:
+def _input_like(
+    tensor: keras.KerasTensor, name: str | None = None, k: int = 1
+) -> keras.KerasTensor:
     shape = (k, *tensor.shape[1:]) if k > 1 else tensor.shape[1:]
     return keras.Input(shape, dtype=tensor.dtype, name=name)
 
@@ -219,6 +228,6 @@ def _output_names(model: keras.Model, count: int) -> list[str]:
     return names if len(set(names)) == count else [str(i) for i in range(count)]
 
 
-def _reshape(array: Any, shape: tuple) -> Any:
+def _reshape(array: Tensor, shape: tuple[int | None, ...]) -> Tensor:
     ops = keras.ops if keras.ops.is_tensor(array) else np
     return ops.reshape(array, shape)

@@ -1,7 +1,7 @@
 """What a cohort's training leaves behind: each member's `History`, and all of them as one table."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import keras
 import numpy as np
@@ -9,8 +9,18 @@ import pandas as pd
 
 from kerascohost.results import plotting
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-class CohortHistory(Mapping):
+
+class Printer(Protocol):
+    """What IPython gives to `_repr_pretty_`."""
+
+    def text(self, text: str) -> None:
+        """Adds text."""
+
+
+class CohortHistory(Mapping[str, keras.callbacks.History]):
     """A mapping from each member's name to its `keras.callbacks.History`, as `fit` returns it.
 
     Args:
@@ -75,17 +85,20 @@ class CohortHistory(Mapping):
         }
         return pd.DataFrame.from_dict(rows, orient="index")
 
-    def plot(self, ax: Any = None, **kwargs: Any) -> Any:
+    def plot(
+        self, ax: "Axes | None" = None, metric: str = "loss", subplots: bool = False
+    ) -> plotting.Shown:
         """Draws the members' losses; see `kerascohost.plot_losses`.
 
         Args:
             ax: The matplotlib `Axes` to draw on; a new figure's by default.
-            **kwargs: Passed on.
+            metric: Which metric to draw, without `val_`.
+            subplots: Whether each member has Axes of its own.
 
         Returns:
             The matplotlib `Axes`.
         """
-        return plotting.plot_losses(self.frame, ax=ax, **kwargs)
+        return plotting.plot_losses(self.frame, ax=ax, metric=metric, subplots=subplots)
 
     def _epochs(self, member: str, recorded: int) -> list[int]:
         """The epochs at which a metric with this many values was recorded."""
@@ -108,7 +121,7 @@ class CohortHistory(Mapping):
     def _repr_html_(self) -> str:
         return self._text.to_html(border=0)
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+    def _repr_pretty_(self, printer: Printer, cycle: bool) -> None:
         """What IPython shows in a terminal."""
         printer.text(self._text.to_string() if len(self) else repr(self))
 
@@ -124,10 +137,10 @@ class CohortHistory(Mapping):
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(table))
 
-    def _columns(self, member: Any) -> set[str]:
-        own = getattr(self[member], "history", {})
+    def _columns(self, member: Hashable) -> set[str]:
+        own = getattr(self[str(member)], "history", {})
         return {"epochs", *own, *(["seconds"] if member in self._seconds else [])}
 
 
-def _shown(value: Any) -> str:
+def _shown(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)

@@ -1,7 +1,6 @@
 """The plan of a cohort: which member runs in which layout, and why."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -33,7 +32,7 @@ class Plan:
 
     _COLUMNS = ("member", "layout", "stack", "batch_size", "differs", "reason")
 
-    def __init__(self, rows: Sequence[dict[str, Any]]):
+    def __init__(self, rows: Sequence[dict[str, str | int | None]]):
         whole = [{"differs": "", "reason": "", **row} for row in rows]
         self.frame = pd.DataFrame(whole, columns=list(self._COLUMNS))
         self.frame = self.frame.astype({"stack": "Int64", "batch_size": "Int64"})

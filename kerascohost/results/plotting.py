@@ -2,7 +2,7 @@
 
 import io
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,6 +25,16 @@ COLUMNS = ["member", "epoch", "metric", "split", "value"]
 MOST_NAMED = 12
 
 
+# A `CohortHistory`, a `keras.callbacks.History` or a DataFrame: told apart by what they have.
+History: TypeAlias = Any
+
+# What matplotlib's `plot` takes by name.
+Style: TypeAlias = Any
+
+# An `Axes`, or with `subplots` an array of them, which no argument's type tells.
+Shown: TypeAlias = Any
+
+
 class ShownAxes(Axes):
     """Axes that a notebook shows when they are the value of a cell, without any set-up."""
 
@@ -35,8 +45,8 @@ class ShownAxes(Axes):
 
 
 def plot_losses(
-    history: Any, ax: Axes | None = None, metric: str = "loss", subplots: bool = False
-) -> Any:
+    history: History, ax: Axes | None = None, metric: str = "loss", subplots: bool = False
+) -> Shown:
     """Draws a metric of every member over its epochs: training solid, validation dashed.
 
     Of more than 12 members the curves are thin and alike, with their median over them. To follow a
@@ -77,7 +87,7 @@ def plot_losses(
     return ax
 
 
-def _check_metric(frame: pd.DataFrame, metric: Any) -> None:
+def _check_metric(frame: pd.DataFrame, metric: str) -> None:
     known = list(frame["metric"].unique())
     if known and metric not in known:
         hint = errors.did_you_mean(str(metric).removeprefix("val_"), known)
@@ -87,13 +97,13 @@ def _check_metric(frame: pd.DataFrame, metric: Any) -> None:
         )
 
 
-def row(member: str, epoch: int, name: str, value: Any) -> tuple[str, int, str, str, Any]:
+def row(member: str, epoch: int, name: str, value: float) -> tuple[str, int, str, str, float]:
     """A row of the table, for a metric by the name that a `History` has for it."""
     split = "val" if name.startswith("val_") else "train"
     return (member, epoch, name.removeprefix("val_"), split, value)
 
 
-def _as_frame(history: Any) -> pd.DataFrame:
+def _as_frame(history: History) -> pd.DataFrame:
     if isinstance(history, pd.DataFrame):
         return history
     if hasattr(history, "frame"):
@@ -173,7 +183,7 @@ def _new_axes() -> Axes:
     return figure.add_subplot(axes_class=ShownAxes)
 
 
-def _draw(ax: Axes, curve: pd.DataFrame, **style: Any) -> None:
+def _draw(ax: Axes, curve: pd.DataFrame, **style: Style) -> None:
     if len(curve) == 1:
         style["marker"] = style.get("marker") or "o"  # a line through one point is invisible
     if len(curve):

@@ -1,7 +1,8 @@
 """Progress of a cohort: a tqdm bar per member, or a line per epoch."""
 
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import NoReturn
 
 import keras
 from tqdm.asyncio import tqdm as terminal_tqdm
@@ -23,15 +24,18 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self._name, self._kind, self._position = name, kind, position
         self._verbose = (1 if _is_interactive() else 2) if verbose == "auto" else int(verbose)
-        self._bar: Any = None
+        self._bar: tqdm[NoReturn] | None = None
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Opens the bar."""
         self._open("train")
 
-    def on_test_begin(self, logs: dict | None = None) -> None:
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Opens the bar, unless a training has opened it."""
         self._open("test")
 
-    def on_predict_begin(self, logs: dict | None = None) -> None:
+    def on_predict_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Opens the bar."""
         self._open("predict")
 
     def _open(self, kind: str) -> None:
@@ -45,11 +49,12 @@ class Progress(keras.callbacks.Callback):
                 dynamic_ncols=True,
             )
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Sets the bar's length, from the first epoch that is trained."""
         if self._bar is not None and self._bar.n == 0 and self.params["steps"]:
             self._bar.total = self.params["steps"] * (self.params["epochs"] - epoch)
 
-    def advance(self, kind: str, steps: int, logs: Any) -> None:
+    def advance(self, kind: str, steps: int, logs: Mapping[str, float] | None) -> None:
         """Counts `steps` more steps, if they are of the kind shown.
 
         Args:
@@ -60,14 +65,16 @@ class Progress(keras.callbacks.Callback):
         if self._bar is not None and kind == self._kind:
             self._bar.update(steps)
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Shows the epoch's metrics."""
         self._show(logs, f"{epoch + 1}/{self.params['epochs']}")
 
-    def on_test_end(self, logs: dict | None = None) -> None:
+    def on_test_end(self, logs: dict[str, float] | None = None) -> None:
+        """Shows the metrics of an evaluation."""
         if self._kind == "test":
             self._show(logs)
 
-    def _show(self, logs: dict | None, epoch: str = "") -> None:
+    def _show(self, logs: dict[str, float] | None, epoch: str = "") -> None:
         values = {name: _short(value) for name, value in (logs or {}).items()}
         if self._verbose == 2:
             text = " - ".join(f"{name}: {value}" for name, value in values.items())
@@ -75,7 +82,8 @@ class Progress(keras.callbacks.Callback):
         if self._bar is not None:
             self._bar.set_postfix({"epoch": epoch, **values} if epoch else values, refresh=False)
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Lets the bar of a training that stopped early end as done."""
         if self._bar is not None and getattr(self.model, "stop_training", False):
             self._bar.total = self._bar.n  # stopped early: what was asked is done
             self._bar.refresh()
@@ -91,5 +99,5 @@ def _is_interactive() -> bool:
     return tqdm is not terminal_tqdm or getattr(sys.stderr, "isatty", bool)()
 
 
-def _short(value: Any) -> str:
+def _short(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -3,16 +3,16 @@
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import keras
 import numpy as np
 from keras import tree
 
 from kerascohost import backends
+from kerascohost.arguments import Data
 from kerascohost.backends import Chunk, adapters
-from kerascohost.backends.base import RowOrder
+from kerascohost.backends.base import RowOrder, Tensor, Tree
 from kerascohost.errors import CohortError
 
 # Large enough for a call of a program not to be felt, small enough for a hundred members.
@@ -26,12 +26,12 @@ _NOT_DENSE = ("RaggedTensor", "SparseTensor", "BCOO", "BCSR")
 
 
 def batches(
-    data: tuple[Any, Any, Any],
+    data: tuple[Data, Data, Data],
     row_order: Callable[[int, int, bool | str], RowOrder],
     batch_size: int | None = None,
     steps_per_epoch: int | None = None,
     shuffle: bool | str = False,
-    class_weight: dict | None = None,
+    class_weight: Mapping[int, float] | None = None,
     group: int = 1,
     steps_per_execution: int = 1,
 ) -> "ArrayBatches | StreamBatches":
@@ -92,7 +92,7 @@ class ArrayBatches:
 
     def __init__(
         self,
-        columns: Any,
+        columns: Tree,
         rows: int,
         steps_per_epoch: int | None,
         shuffle: bool | str,
@@ -134,7 +134,7 @@ class ArrayBatches:
     def _num_steps(self) -> int:
         return math.ceil(self._num_rows / self._rows)
 
-    def peek(self, whole: bool = False) -> Any:
+    def peek(self, whole: bool = False) -> Tree:
         """The first rows, `whole` or not, for their shapes; nothing to come is touched."""
         rows = slice(0, min(self._rows, self._num_rows))
         return _map(lambda column: column.take(rows, 1)[0], self._columns)
@@ -143,7 +143,7 @@ class ArrayBatches:
         """Goes back to the start of the data, as `evaluate` does before it begins."""
         self._pass = None
 
-    def read_to_build(self) -> Any:
+    def read_to_build(self) -> Tree:
         """Takes the first batch as `fit` does to build a model; see `RowOrder`."""
         if self._order is not None:
             self._order.consume_build_draw()
@@ -195,7 +195,7 @@ class ArrayBatches:
         data = self._take(order, rows, size)
         return Chunk(data, step - first, min(size, stop - first), is_first_shape=True)
 
-    def _take(self, order: np.ndarray | None, rows: slice, steps: int) -> Any:
+    def _take(self, order: np.ndarray | None, rows: slice, steps: int) -> Tree:
         chosen = rows if order is None else order[rows]
         return _map(lambda column: column.take(chosen, steps), self._columns)
 
@@ -218,8 +218,8 @@ class StreamBatches:
         self._runs_python = runs_python
         self._are_fixed = epochs.are_fixed
         self._first_known = _checked(epochs.first_known())
-        self._usual: tuple | None = None
-        self._waiting: Iterator | None = None
+        self._usual: tuple[Hashable, ...] | None = None
+        self._waiting: Iterator[Tree] | None = None
         self._is_reset = False
         self.ran_out = False  # whether the last epoch ended where no more batch was found
 
@@ -228,7 +228,7 @@ class StreamBatches:
         """The number of steps of an epoch, or `None` where that is not known yet."""
         return self._epochs.num_batches
 
-    def peek(self, whole: bool = False) -> Any:
+    def peek(self, whole: bool = False) -> Tree:
         """A batch such as are to come, for its shapes; it stays to come.
 
         `None` where the first step cannot be read yet without anyone noticing, unless it must be
@@ -260,7 +260,7 @@ class StreamBatches:
             self._epochs.reset()
             self._is_reset = True
 
-    def read_to_build(self) -> Any:
+    def read_to_build(self) -> Tree:
         """Takes the first batch as `fit` does to build a model: it begins an epoch, and drops it.
 
         Raises:
@@ -293,13 +293,13 @@ class StreamBatches:
             is_usual = _signature(data) == self._usual
             yield Chunk(data, 0, len(run), is_usual, is_fixed=self._are_fixed)
 
-    def _padding(self, run: list) -> list:
+    def _padding(self, run: list[Tree]) -> list[Tree]:
         """Batches beyond the chunk's stop: they let runs of many lengths share few shapes."""
         if not backends.get_backend().COMPILES_PER_SHAPE:
             return []
         return [run[-1]] * (2 ** math.ceil(math.log2(len(run))) - len(run))
 
-    def _items(self) -> Iterator:
+    def _items(self) -> Iterator[Tree]:
         """The batches of the next epoch, one for each step, in whole executions as far as it goes.
 
         Before `on_epoch_end` comes a pause.
@@ -329,12 +329,12 @@ class _Column:
     Floats come out as `keras.config.floatx()`, as in `fit`.
     """
 
-    def __init__(self, array: Any):
+    def __init__(self, array: Tensor):
         _check_dense(array)
         self._is_frame = hasattr(array, "iloc")
         self._is_tensor = not self._is_frame and keras.ops.is_tensor(array)
         # NumPy does not copy here: it is given an array, or shares its memory.
-        self._array: Any = array if self._is_frame or self._is_tensor else np.asarray(array)
+        self._array: Tensor = array if self._is_frame or self._is_tensor else np.asarray(array)
         if self._array.ndim == 0:  # NumPy's form of what it does not know
             raise _not_dense(type(array).__name__)
 
@@ -346,7 +346,7 @@ class _Column:
         row = self.take(slice(0, 1), 1)
         return math.prod(row.shape) * getattr(row.dtype, "itemsize", 8)
 
-    def take(self, rows: slice | np.ndarray, steps: int) -> Any:
+    def take(self, rows: slice | np.ndarray, steps: int) -> Tree:
         """The rows as `(steps, batch, ...)`."""
         if self._is_tensor:
             values = self._tensor_rows(rows)
@@ -357,7 +357,7 @@ class _Column:
             values = values.astype(keras.config.floatx(), copy=False)
         return values.reshape((steps, len(values) // steps, *values.shape[1:]))
 
-    def _tensor_rows(self, rows: slice | np.ndarray) -> Any:
+    def _tensor_rows(self, rows: slice | np.ndarray) -> Tree:
         if isinstance(rows, slice):
             values = self._array[rows]
         else:
@@ -366,7 +366,7 @@ class _Column:
         return keras.ops.cast(values, keras.config.floatx()) if floats else values
 
 
-def _check_spec(dataset: Any) -> None:
+def _check_spec(dataset: Data) -> None:
     """Refuses a `tf.data.Dataset` that Keras would make dense on its way through NumPy."""
     for spec in tree.flatten(getattr(dataset, "element_spec", None)):
         kind = type(spec).__name__.removesuffix("Spec")
@@ -374,13 +374,13 @@ def _check_spec(dataset: Any) -> None:
             raise _not_dense(f"a dataset of {kind}")
 
 
-def _checked(batch: Any) -> Any:
+def _checked(batch: Tree) -> Tree:
     for leaf in _leaves(batch):
         _check_dense(leaf)
     return batch
 
 
-def _check_dense(array: Any) -> None:
+def _check_dense(array: Tensor) -> None:
     """Refuses what is not one block of numbers or strings."""
     kind = type(array)
     if kind.__name__ in _NOT_DENSE or kind.__module__.startswith("scipy.sparse"):
@@ -415,12 +415,12 @@ def _warn_out_of_data() -> None:
     )
 
 
-def _runs(items: Iterator, limit: int) -> Iterator[list]:
+def _runs(items: Iterator[Tree], limit: int) -> Iterator[list[Tree]]:
     """Cuts `items` into lists of at most `limit` neighbours of equal shapes.
 
     Where reading fails, what was read before comes first.
     """
-    run: list = []
+    run: list[Tree] = []
     while True:
         try:
             item = next(items, None)
@@ -442,21 +442,21 @@ def _runs(items: Iterator, limit: int) -> Iterator[list]:
             run = []
 
 
-def _combine(function: Callable, batches: list) -> Any:
+def _combine(function: Callable[..., Tensor], batches: list[Tree]) -> Tree:
     return tree.map_structure(
         lambda *parts: None if parts[0] is None else function(parts), *batches
     )
 
 
-def _map(function: Callable, structure: Any) -> Any:
+def _map(function: Callable[..., Tensor], structure: Tree) -> Tree:
     return tree.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
 
 
-def _leaves(batch: Any) -> list:
+def _leaves(batch: Tree) -> list[Tree]:
     return [leaf for leaf in tree.flatten(batch) if leaf is not None]
 
 
-def _signature(batch: Any) -> tuple:
+def _signature(batch: Tree) -> tuple[Hashable, ...]:
     return tuple(
         None if leaf is None else (np.shape(leaf), getattr(leaf, "dtype", None))
         for leaf in tree.flatten(batch)

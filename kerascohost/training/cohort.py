@@ -10,6 +10,7 @@ import keras
 from kerascohost import errors
 from kerascohost.arguments import (
     FIT_DEFAULTS,
+    Argument,
     Callbacks,
     Data,
     EvaluateArguments,
@@ -23,6 +24,7 @@ from kerascohost.arguments import (
     per_member,
 )
 from kerascohost.backends import StepKind
+from kerascohost.backends.base import Logs, Tree
 from kerascohost.errors import CohortError
 from kerascohost.results.history import CohortHistory
 from kerascohost.results.plan import Plan
@@ -80,7 +82,7 @@ class Cohort:
     {'small': 2, 'large': 3}
     """
 
-    progress: Callable[[str, str, Any, int], Progress] = Progress
+    progress: Callable[[str, str, int | str, int], Progress] = Progress
 
     def __init__(
         self,
@@ -147,7 +149,7 @@ class Cohort:
         members = self._members.values()
         self._scheduler.stacks.assign(member for member in members if member.model.built)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Argument, ...]:
         """What pickling and copying take: the models and how they are to be trained.
 
         The copy has no history and nothing compiled. Models are pickled and copied by Keras.
@@ -209,6 +211,7 @@ class Cohort:
             validation_steps: Steps of a validation.
             validation_batch_size: Samples per validation batch; default: as in training.
             validation_freq: Epochs between validations, or the epochs after which to validate.
+            **unknown: What `keras.Model.fit` does not have is refused.
 
         Returns:
             The `CohortHistory`: each member's `History` by name.
@@ -303,7 +306,7 @@ class Cohort:
         steps: PerMember[int | None] = None,
         callbacks: PerMember[Callbacks] = None,
         return_dict: bool = False,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Logs]:
         """Evaluates all members together, each as its own `evaluate` would.
 
         Args:
@@ -344,7 +347,7 @@ class Cohort:
         verbose: PerMember[int | str] = "auto",
         steps: PerMember[int | None] = None,
         callbacks: PerMember[Callbacks] = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Tree]:
         """Predicts with all members, each as its own `predict` would.
 
         Args:
@@ -387,9 +390,9 @@ class Cohort:
         finally:
             self._working.release()
 
-    def _split(self, **given: Any) -> dict[str, Any]:
+    def _split(self, **given: PerMember[Argument]) -> dict[str, Any]:
         """Returns every member's own arguments, from values for all and dicts by member."""
-        split: dict[str, dict[str, Any]] = {}
+        split: dict[str, dict[str, Argument]] = {}
         for key, value in given.items():
             if key == "callbacks" and not isinstance(value, Mapping):
                 split[key] = sharing.own_callbacks(value, self._members)
@@ -417,7 +420,7 @@ class Cohort:
         kind: StepKind,
         arguments: Mapping[str, FitArguments | EvaluateArguments | PredictArguments],
         begin: Callable[[Member, Progress], Run],
-    ) -> dict[str, Any]:
+    ) -> dict[str, Tree]:
         """Runs what `begin` makes for each member and its progress bar."""
         tasks = []
         for position, (name, member) in enumerate(self._members.items()):

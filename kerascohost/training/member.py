@@ -4,17 +4,17 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Generator, Hashable, Iterator, Mapping
-from typing import Any
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 from keras import tree
 
 from kerascohost import backends, errors
-from kerascohost.arguments import EvaluateArguments, FitArguments, PredictArguments
+from kerascohost.arguments import Argument, Data, EvaluateArguments, FitArguments, PredictArguments
 from kerascohost.backends import Chunk, adapters
-from kerascohost.backends.base import Logs, StepKind, Tree
+from kerascohost.backends.base import Logs, StepKind, Tensor, Tree
 from kerascohost.backends.threads import OwnSeeds
 from kerascohost.tracing import reads
 from kerascohost.tracing.reads import Snapshot
@@ -53,7 +53,9 @@ class StepRequest:
 Batches = ArrayBatches | StreamBatches
 
 # Yields what the member wants, receives how many steps were done and the logs of the last one.
-Run = Generator[StepRequest, tuple[int, Any], Any]
+Run = Generator[StepRequest, tuple[int, Logs], Tree]
+
+CallbackList: TypeAlias = list[keras.callbacks.Callback]
 
 
 class Member:
@@ -92,7 +94,7 @@ class Member:
         self._validation: Any = None
         self._evaluated: Any = None
         self._predicted: Any = None
-        self._random: Any = contextlib.nullcontext()
+        self._random: adapters.OwnRandom | contextlib.nullcontext[None] = contextlib.nullcontext()
         self._unbuilt: list[tuple[keras.Variable, np.ndarray]] = []
         self._last_logs: Logs = {}
 
@@ -251,11 +253,11 @@ class Member:
                     self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
             self._recall_traces(predict=batches)
 
-    def _batches(self, data: tuple, *args: Any, **kwargs: Any) -> Batches:
+    def _batches(self, data: tuple[Data, ...], *args: Argument, **kwargs: Argument) -> Batches:
         kwargs["steps_per_execution"] = self.model.steps_per_execution
         return batches(data, backends.get_backend().row_order, *args, **kwargs)
 
-    def _as_if_alone(self, *data: Tree) -> Any:
+    def _as_if_alone(self, *data: Data) -> adapters.OwnRandom | contextlib.nullcontext[None]:
         """A context in which data that runs code of the user's draws random numbers of its own."""
         needed = any(adapters.runs_python(_inputs_of(one)) for one in data)
         self._random = adapters.OwnRandom() if needed else contextlib.nullcontext()
@@ -275,7 +277,7 @@ class Member:
         finally:
             run.close()
 
-    def _build(self, batches: Batches, kind: StepKind = "train") -> Any:
+    def _build(self, batches: Batches, kind: StepKind = "train") -> Tree:
         """Builds the model from its first batch; returns it, or `None` where it is not known yet.
 
         Batches are read, and dropped, as `fit` reads and drops them before its first epoch: after
@@ -335,11 +337,11 @@ class Member:
             )
         return rows // self.replicas
 
-    def training(self, callbacks: list) -> Run:
+    def training(self, callbacks: CallbackList) -> Run:
         """Trains as `fit` does, with `callbacks` besides the fit's own."""
         return self._drawing(self._training(callbacks))
 
-    def _training(self, callbacks: list) -> Run:
+    def _training(self, callbacks: CallbackList) -> Run:
         model, fit, epochs = self.model, self._fit, self._epochs
         dispatch = self._callback_list(
             [*backends.callbacks_in(fit["callbacks"]), *callbacks], fit, epochs
@@ -399,26 +401,36 @@ class Member:
         dispatch.on_test_end(logs)
         return logs
 
-    def evaluation(self, evaluate: EvaluateArguments, callbacks: list, return_dict: bool) -> Run:
+    def evaluation(
+        self,
+        evaluate: EvaluateArguments,
+        callbacks: CallbackList,
+        return_dict: bool,
+    ) -> Run:
         """A run that is only an evaluation; returns what `evaluate` returns."""
         return self._drawing(self._evaluation(evaluate, callbacks, return_dict))
 
-    def _evaluation(self, evaluate: EvaluateArguments, callbacks: list, return_dict: bool) -> Run:
+    def _evaluation(
+        self,
+        evaluate: EvaluateArguments,
+        callbacks: CallbackList,
+        return_dict: bool,
+    ) -> Run:
         dispatch = self._plain_dispatch(evaluate, callbacks, self._evaluated)
         logs = yield from self._evaluating(self._evaluated, dispatch)
         return logs if return_dict else backends.flat_results(self.model, logs)
 
-    def prediction(self, predict: PredictArguments, callbacks: list) -> Run:
+    def prediction(self, predict: PredictArguments, callbacks: CallbackList) -> Run:
         """A run that is only a prediction; returns what `predict` returns."""
         return self._drawing(self._prediction(predict, callbacks))
 
-    def _prediction(self, predict: PredictArguments, callbacks: list) -> Run:
+    def _prediction(self, predict: PredictArguments, callbacks: CallbackList) -> Run:
         batches = self._predicted
         dispatch = self._plain_dispatch(predict, callbacks, batches)
         self.model.stop_predicting = False
         dispatch.on_predict_begin()
         limit = _step_limit(self.model, dispatch, "predict")
-        parts: list = []
+        parts: list[Tree] = []
         step = 0
         for chunk in batches.epoch(limit):
             for start in range(chunk.start, chunk.stop, limit or chunk.stop):
@@ -438,7 +450,7 @@ class Member:
         concatenated = backends.get_backend().concatenated
         return tree.map_structure(lambda *rows: concatenated(rows), *parts)
 
-    def _epoch(
+    def _epoch(  # noqa: C901  # Keras's loop over an epoch, in its order
         self,
         kind: StepKind,
         batches: Batches,
@@ -492,7 +504,7 @@ class Member:
             on_end(step + limit - step % limit - 1, logs)
         return self._metrics_or(logs, kind)
 
-    def _metrics_or(self, logs: Logs, kind: StepKind) -> Any:
+    def _metrics_or(self, logs: Logs, kind: StepKind) -> Tree:
         """The metrics, unless a step of the model's own makes other logs: then the last step's."""
         if not backends.has_own_step(self.model, kind):
             return logs
@@ -500,7 +512,7 @@ class Member:
         return metrics if isinstance(logs, dict) and logs.keys() == metrics.keys() else logs
 
     def _callback_list(
-        self, callbacks: list, fit: FitArguments, epochs: int
+        self, callbacks: CallbackList, fit: FitArguments, epochs: int
     ) -> keras.callbacks.CallbackList:
         return keras.callbacks.CallbackList(
             callbacks,
@@ -514,7 +526,7 @@ class Member:
     def _plain_dispatch(
         self,
         asked: EvaluateArguments | PredictArguments,
-        callbacks: list,
+        callbacks: CallbackList,
         batches: Batches,
     ) -> keras.callbacks.CallbackList:
         return keras.callbacks.CallbackList(
@@ -564,7 +576,7 @@ _BY_MEMBER = " For a value by member, give a dict from their names."
 _COUNTS = ("batch_size", "epochs", "initial_epoch", "steps", "steps_per_epoch")
 
 
-def _check_arguments(given: Mapping[str, Any]) -> None:
+def _check_arguments(given: Mapping[str, Argument]) -> None:
     """Refuses what Keras would stumble over only later, or not at all."""
     if given["x"] is None:
         raise errors.CohortError("Expected `x`, the data. Received: x=None.")
@@ -650,16 +662,16 @@ def _capped(epochs: int) -> int:
     return epochs
 
 
-def _is_due(epoch: int, validation_freq: Any) -> bool:
+def _is_due(epoch: int, validation_freq: int | Sequence[int]) -> bool:
     """Whether validation follows this epoch: every n-th, or after the epochs listed, from 1."""
     if isinstance(validation_freq, int):
         return (epoch + 1) % validation_freq == 0
     return (epoch + 1) in validation_freq
 
 
-def _as_floats(logs: Logs) -> dict:
+def _as_floats(logs: Logs) -> dict[str, Tree]:
     """Logs as Python floats where they are scalars, nested ones flattened, as in `evaluate`."""
-    plain: dict = {}
+    plain: dict[str, Tree] = {}
     for name, value in sorted((logs or {}).items()):
         if isinstance(value, dict):
             plain |= _as_floats(value)
@@ -671,7 +683,7 @@ def _as_floats(logs: Logs) -> dict:
     return plain
 
 
-def _inputs_of(data: Tree) -> Any:
+def _inputs_of(data: Tree) -> Tree:
     """The inputs in a `validation_data`, which may be a tuple."""
     return keras.utils.unpack_x_y_sample_weight(data)[0] if isinstance(data, tuple) else data
 
@@ -680,13 +692,13 @@ def _rows(batch: Tree) -> int:
     return next(leaf.shape[0] for leaf in tree.flatten(batch) if leaf is not None)
 
 
-def _fits(given: Any, wanted: keras.KerasTensor) -> bool:
+def _fits(given: Tensor, wanted: keras.KerasTensor) -> bool:
     return len(given.shape) == len(wanted.shape) and all(
         request in (None, have) for have, request in zip(given.shape, wanted.shape, strict=True)
     )
 
 
-def _symbolic(array: Any) -> Any:
+def _symbolic(array: Tensor) -> Tree:
     if array is None:
         return None
     is_text = isinstance(array, np.ndarray) and array.dtype.kind in "OSU"
@@ -694,7 +706,7 @@ def _symbolic(array: Any) -> Any:
     return keras.KerasTensor(array.shape, dtype)
 
 
-def _rows_in_order(outputs: Any) -> np.ndarray:
+def _rows_in_order(outputs: Tree) -> np.ndarray:
     """The outputs of several steps, `(steps, batch, ...)`, as one `(rows, ...)` NumPy array."""
     outputs = keras.ops.convert_to_numpy(outputs)
     return outputs.reshape((outputs.shape[0] * outputs.shape[1], *outputs.shape[2:]))

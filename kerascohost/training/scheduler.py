@@ -4,18 +4,25 @@ import dataclasses
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeAlias
 
+import keras
 from keras import tree
 
 from kerascohost import backends, errors
 from kerascohost.backends import StepRange, eager, observed
-from kerascohost.backends.base import StepKind, Tree
+from kerascohost.backends.base import Program, StepKind, Tree
 from kerascohost.backends.stacking import NotStackableError, reason
 from kerascohost.results.progress import Progress
 from kerascohost.training.member import Member, Run, StepRequest
 from kerascohost.training.stacks import ActiveStack, Stacks
+
+# What a run returned: logs, predictions, metrics; or the exception that ended it.
+Outcome: TypeAlias = Any
+
+# What members share whose steps one program does: the kind of step, and more; see `_placement`.
+_Placement: TypeAlias = tuple[StepKind, bool, bool, str, str | None]
 
 # A turn should last about this long (in seconds): short enough for Stop and the progress bars,
 # long enough for the dispatch of a call not to be felt.
@@ -50,14 +57,14 @@ class Scheduler:
     def __init__(self, layout: str = "joined") -> None:
         self.stacks = Stacks(layout)
         self._members: dict[str, Member] = {}
-        self._programs: dict[tuple, list[_Program]] = {}
-        self._state_bytes: dict[str, tuple[Any, int]] = {}
+        self._programs: dict[_Placement, list[_Program]] = {}
+        self._state_bytes: dict[str, tuple[keras.Model | None, int]] = {}
 
     def run(
         self,
         tasks: Iterable[Task],
-        ended: Callable[[Task, Any], Iterable[Task]] | None = None,
-    ) -> dict[str, Any]:
+        ended: Callable[[Task, Outcome], Iterable[Task]] | None = None,
+    ) -> dict[str, Outcome]:
         """Takes turns until every task has ended.
 
         Args:
@@ -71,9 +78,9 @@ class Scheduler:
         """
         tasks = list(tasks)
         observed.looked_at([task.member.model for task in tasks], "a cohort works with {}")
-        results: dict[str, Any] = {}
+        results: dict[str, Outcome] = {}
 
-        def collect(task: Task, outcome: Any) -> Iterable[Task]:
+        def collect(task: Task, outcome: Outcome) -> Iterable[Task]:
             if isinstance(outcome, BaseException):
                 raise outcome
             results[task.member.name] = outcome
@@ -84,7 +91,7 @@ class Scheduler:
 
     def turn(
         self, requests: dict[str, StepRequest]
-    ) -> Iterable[tuple[dict[str, StepRange], dict[str, Any]]]:
+    ) -> Iterable[tuple[dict[str, StepRange], dict[str, Outcome]]]:
         """One call for each program that does what the members want next.
 
         Yields:
@@ -122,7 +129,7 @@ class Scheduler:
 
     def _call_stack(
         self, active: ActiveStack, program: "_Program", ranges: dict[str, StepRange]
-    ) -> dict:
+    ) -> dict[str, Outcome]:
         try:
             return program(ranges)
         except NotStackableError as error:  # before any step counts: the next turn does without
@@ -141,7 +148,7 @@ class Scheduler:
         A program that once was made for several members serves each subset of them, so what is
         traced and compiled is every member's step once per kind, however they meet.
         """
-        groups: dict[tuple, list[str]] = {}
+        groups: dict[_Placement, list[str]] = {}
         for name, request in requests.items():
             groups.setdefault(self._placement(name, request), []).append(name)
         turn = []
@@ -161,7 +168,7 @@ class Scheduler:
                 turn.append((program, names))
         return turn
 
-    def _placement(self, name: str, request: StepRequest) -> tuple:
+    def _placement(self, name: str, request: StepRequest) -> _Placement:
         """Members of one placement share a program."""
         member, backend = self._members[name], backends.get_backend()
         needs_shape = backend.COMPILES_PER_SHAPE or (
@@ -181,7 +188,7 @@ class Scheduler:
             self._state_bytes[name] = (model, size)
         return size > backends.FUSED_STATE_LIMIT / len(self._members)
 
-    def _signature(self, name: str, request: StepRequest) -> tuple:
+    def _signature(self, name: str, request: StepRequest) -> tuple[Hashable, ...]:
         """Changes when a program made for this member no longer does what it wants."""
         member = self._members[name]
         return (
@@ -225,7 +232,7 @@ class Scheduler:
             for name, request in requests.items()
         }
 
-    def _call(self, program: "_Program", ranges: dict[str, StepRange]) -> dict[str, Any]:
+    def _call(self, program: "_Program", ranges: dict[str, StepRange]) -> dict[str, Outcome]:
         try:
             return program(ranges)
         except BaseException as error:
@@ -245,7 +252,7 @@ class Scheduler:
         for known in self._programs.values():
             known[:] = [other for other in known if other is not program]
 
-    def _replay(self, kind: StepKind, ranges: dict[str, StepRange]) -> dict[str, Any]:
+    def _replay(self, kind: StepKind, ranges: dict[str, StepRange]) -> dict[str, Outcome]:
         """Repeats a call that failed, member by member and step by step.
 
         The failing member stops before its failing step, the others finish theirs, and the failure
@@ -254,7 +261,7 @@ class Scheduler:
         Returns:
             The members' logs, or the exceptions that they raise on their own.
         """
-        outcomes: dict[str, Any] = {}
+        outcomes: dict[str, Outcome] = {}
         self.stacks.sync_to_models(ranges)
         for name, step_range in ranges.items():
             try:
@@ -269,14 +276,14 @@ class Scheduler:
 class _Tasks:
     """The tasks of one `Scheduler.run`, by the names of their members."""
 
-    def __init__(self, scheduler: Scheduler, ended: Callable[[Task, Any], Iterable[Task]]):
+    def __init__(self, scheduler: Scheduler, ended: Callable[[Task, Outcome], Iterable[Task]]):
         self._scheduler = scheduler
         self._ended = ended
         self._active: dict[str, Task] = {}
         self._requests: dict[str, StepRequest] = {}
         self._arriving: deque[Task] = deque()
         self._bars: list[Progress] = []
-        self._ending: list[tuple[str, Any]] = []
+        self._ending: list[tuple[str, Outcome]] = []
 
     def run(self, tasks: Iterable[Task]) -> None:
         self._arriving.extend(tasks)
@@ -308,7 +315,7 @@ class _Tasks:
         members = [task.member for task in self._active.values()]
         self._scheduler.stacks.assign(members)
 
-    def _show_models(self, outcomes: dict[str, Any]) -> None:
+    def _show_models(self, outcomes: dict[str, Outcome]) -> None:
         """Lets models have their own state where callbacks may look at it, or a run has failed."""
         self._scheduler.stacks.sync_to_models(
             name
@@ -316,7 +323,7 @@ class _Tasks:
             if self._requests[name].must_sync or isinstance(outcome, Exception)
         )
 
-    def _advance(self, name: str, step_range: StepRange, outcome: Any) -> None:
+    def _advance(self, name: str, step_range: StepRange, outcome: Outcome) -> None:
         if isinstance(outcome, Exception):
             self._ending.append((name, outcome))
             return
@@ -324,7 +331,7 @@ class _Tasks:
         self._active[name].bar.advance(self._requests[name].kind, steps, outcome)
         self._resume(name, (steps, outcome))
 
-    def _resume(self, name: str, answer: Any) -> None:
+    def _resume(self, name: str, answer: Outcome) -> None:
         try:
             with errors.about(name):
                 request = self._active[name].run.send(answer)
@@ -340,7 +347,7 @@ class _Tasks:
         while self._ending:
             self._end(*self._ending.pop(0))
 
-    def _end(self, name: str, outcome: Any) -> None:
+    def _end(self, name: str, outcome: Outcome) -> None:
         self._requests.pop(name, None)
         task = self._active.pop(name)
         task.run.close()
@@ -357,19 +364,19 @@ class _Program:
         signatures: For each member that it serves, what it was made for.
     """
 
-    def __init__(self, kind: StepKind, members: list[Member], run: Any = None):
+    def __init__(self, kind: StepKind, members: list[Member], run: Program | None = None):
         backend = backends.get_backend()
         is_eager = backend.execution(members[0].model) == "eager"
         make = eager.Program if is_eager else backend.Program
         self.kind = kind
         self._members = members
-        self.signatures: dict[str, tuple] = {}
-        self._run: Any = run or make(kind, members)
+        self.signatures: dict[str, tuple[Hashable, ...]] = {}
+        self._run: Program = run or make(kind, members)
         self.is_protected = self._run.is_protected
         self._calls = 0
         self._seconds_per_step = 0.0
 
-    def __call__(self, ranges: dict[str, StepRange]) -> dict[str, Any]:
+    def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Outcome]:
         began = time.perf_counter()
         logs = self._run(ranges)
         if not self._calls:

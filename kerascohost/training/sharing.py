@@ -3,18 +3,18 @@
 import copy
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import keras
 from keras import tree
 
 from kerascohost import backends
+from kerascohost.arguments import Argument, Callbacks
 from kerascohost.backends import adapters, reached
 from kerascohost.errors import CohortError
 from kerascohost.tracing.reads import paths_of
 
 
-def check_arguments(arguments: Mapping[str, Mapping[str, Any]]) -> None:
+def check_arguments(arguments: Mapping[str, Mapping[str, Argument]]) -> None:
     """Raises if members were given the same object that its use for one of them changes.
 
     Args:
@@ -38,10 +38,10 @@ def check_arguments(arguments: Mapping[str, Mapping[str, Any]]) -> None:
     _check_paths(arguments)
 
 
-def stateful(value: Any) -> list:
+def stateful(value: Argument) -> list[Argument]:
     """Returns those objects of an argument whose use for one member changes what another finds."""
 
-    def changes(thing: Any) -> bool:
+    def changes(thing: Argument) -> bool:
         if isinstance(thing, keras.utils.PyDataset):
             return any(
                 getattr(type(thing), hook) is not getattr(keras.utils.PyDataset, hook)
@@ -60,14 +60,14 @@ def stateful(value: Any) -> list:
     ]
 
 
-def _parts(value: Any) -> list:
+def _parts(value: Argument) -> list[Argument]:
     """The objects that an argument consists of."""
     if isinstance(value, keras.callbacks.CallbackList):
         return backends.callbacks_in(value)
     return [value] if hasattr(value, "__next__") else tree.flatten(value)
 
 
-def _described(thing: Any) -> str:
+def _described(thing: Argument) -> str:
     if hasattr(thing, "element_spec"):
         return "tf.data.Dataset that is shuffled anew each time"
     if reached.is_handle(thing):
@@ -75,7 +75,7 @@ def _described(thing: Any) -> str:
     return type(thing).__name__
 
 
-def _check_paths(arguments: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_paths(arguments: Mapping[str, Mapping[str, Argument]]) -> None:
     """Refuses callbacks of two members that write to one place: one would find the other's file."""
     owners: dict[Path, str] = {}
     for name, given in arguments.items():
@@ -90,7 +90,7 @@ def _check_paths(arguments: Mapping[str, Mapping[str, Any]]) -> None:
                     )
 
 
-def own_callbacks(callbacks: Any, names: Collection[str]) -> dict[str, Any]:
+def own_callbacks(callbacks: Callbacks, names: Collection[str]) -> dict[str, Callbacks]:
     """Returns callbacks of its own for each member: copies, as a callback keeps one model's state.
 
     Args:
@@ -114,7 +114,7 @@ def own_callbacks(callbacks: Any, names: Collection[str]) -> dict[str, Any]:
     return {name: _copied(_parts(callbacks)) for name in names}
 
 
-def _copied(callbacks: list) -> list:
+def _copied(callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
     """Copies that share among themselves what the callbacks share, but not their model."""
     models = {id(model): model for model in (callback.model for callback in callbacks)}
     try:
@@ -168,8 +168,8 @@ def check_optimizers(models: Mapping[str, keras.Model]) -> None:
 
 def _check(
     models: Mapping[str, keras.Model],
-    parts_of: Callable[[keras.Model], list],
-    described: Callable[[Any], str],
+    parts_of: Callable[[keras.Model], list[Argument]],
+    described: Callable[[Argument], str],
 ) -> None:
     """Raises if two models have the same part; `described` says what it is, and the way out."""
     owner: dict[int, str] = {}

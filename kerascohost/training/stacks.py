@@ -1,7 +1,7 @@
 """The stacks of a cohort: which members are trained by one vectorised step, and which are not."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from keras import tree
 
@@ -10,6 +10,9 @@ from kerascohost.backends import stacking
 from kerascohost.backends.base import Program, StepKind
 from kerascohost.results.plan import Plan
 from kerascohost.training.member import Member, StepRequest
+
+if TYPE_CHECKING:
+    from kerascohost.training.scheduler import _Program
 
 
 class ActiveStack:
@@ -30,7 +33,7 @@ class ActiveStack:
         make = backends.get_backend().StackedState
         assert make is not None  # where it is, `cannot_stack` has refused every model
         self.state = make(stack, models)
-        self.programs: dict[str, Any] = {}
+        self.programs: dict[StepKind, _Program] = {}
         self.differs = list(dict.fromkeys(ref.name for ref in stack.float_refs))
         rates = {float(member.model.optimizer.learning_rate) for member in members}
         if len(rates) > 1:
@@ -56,7 +59,7 @@ class Stacks:
         self.active_stacks: list[ActiveStack] = []
         self.reasons: dict[str, str] = {}
         self._active_of: dict[str, ActiveStack] = {}
-        self._stamps: dict[str, tuple] = {}
+        self._stamps: dict[str, tuple[Hashable, ...]] = {}
         self._members: dict[str, Member] = {}
         self._static_paths: set[str] = set()
         self._metrics_reset: set[str] = set()
@@ -131,7 +134,7 @@ class Stacks:
         shape. What few of them want, such as a last partial batch or a validation, is done first:
         so all come to their full batches together again.
         """
-        groups: dict[ActiveStack, dict[tuple, list[str]]] = {}
+        groups: dict[ActiveStack, dict[tuple[Hashable, ...], list[str]]] = {}
         rest: dict[str, StepRequest] = {}
         for name, request in requests.items():
             active = self._active_of.get(name)
@@ -181,7 +184,7 @@ class Stacks:
         """Where these members are, and why."""
         return Plan([self._row(member) for member in members])
 
-    def _row(self, member: Member) -> dict[str, Any]:
+    def _row(self, member: Member) -> dict[str, str | int | None]:
         active = self._active_of.get(member.name)
         told = {"member": member.name, "batch_size": member.samples_per_step}
         if active is None:
@@ -198,7 +201,7 @@ class Stacks:
         }
 
 
-def _stamp(member: Member) -> tuple:
+def _stamp(member: Member) -> tuple[Hashable, ...]:
     """Returns what changes when a member's step signature may have changed."""
     model = member.model
     size = len(backends.variables(model))  # grows when the optimizer and the metrics are built
@@ -211,7 +214,7 @@ def _stamp(member: Member) -> tuple:
     )
 
 
-def _shape(request: StepRequest) -> tuple:
+def _shape(request: StepRequest) -> tuple[Hashable, ...]:
     """What batches share that are stacked: their structure, their arrays' shapes and types."""
     leaves = [
         None if leaf is None else (tuple(leaf.shape[1:]), str(leaf.dtype), type(leaf))
