@@ -459,7 +459,7 @@ class CohostSession(traitlets.HasTraits):
             cohort.fit(**arguments, verbose=0)
         finally:
             if any(getattr(model, "history", None) for model in cohort.members.values()):
-                self._variables[self.output] = cohort.history  # type: ignore[index]
+                self._variables[self.output] = cohort.history  # type: ignore[index]  # a notebook's can
                 self._tell_one("history", lambda: cohort.history)
         seconds = time.perf_counter() - began
         how = "Stopped" if self.stops else "Trained"

@@ -96,10 +96,8 @@ class _TorchOrder(RowOrder):
             torch.random.set_rng_state(self._own)
 
     def _visit(self) -> Iterator[np.ndarray]:
-        loader: DataLoader[torch.Tensor] = DataLoader(
-            self._rows,  # type: ignore[arg-type]  # a tensor has a dataset's methods
-            batch_sampler=self._sampler(),
-        )
+        rows: Tree = self._rows  # a tensor has a dataset's methods
+        loader: DataLoader[torch.Tensor] = DataLoader(rows, batch_sampler=self._sampler())
         yield from (batch.numpy() for batch in loader)
         iter(loader)  # `fit` makes the iterator of the next epoch here, which draws a seed
 
