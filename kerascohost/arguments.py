@@ -1,13 +1,12 @@
 """Arguments for several models: one value for all of them, or a dict by member."""
 
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
 import keras
 import numpy as np
 
-from kerascohost.errors import CohortError, about, did_you_mean, is_count
+from kerascohost.errors import CohortError, about, did_you_mean
 
 # The placement of a cohort's members in its program.
 Layout = Literal["joined", "stacked", "auto"]
@@ -82,14 +81,6 @@ class PredictArguments(TypedDict):
     steps: int | None
     callbacks: Callbacks
 
-
-# Keras's defaults. `evaluate` and `predict` share them; an argument of theirs that is not among
-# them has the default `None`.
-FIT_DEFAULTS: Mapping[str, Argument] = {
-    name: parameter.default
-    for name, parameter in inspect.signature(keras.Model.fit).parameters.items()
-    if name != "self"
-}
 
 T = TypeVar("T")
 PerMember: TypeAlias = T | Mapping[str, T]
@@ -178,7 +169,7 @@ def check_count(argument: str, value: object) -> None:
     Raises:
         CohortError: If it is not; the message names the argument.
     """
-    if isinstance(value, (bool, np.bool_)) or not is_count(value, least=1):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise CohortError(
             f"Expected `{argument}` to be a whole number of at least 1. "
             f"Received: {argument}={value!r}"
@@ -194,7 +185,7 @@ def check_layout(layout: str) -> None:
     """
     if layout in LAYOUTS:
         return
-    factor = _FACTORS.get(layout)
+    factor = _FACTORS.get(layout) if isinstance(layout, str) else None
     way_out = (
         f" Use layout='joined' with `{factor}`, as {factor}=2 or {factor}={{name: 2}}."
         if factor

@@ -104,3 +104,9 @@ def test_a_cohort_is_measured_with_its_own_factors(models):
 def test_a_benchmarks_layouts_are_arguments_of_a_cohort(layout, factor, models):
     with pytest.raises(kc.CohortError, match=f"layout='joined' with `{factor}`"):
         kc.Cohort(models, layout=layout)
+
+
+@pytest.mark.parametrize("layout", [{"small": "stacked"}, ["joined"], None])
+def test_what_is_no_layout_is_refused(layout, models):
+    with pytest.raises(kc.CohortError, match="`layout` to be one of"):
+        kc.Cohort(models, layout=layout)

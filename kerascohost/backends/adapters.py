@@ -240,7 +240,7 @@ class Epochs(EpochIterator):
         elif isinstance(adapter, TorchDataLoaderAdapter) and on_tensorflow:
             # `_dataloader`: `fit` reads so many of its batches for their shapes, and starts again.
             most = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
-            batches = list(itertools.islice(adapter._dataloader, most))
+            batches = [tuple(batch) for batch in itertools.islice(adapter._dataloader, most)]
         else:
             return None
         if not batches:

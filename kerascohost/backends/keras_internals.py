@@ -286,6 +286,14 @@ def builds_before_epochs() -> bool:
     return keras.backend.backend() != "tensorflow"
 
 
+def reads_after_hooks() -> bool:
+    """Returns whether `fit` calls `on_train_batch_begin` before it looks for the batch.
+
+    Where data of unknown length ends, the hook is then also called for the batch that is missing.
+    """
+    return keras.backend.backend() != "torch"
+
+
 def reads_to_build(model: keras.Model) -> bool:
     """Returns whether `fit` takes a batch, which it drops, to build before its first epoch.
 

@@ -30,14 +30,13 @@ from keras.src.saving import saving_lib  # all functions that load a file end th
 from kerascohost import backends
 from kerascohost.backends import threads
 
-# What makes a look of it: a read or a change, of what, described by a text with a place for its
-# name.
 # Whatever a program may look at or give: a model, a layer, a variable, a callback, any value.
 Thing: TypeAlias = Any
 
 # What a class has under a name: a function, a property or another descriptor.
 Attribute: TypeAlias = Any
 
+# Called when a program reads or changes a thing, with a text that has a place for the thing's name.
 Look = Callable[[Thing, str], None]
 
 # Methods that read what a model's layers hold, and those that may change it.

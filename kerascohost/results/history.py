@@ -1,6 +1,6 @@
 """What a cohort's training leaves behind: each member's `History`, and all of them as one table."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import keras
@@ -133,12 +133,12 @@ class CohortHistory(Mapping[str, keras.callbacks.History]):
             member: {
                 name: _shown(row[name]) if name in self._columns(member) else "" for name in table
             }
-            for member, row in table.to_dict("index").items()
+            for member, row in zip(self, table.to_dict("records"), strict=True)
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(table))
 
-    def _columns(self, member: Hashable) -> set[str]:
-        own = getattr(self[str(member)], "history", {})
+    def _columns(self, member: str) -> set[str]:
+        own = getattr(self[member], "history", {})
         return {"epochs", *own, *(["seconds"] if member in self._seconds else [])}
 
 

@@ -1,6 +1,7 @@
 """The cohort: members, and the arguments given to them."""
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,6 @@ import keras
 
 from kerascohost import errors
 from kerascohost.arguments import (
-    FIT_DEFAULTS,
     Argument,
     Callbacks,
     Data,
@@ -220,7 +220,7 @@ class Cohort:
             CohortError: Before any training, if something asked for cannot work.
         """
         for name, value in unknown.items():
-            raise CohortError(errors.not_of_fit(name, value, FIT_DEFAULTS))
+            raise CohortError(errors.not_of_fit(name, value, _FIT_DEFAULTS))
         arguments: dict[str, FitArguments] = self._split(
             x=x,
             y=y,
@@ -255,7 +255,7 @@ class Cohort:
 
     def build(
         self,
-        x: PerMember[Data],
+        x: PerMember[Data] = None,
         y: PerMember[Data] = None,
         batch_size: PerMember[int | None] = None,
     ) -> None:
@@ -280,7 +280,7 @@ class Cohort:
         >>> [tuple(weight.shape) for weight in net.weights]
         [(4, 3), (3,)]
         """
-        given = {**FIT_DEFAULTS, "x": x, "y": y, "batch_size": batch_size, "shuffle": False}
+        given = {**_FIT_DEFAULTS, "x": x, "y": y, "batch_size": batch_size, "shuffle": False}
         arguments: dict[str, FitArguments] = self._split(**given)
         with self._one_at_a_time("build"):
             for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
@@ -399,7 +399,7 @@ class Cohort:
             elif key == "x":  # without its data a member would train on another one's
                 split[key] = per_member(key, value, self._members)
             else:
-                split[key] = per_member(key, value, self._members, FIT_DEFAULTS.get(key))
+                split[key] = per_member(key, value, self._members, _FIT_DEFAULTS.get(key))
         own = {name: {key: split[key][name] for key in split} for name in self._members}
         sharing.check_arguments(own)
         return own
@@ -428,3 +428,12 @@ class Cohort:
             tasks.append(Task(member, begin(member, bar), bar))
         results = self._scheduler.run(tasks)
         return {name: results[name] for name in self._members}
+
+
+# Keras's defaults, which `Cohort.fit` has too, for members that a dict does not name. Arguments
+# that only `evaluate` and `predict` have are `None` unless they are given.
+_FIT_DEFAULTS: Mapping[str, Argument] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(Cohort.fit).parameters.items()
+    if name not in ("self", "unknown")
+}

@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import warnings
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -430,24 +431,34 @@ class Member:
         self.model.stop_predicting = False
         dispatch.on_predict_begin()
         limit = _step_limit(self.model, dispatch, "predict")
+        concatenated = backends.get_backend().concatenated
         parts: list[Tree] = []
-        step = 0
+        seen = step = 0  # the parts that callbacks have seen
+        # Hooks come in the rhythm of `steps_per_execution`, as in training.
         for chunk in batches.epoch(limit):
-            for start in range(chunk.start, chunk.stop, limit or chunk.stop):
-                dispatch.on_predict_batch_begin(step)
-                stop = min(chunk.stop, start + (limit or chunk.stop))
+            position = chunk.start
+            while position < chunk.stop and not self.model.stop_predicting:
+                if limit and step % limit == 0:
+                    dispatch.on_predict_batch_begin(step)
+                stop = chunk.stop
+                if limit:
+                    stop = min(stop, position + limit - step % limit)
                 done, outputs = yield StepRequest(
-                    "predict", chunk, start, stop, has_batch_hooks=False
+                    "predict", chunk, position, stop, has_batch_hooks=False
                 )
-                step += done
+                position, step = position + done, step + done
                 parts.append(tree.map_structure(_rows_in_order, outputs))
-                dispatch.on_predict_batch_end(step - 1, {"outputs": parts[-1]})
-                if self.model.stop_predicting:
-                    break
+                if limit and step % limit == 0:
+                    dispatch.on_predict_batch_end(step - 1, _outputs(parts[seen:], concatenated))
+                    seen = len(parts)
             if self.model.stop_predicting:
                 break
+        if limit and step % limit:
+            end = step + limit - step % limit - 1
+            dispatch.on_predict_batch_end(end, _outputs(parts[seen:], concatenated))
+        if limit and batches.ran_out and backends.reads_after_hooks():
+            dispatch.on_predict_batch_begin(limit * math.ceil(step / limit))
         dispatch.on_predict_end()
-        concatenated = backends.get_backend().concatenated
         return tree.map_structure(lambda *rows: concatenated(rows), *parts)
 
     def _epoch(  # noqa: C901  # Keras's loop over an epoch, in its order
@@ -494,14 +505,16 @@ class Member:
                     on_end(step - 1, logs)
                 if getattr(self.model, stop):
                     return self._metrics_or(logs, kind)
+        if limit and step % limit:
+            on_end(step + limit - step % limit - 1, logs)
+        if limit and batches.ran_out and backends.reads_after_hooks():
+            on_begin(limit * math.ceil(step / limit))
         if kind == "train":
             if not step and self._last_logs:
                 logs = backends.logs_without_steps(self.model, self._last_logs)
             if batches.ran_out and step:
                 backends.step_without_data(self.model, counted, step)
             self._last_logs = logs
-        if limit and step % limit:
-            on_end(step + limit - step % limit - 1, logs)
         return self._metrics_or(logs, kind)
 
     def _metrics_or(self, logs: Logs, kind: StepKind) -> Tree:
@@ -694,7 +707,7 @@ def _rows(batch: Tree) -> int:
 
 def _fits(given: Tensor, wanted: keras.KerasTensor) -> bool:
     return len(given.shape) == len(wanted.shape) and all(
-        request in (None, have) for have, request in zip(given.shape, wanted.shape, strict=True)
+        size in (None, have) for have, size in zip(given.shape, wanted.shape, strict=True)
     )
 
 
@@ -704,6 +717,11 @@ def _symbolic(array: Tensor) -> Tree:
     is_text = isinstance(array, np.ndarray) and array.dtype.kind in "OSU"
     dtype = "string" if is_text else keras.backend.standardize_dtype(array.dtype)
     return keras.KerasTensor(array.shape, dtype)
+
+
+def _outputs(parts: list[Tree], concatenated: Callable[[Sequence[Tensor]], Tensor]) -> Logs:
+    """Returns what `on_predict_batch_end` is given: the outputs of an execution."""
+    return {"outputs": tree.map_structure(lambda *rows: concatenated(rows), *parts)}
 
 
 def _rows_in_order(outputs: Tree) -> np.ndarray:

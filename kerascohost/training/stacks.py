@@ -95,12 +95,12 @@ class Stacks:
         stacks, alone = stacking.alike(models, self._static_paths.__contains__, read)
         self.reasons |= alone
         for stack in stacks:
-            members = [self._members[name] for name in stack.names]
-            slow = self._expected_slow(members)
+            stacked = [self._members[name] for name in stack.names]
+            slow = self._expected_slow(stacked)
             if slow is not None:
                 self.reasons |= dict.fromkeys(stack.names, slow)
                 continue
-            active = ActiveStack(stack, members)
+            active = ActiveStack(stack, stacked)
             self.active_stacks.append(active)
             for name in stack.names:
                 self.reasons.pop(name, None)
@@ -128,7 +128,7 @@ class Stacks:
     def plan_calls(
         self, requests: dict[str, StepRequest]
     ) -> tuple[list[tuple[ActiveStack, list[str]]], dict[str, StepRequest]]:
-        """The calls that stacks should make now, and the wants of all members that are in none.
+        """The calls that stacks should make now, and the requests of all members that are in none.
 
         Members of a stack are called together if they want steps of one kind with batches of one
         shape. What few of them want, such as a last partial batch or a validation, is done first:

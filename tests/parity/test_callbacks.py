@@ -1,5 +1,6 @@
 """Callbacks see and change their own member exactly as in its own `fit`."""
 
+import functools
 import json
 
 import keras
@@ -275,6 +276,68 @@ def test_batch_hooks_keep_the_rhythm_of_steps_per_execution(steps, monkeypatch):
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="only Keras on JAX finishes a fit that fails")
+class Hooks(callbacks.Callback):
+    """Notes each hook of batches, and of epochs, as it comes."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+        for kind in ("train", "test", "predict"):
+            for when in ("begin", "end"):
+                name = f"on_{kind}_batch_{when}"
+                setattr(self, name, functools.partial(self._note, name))
+
+    def _note(self, name, batch, logs=None):
+        self.seen.append((name, batch))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.seen.append(("epoch", epoch))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(("end of epoch", epoch))
+
+
+@pytest.mark.parametrize("steps", [1] if BACKEND == "torch" else [1, 3])
+@pytest.mark.parametrize("given", [{}, {"steps_per_epoch": 2}], ids=["to the end", "2 steps"])
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_batch_hooks_come_also_for_the_batch_that_a_generator_lacks(steps, given):
+    """`fit` calls the hook, and then finds that there is no more (not on torch)."""
+    x, y = np.ones((20, 4), "float32"), np.ones((20, 1), "float32")
+
+    def batches_of_5():
+        return ((x[i : i + 5], y[i : i + 5]) for i in range(0, 20, 5))
+
+    found = []
+    for wrap in (lambda model: model, lambda model: kc.Cohort({"a": model})):
+        model = compare.built(member(steps_per_execution=steps))
+        trained, tested, predicted = Hooks(), Hooks(), Hooks()
+        one = wrap(model)
+        one.fit(
+            batches_of_5(), validation_data=batches_of_5(), callbacks=[trained], verbose=0, **given
+        )
+        one.evaluate(batches_of_5(), callbacks=[tested], verbose=0)
+        one.predict(batches_of_5(), callbacks=[predicted], verbose=0)
+        found.append([trained.seen, tested.seen, predicted.seen])
+    assert found[0] == found[1]
+    assert len(found[0][2]) > 2
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="`steps_per_execution` is 1 there")
+def test_prediction_hooks_keep_the_rhythm_of_steps_per_execution():
+    x, shapes = np.ones((38, 4), "float32"), []
+
+    class Outputs(callbacks.Callback):
+        def on_predict_batch_end(self, batch, logs=None):
+            shapes.append((batch, tuple(logs["outputs"].shape)))
+
+    model = compare.built(member(steps_per_execution=3))
+    expected = model.predict(x, batch_size=10, callbacks=[Outputs()], verbose=0)
+    apart, shapes = shapes, []
+    found = kc.Cohort({"a": model}).predict(x, batch_size=10, callbacks=[Outputs()], verbose=0)["a"]
+    assert shapes == apart == [(2, (30, 1)), (5, (8, 1))]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_averaged_weights_are_taken_up_also_after_a_failure():
     def build():
         net = keras.Sequential([keras.Input((4,)), layers.Dense(1)])

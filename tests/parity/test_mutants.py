@@ -29,8 +29,8 @@ def twins():
     return {"one": member(4), "two": Member(member(4).build, **{**member(4).fit, "epochs": 3})}
 
 
-def change_works(monkeypatch, change):
-    """Lets `change(name, work)` alter what a program is asked to do."""
+def change_ranges(monkeypatch, change):
+    """Lets `change(name, step_range)` alter what a program is asked to do."""
     original = scheduler._Program.__call__
 
     def changed(self, ranges):
@@ -54,7 +54,7 @@ def test_a_skipped_step_is_seen(monkeypatch):
             else step_range
         )
 
-    change_works(monkeypatch, skip_one)
+    change_ranges(monkeypatch, skip_one)
     with pytest.raises(AssertionError, match="two"):
         compare.assert_parity(twins())
 
@@ -68,7 +68,7 @@ def test_a_batch_trained_twice_is_seen(monkeypatch):
             else step_range
         )
 
-    change_works(monkeypatch, repeat_one)
+    change_ranges(monkeypatch, repeat_one)
     with pytest.raises(AssertionError, match="two"):
         compare.assert_parity(twins())
 

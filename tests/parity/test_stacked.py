@@ -108,7 +108,7 @@ def test_an_optimizer_agrees_to_1e_9_in_float64(name, float64):
 def member(seed, build_kwargs=None, build=None, **fit):
     """A member with everything that a stack has to keep apart; its own data and weights."""
 
-    def is_first_shape():
+    def usual():
         keras.utils.set_random_seed(seed)
         return network(**(build_kwargs or {}))
 
@@ -116,7 +116,7 @@ def member(seed, build_kwargs=None, build=None, **fit):
     x = random.normal(size=(64, 4)).astype("float32")
     y = np.eye(3, dtype="float32")[random.integers(3, size=64)]
     defaults = {"x": x, "y": y, "batch_size": 8, "epochs": 4, "shuffle": False}
-    return Member(build or is_first_shape, **{**defaults, **fit})
+    return Member(build or usual, **{**defaults, **fit})
 
 
 def network(
@@ -183,7 +183,7 @@ def test_a_sweep_over_a_float_is_one_stack(name):
     assert cohort.plan.frame["stack"].nunique() == 1
 
 
-def test_what_cannot_be_lifted_is_stacked_apart():
+def test_what_cannot_be_a_traced_float_is_stacked_apart():
     """`momentum=0.0` keeps no velocities; a rate of 0 draws no random numbers."""
     rates = [0.0, 0.0, 0.3, 0.3]
     members = {f"m{i}": own(i, rate=rate) for i, rate in enumerate(rates)}
@@ -412,7 +412,7 @@ def three():
     return {f"m{i}": own(i, rate=rate) for i, rate in enumerate((0.2, 0.4, 0.6))}
 
 
-def test_rows_brought_home_to_another_member_are_seen(three, monkeypatch):
+def test_rows_stored_into_another_member_are_seen(three, monkeypatch):
     from kerascohost import backends
 
     rows = backends.get_backend().StackedState
@@ -430,7 +430,7 @@ def swap(self, args, store):
         self.stack.variables = own_variables
 
 
-def test_a_lifted_float_of_another_member_is_seen(three, monkeypatch):
+def test_a_traced_float_of_another_member_is_seen(three, monkeypatch):
     original = stacking.Stack.__init__
 
     def shifted(self, *args):
