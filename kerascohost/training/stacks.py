@@ -130,9 +130,9 @@ class Stacks:
     ) -> tuple[list[tuple[ActiveStack, list[str]]], dict[str, StepRequest]]:
         """The calls that stacks should make now, and the wants of all members that are in none.
 
-        Members of a stack are called together if they request steps of one kind with batches of
-        one shape. What few of them request, such as a last partial batch or a validation, is done first:
-        so all come to their full batches together again.
+        Members of a stack are called together if they request steps of one kind with batches of one
+        shape. What few of them request, such as a last partial batch or a validation, is done
+        first: so all come to their full batches together again.
         """
         groups: dict[ActiveStack, dict[tuple[Hashable, ...], list[str]]] = {}
         rest: dict[str, StepRequest] = {}
