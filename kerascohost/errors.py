@@ -16,7 +16,7 @@ class CohortError(ValueError):
 
 @contextlib.contextmanager
 def about(member: str) -> Iterator[None]:
-    """Lets every exception that leaves the block say which member it belongs to.
+    """Adds the member's name to every exception that leaves the block.
 
     A `CohortError` gets the member's name into its message. Anything else is what separate training
     would have raised: it keeps its type and its text, so that `except TypeError` in a program goes
@@ -35,7 +35,7 @@ def about(member: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def concerning(argument: str) -> Iterator[None]:
-    """Lets every exception that leaves the block say in which argument the fault was found."""
+    """Adds the argument's name to every exception that leaves the block."""
     try:
         yield
     except CohortError as error:
@@ -51,7 +51,7 @@ def _named(member: str, error: CohortError) -> str:
 
 
 def attributed(error: Exception, member: str) -> Exception:
-    """`error`, marked once as belonging to `member`."""
+    """Returns `error`, marked once as belonging to `member`."""
     if not is_attributed(error):
         if not isinstance(error, CohortError):
             error.add_note(f"Raised while running member {member!r} of the cohort.")
@@ -60,12 +60,12 @@ def attributed(error: Exception, member: str) -> Exception:
 
 
 def is_attributed(error: BaseException) -> bool:
-    """Whether `error` is already known to belong to one member."""
+    """Returns whether `error` is already marked as belonging to a member."""
     return hasattr(error, "cohort_member")
 
 
 def member_of(error: BaseException) -> str:
-    """The member to which an attributed error belongs."""
+    """Returns the name of the member to which an attributed error belongs."""
     return error.cohort_member  # type: ignore[attr-defined]  # set by `attributed`
 
 
@@ -76,7 +76,7 @@ def in_words(error: Exception) -> str:
 
 
 def not_of_fit(name: str, value: object, known: Iterable[str]) -> str:
-    """What to say of an argument that `fit` does not have."""
+    """Returns the error text for an argument that `fit` does not have."""
     return (
         f"Expected arguments of `keras.Model.fit`. Received: {name}={value!r}."
         f"{did_you_mean(name, known)}"
@@ -84,7 +84,7 @@ def not_of_fit(name: str, value: object, known: Iterable[str]) -> str:
 
 
 def is_count(value: object, least: int = 0) -> bool:
-    """Whether `value` is an integer, also one of NumPy or a tensor, that is not below `least`."""
+    """Returns whether `value` is an integer, also of NumPy or a tensor, of at least `least`."""
     try:
         return operator.index(value) >= least  # type: ignore[arg-type]  # tried
     except TypeError:
@@ -92,6 +92,6 @@ def is_count(value: object, least: int = 0) -> bool:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """A sentence with the known name nearest to `name`, or nothing where none is near."""
+    """Returns a sentence with the known name nearest to `name`; empty if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -82,7 +82,7 @@ _SHORT = {"lr": "learning_rate", "wd": "weight_decay", "dropout": "rate"}
 
 
 class _Seeds:
-    """As many seeds as are asked for, always the same ones."""
+    """An unlimited sequence of seeds, the same ones for the same `sequence`."""
 
     def __init__(self, sequence: np.random.SeedSequence):
         self._random = np.random.default_rng(sequence)

@@ -1,1 +1,1 @@
-"""What training leaves behind: histories, progress, plans, and their tables and plots."""
+"""Results of training: histories, progress, plans, and their tables and plots."""

@@ -1,4 +1,4 @@
-"""What a cohort's training leaves behind: each member's `History`, and all of them as one table."""
+"""The history of a cohort: each member's `History`, and all of them as one table."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Printer(Protocol):
-    """What IPython gives to `_repr_pretty_`."""
+    """The printer that IPython passes to `_repr_pretty_`."""
 
     def text(self, text: str) -> None:
         """Adds text."""
@@ -122,7 +122,7 @@ class CohortHistory(Mapping[str, keras.callbacks.History]):
         return self._text.to_html(border=0)
 
     def _repr_pretty_(self, printer: Printer, cycle: bool) -> None:
-        """What IPython shows in a terminal."""
+        """Prints the table in a terminal, for IPython."""
         printer.text(self._text.to_string() if len(self) else repr(self))
 
     @property

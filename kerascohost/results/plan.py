@@ -6,7 +6,7 @@ import pandas as pd
 
 
 class Plan:
-    """How the members of a cohort are placed in its program.
+    """The placement of the members of a cohort in its program.
 
     Args:
         rows: For each member `member`, `layout`, `stack`, `batch_size`, `differs` and `reason`.

@@ -47,7 +47,7 @@ class ShownAxes(Axes):
 def plot_losses(
     history: History, ax: Axes | None = None, metric: str = "loss", subplots: bool = False
 ) -> Shown:
-    """Draws a metric of every member over its epochs: training solid, validation dashed.
+    """Draws a metric of every member over its epochs: validation is dashed.
 
     Of more than 12 members the curves are thin and alike, with their median over them. To follow a
     training, draw again on the same Axes after `ax.clear()`.

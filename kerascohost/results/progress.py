@@ -83,7 +83,7 @@ class Progress(keras.callbacks.Callback):
             self._bar.set_postfix({"epoch": epoch, **values} if epoch else values, refresh=False)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Lets the bar of a training that stopped early end as done."""
+        """Ends the bar; that of a training that stopped early is shown as done."""
         if self._bar is not None and getattr(self.model, "stop_training", False):
             self._bar.total = self._bar.n  # stopped early: what was asked is done
             self._bar.refresh()
@@ -95,7 +95,7 @@ class Progress(keras.callbacks.Callback):
 
 
 def _is_interactive() -> bool:
-    """Whether a bar can be drawn over itself."""
+    """Returns whether a bar can be drawn over itself."""
     return tqdm is not terminal_tqdm or getattr(sys.stderr, "isatty", bool)()
 
 

@@ -1,4 +1,16 @@
-"""From what `fit` accepts to chunks: many batches in one array, ready for one call of a program."""
+"""Batches of the data that `fit` accepts, as chunks: arrays of many batches for one program call.
+
+Arguments of `fit` that are used here:
+
+- `x`, `y`, `sample_weight`: read as batches, of arrays or of a stream.
+- `class_weight`: turned into sample weights, by Keras's data adapter.
+- `batch_size`: with the group factor, the rows of a step, where the data is arrays.
+- `shuffle`: the order of the rows of arrays.
+- `steps_per_epoch`: the end of an epoch.
+
+A validation comes here, too: `member` passes its data, with `validation_batch_size` as `batch_size`
+and `validation_steps` as `steps_per_epoch`.
+"""
 
 import itertools
 import math
@@ -115,7 +127,7 @@ class ArrayBatches:
 
     @property
     def rows_per_step(self) -> int:
-        """How many rows a full step takes, also where there are fewer."""
+        """The number of rows of a full step, also where there are fewer."""
         return self._rows
 
     @property
@@ -272,7 +284,7 @@ class StreamBatches:
         return first
 
     def advance_global_rng(self) -> None:
-        """Nothing: such data has its own random state, or that of its member."""
+        """Does nothing: such data has its own random state, or that of its member."""
 
     def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
         """The chunks of the next epoch, each of no more than `at_most` steps."""

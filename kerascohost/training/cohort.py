@@ -1,4 +1,13 @@
-"""The cohort: members, and the arguments given to them."""
+"""The cohort: members, and the arguments given to them.
+
+Arguments of `fit` that are used here; `member` and `batches` use the others:
+
+- all: split by member, from one value for all or a dict by member; unknown ones are refused.
+- `x`: refused if a dict by member leaves a member out.
+- `callbacks`: copied for each member where they are given for all.
+- `x`, `validation_data`, `callbacks`: refused if members share an object that its use changes.
+- `verbose`: decides what `Progress` shows, and whether the plan is printed.
+"""
 
 import contextlib
 import inspect
@@ -113,17 +122,17 @@ class Cohort:
 
     @property
     def group_factor(self) -> dict[str, int]:
-        """How many batches of each member are merged into one step, by name."""
+        """The number of batches of each member that are merged into one step, by name."""
         return {name: member.group_factor for name, member in self._members.items()}
 
     @property
     def replicas(self) -> dict[str, int]:
-        """How many times each member is applied in one step, by name."""
+        """The number of times that each member is applied in one step, by name."""
         return {name: member.replicas for name, member in self._members.items()}
 
     @property
     def history(self) -> CohortHistory:
-        """What the last `fit` recorded, also if it failed or was interrupted.
+        """The `CohortHistory` of the last `fit`, also if it failed or was interrupted.
 
         A model's own `fit` in between changes nothing here.
         """
@@ -141,7 +150,7 @@ class Cohort:
 
     @property
     def plan(self) -> Plan:
-        """Which member is stacked with which, and why others are joined."""
+        """The `Plan`: which members are stacked together, and why the others are joined."""
         self._assign()
         return self._scheduler.stacks.plan(list(self._members.values()))
 
@@ -150,7 +159,7 @@ class Cohort:
         self._scheduler.stacks.assign(member for member in members if member.model.built)
 
     def __reduce__(self) -> tuple[Argument, ...]:
-        """What pickling and copying take: the models and how they are to be trained.
+        """Returns what pickling and copying take: the models and how they are to be trained.
 
         The copy has no history and nothing compiled. Models are pickled and copied by Keras.
         """
@@ -287,7 +296,7 @@ class Cohort:
                 member.close()
 
     def stop(self) -> None:
-        """Lets the `fit` that is running end after the steps it is in, from any thread.
+        """Ends the running `fit` after the steps that it is in; may be called from any thread.
 
         Each member ends as if a callback of its own had set `model.stop_training`: it is validated
         if that is due, its callbacks see the end of the epoch and of the training, and its history
@@ -376,7 +385,7 @@ class Cohort:
 
     @contextlib.contextmanager
     def _one_at_a_time(self, what: str) -> Iterator[None]:
-        """Refuses what a callback of the running work, or another thread, asks of this cohort."""
+        """Raises if a call of this cohort is running already, in a callback or another thread."""
         if not self._working.acquire(blocking=False):
             raise CohortError(
                 f"Expected one `fit`, `evaluate` or `predict` of a Cohort at a time. Received: "

@@ -1,4 +1,18 @@
-"""One model together with the fit asked of it, as a state machine."""
+"""One model together with the fit asked of it, as a state machine.
+
+Arguments of `fit` that are used here:
+
+- `epochs`, `initial_epoch`: the epochs to train.
+- `callbacks`: called as `fit` calls them.
+- `verbose`: checked, and passed to callbacks in their `params`.
+- `validation_split`: takes `validation_data` from the end of the arrays.
+- `validation_data`: built as batches for the validation.
+- `validation_batch_size`, `validation_steps`: of these batches; the default of the first is
+  `batch_size`, times the group factor and the replicas.
+- `validation_freq`: the epochs after which to validate.
+- `x`, `y`: checked against the inputs and the loss of the model, then passed to `batches`, as are
+  `sample_weight`, `class_weight`, `batch_size`, `shuffle` and `steps_per_epoch`.
+"""
 
 import contextlib
 import dataclasses
@@ -30,7 +44,7 @@ _BATCH_HOOKS = {
 
 @dataclasses.dataclass
 class StepRequest:
-    """What a member wants to be done next.
+    """Steps that a member requests next.
 
     Attributes:
         kind: `"train"`, `"test"` or `"predict"`.
@@ -53,7 +67,7 @@ class StepRequest:
 
 Batches = ArrayBatches | StreamBatches
 
-# Yields what the member wants, receives how many steps were done and the logs of the last one.
+# Yields requests, receives how many steps were done and the logs of the last one.
 Run = Generator[StepRequest, tuple[int, Logs], Tree]
 
 CallbackList: TypeAlias = list[keras.callbacks.Callback]
@@ -160,7 +174,7 @@ class Member:
 
     @contextlib.contextmanager
     def traced(self, kind: StepKind) -> Iterator[None]:
-        """Lets the member's steps of this kind be traced with what they are to read.
+        """Returns a context in which steps of this kind are traced with what they are to read.
 
         That is what they read when they were first traced, or else what its fit read at its call.
         Exceptions say that they are this member's.
@@ -170,7 +184,7 @@ class Member:
 
     @contextlib.contextmanager
     def as_read(self, kind: StepKind) -> Iterator[None]:
-        """Lets the block find what the member's steps of this kind are to read, and draw from."""
+        """Returns a context with what steps of this kind are to read, and the seeds they draw."""
         found = reads.remembered(self.model, kind) if self._is_traced else None
         found = found or self.snapshot
         with contextlib.ExitStack() as entered:
@@ -185,7 +199,7 @@ class Member:
         return backends.get_backend().execution(self.model) != "eager"
 
     def remember_trace(self, kind: StepKind) -> None:
-        """Keeps what the steps of this kind, which have been traced and have run, read."""
+        """Stores what the steps of this kind, which have been traced and have run, read."""
         if not self._is_traced or reads.remembered(self.model, kind) is not None:
             return
         with self.as_read(kind):
@@ -250,7 +264,7 @@ class Member:
                 first = batches.peek(whole=not self.model.built)
             self._check_shapes(first)
             if not self.model.built:
-                with keras.StatelessScope():  # as `predict`: a call may change what the model keeps
+                with keras.StatelessScope():  # as `predict`: a call may change variables
                     self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
             self._recall_traces(predict=batches)
 
@@ -623,7 +637,7 @@ def _check_arguments(given: Mapping[str, Argument]) -> None:
 def _step_limit(
     model: keras.Model, dispatch: keras.callbacks.CallbackList, kind: StepKind
 ) -> int | None:
-    """How many steps may pass until callbacks look at a batch; `None` if none ever does."""
+    """Returns the number of steps between calls of batch hooks; `None` without such hooks."""
     if not any(_looks_at_batches(callback, kind) for callback in dispatch.callbacks):
         return None
     return model.steps_per_execution
@@ -643,7 +657,7 @@ def _looks_at_batches(callback: keras.callbacks.Callback, kind: StepKind) -> boo
 def _is_watched(
     model: keras.Model, dispatch: keras.callbacks.CallbackList, batches: Batches
 ) -> bool:
-    """Whether anything but logs is looked at between steps, or at the end of the training."""
+    """Returns whether code may look at more than logs between steps, or at the end of training."""
     optimizer = model.optimizer
     wrapped = getattr(optimizer, "inner_optimizer", None)
     return (
@@ -662,7 +676,7 @@ def _is_ours(callback: keras.callbacks.Callback) -> bool:
 
 
 def _finalize(model: keras.Model) -> None:
-    """Lets the optimizer hand over its last weights, such as their moving average."""
+    """Sets the weights to the optimizer's final ones, such as their moving average."""
     if isinstance(model.optimizer, keras.optimizers.Optimizer):
         model.optimizer.finalize_variable_values(model.trainable_variables)
 
@@ -676,7 +690,7 @@ def _capped(epochs: int) -> int:
 
 
 def _is_due(epoch: int, validation_freq: int | Sequence[int]) -> bool:
-    """Whether validation follows this epoch: every n-th, or after the epochs listed, from 1."""
+    """Returns whether validation follows this epoch: every n-th, or those listed, from 1."""
     if isinstance(validation_freq, int):
         return (epoch + 1) % validation_freq == 0
     return (epoch + 1) in validation_freq

@@ -45,7 +45,7 @@ class Task:
 
 
 class Scheduler:
-    """Runs tasks side by side, and keeps the programs that it made for their members.
+    """Runs tasks side by side, and stores the programs that it made for their members.
 
     Args:
         layout: `"joined"`, `"stacked"` or `"auto"`, see `Stacks`.
@@ -92,7 +92,7 @@ class Scheduler:
     def turn(
         self, requests: dict[str, StepRequest]
     ) -> Iterable[tuple[dict[str, StepRange], dict[str, Outcome]]]:
-        """One call for each program that does what the members want next.
+        """Calls each program that is needed for the requests of the members.
 
         Yields:
             What was asked of the program, and what came of it: for each member its logs, or the
@@ -112,7 +112,7 @@ class Scheduler:
             yield ranges, self._call(program, ranges)
 
     def release_data(self) -> None:
-        """Lets go of the data of a run that has ended."""
+        """Releases the data of a run that has ended."""
         self.stacks.release_data()
         for program in itertools.chain(*self._programs.values()):
             program.release_data()
@@ -143,7 +143,7 @@ class Scheduler:
             return outcomes
 
     def _programs_for(self, requests: dict[str, StepRequest]) -> list[tuple["_Program", list[str]]]:
-        """The programs that do what the members want next, each with the members it serves.
+        """Returns the programs for these requests, each with the members that it serves.
 
         A program that once was made for several members serves each subset of them, so what is
         traced and compiled is every member's step once per kind, however they meet.
@@ -189,7 +189,7 @@ class Scheduler:
         return size > backends.FUSED_STATE_LIMIT / len(self._members)
 
     def _signature(self, name: str, request: StepRequest) -> tuple[Hashable, ...]:
-        """Changes when a program made for this member no longer does what it wants."""
+        """Returns a key that changes when a program of this member can no longer be used."""
         member = self._members[name]
         return (
             backends.compile_stamp(member.model),
@@ -198,7 +198,7 @@ class Scheduler:
         )
 
     def _is_outdated(self, program: "_Program") -> bool:
-        """Whether all its members have been compiled anew since it was made."""
+        """Returns whether all its members have been compiled anew since it was made."""
         return all(
             stamp != backends.compile_stamp(self._members[name].model)
             for name, (stamp, *_) in program.signatures.items()
@@ -207,7 +207,7 @@ class Scheduler:
     def _ranges(
         self, program: "_Program", requests: dict[str, StepRequest]
     ) -> dict[str, StepRange]:
-        """As many steps for each member as it and time allow."""
+        """Returns for each member the steps that it requests, up to the limit of a turn."""
         most = program.steps_per_turn()
         return {
             name: StepRange(
@@ -222,7 +222,7 @@ class Scheduler:
     def _in_step(
         self, program: "_Program", requests: dict[str, StepRequest]
     ) -> dict[str, StepRange]:
-        """As many steps as all members and time allow: equally many for each."""
+        """Returns equally many steps for each member: the fewest requested, at most a turn's."""
         most = min(request.stop - request.start for request in requests.values())
         most = min(most, program.steps_per_turn())
         return {
@@ -316,7 +316,7 @@ class _Tasks:
         self._scheduler.stacks.assign(members)
 
     def _show_models(self, outcomes: dict[str, Outcome]) -> None:
-        """Lets models have their own state where callbacks may look at it, or a run has failed."""
+        """Syncs state to models where callbacks may look at it, or steps have failed."""
         self._scheduler.stacks.sync_to_models(
             name
             for name, outcome in outcomes.items()
@@ -388,16 +388,16 @@ class _Program:
         return logs
 
     def release_data(self) -> None:
-        """Lets go of the data of a run that has ended."""
+        """Releases the data of a run that has ended."""
         self._run.release_data()
 
     @property
     def has_run(self) -> bool:
-        """Whether a call has succeeded."""
+        """Returns whether a call has succeeded."""
         return self._calls > 0
 
     def steps_per_turn(self) -> int:
-        """How many steps take about `_TURN_SECONDS`.
+        """Returns the number of steps that take about `_TURN_SECONDS`.
 
         The first call takes one step, as it also traces and compiles, the second one a few, to see
         how fast they are.
@@ -410,5 +410,5 @@ class _Program:
 
 
 def _structure(data: Tree) -> str:
-    """What of a batch's structure decides which code runs: its nesting, and what is missing."""
+    """Returns a batch's nesting and which leaves are missing: these decide which code runs."""
     return repr(tree.map_structure(lambda leaf: leaf is not None, data))

@@ -1,4 +1,4 @@
-"""What members of a cohort may not share, and copies of what each needs for itself."""
+"""Checks of what members of a cohort may not share, and copies of what each needs for itself."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping
@@ -91,7 +91,7 @@ def _check_paths(arguments: Mapping[str, Mapping[str, Argument]]) -> None:
 
 
 def own_callbacks(callbacks: Callbacks, names: Collection[str]) -> dict[str, Callbacks]:
-    """Returns callbacks of its own for each member: copies, as a callback keeps one model's state.
+    """Returns callbacks of its own for each member: copies, as a callback holds one model's state.
 
     Args:
         callbacks: What was given for all members.

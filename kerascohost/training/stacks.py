@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ActiveStack:
-    """A stack at work: its members, its state, and whom it can serve.
+    """A stack in use: its members, its state and its programs.
 
     Attributes:
         stack: The stack.
@@ -47,7 +47,7 @@ class ActiveStack:
 
 
 class Stacks:
-    """Sorts the members of a cohort into stacks, and keeps them there while they can be.
+    """Sorts the members of a cohort into stacks, where they stay as long as they can be stacked.
 
     Args:
         layout: `"stacked"`: all that can be stacked is; `"auto"`: where it is expected to be faster
@@ -130,9 +130,9 @@ class Stacks:
     ) -> tuple[list[tuple[ActiveStack, list[str]]], dict[str, StepRequest]]:
         """The calls that stacks should make now, and the requests of all members that are in none.
 
-        Members of a stack are called together if they want steps of one kind with batches of one
-        shape. What few of them want, such as a last partial batch or a validation, is done first:
-        so all come to their full batches together again.
+        Members of a stack are called together if they request steps of one kind with batches of one
+        shape. What few of them request, such as a last partial batch or a validation, is done
+        first: so all come to their full batches together again.
         """
         groups: dict[ActiveStack, dict[tuple[Hashable, ...], list[str]]] = {}
         rest: dict[str, StepRequest] = {}
@@ -155,18 +155,18 @@ class Stacks:
         return calls, rest
 
     def mark_done(self, names: Iterable[str]) -> None:
-        """Notes that these members have done what they wanted."""
+        """Notes that the requests of these members are done."""
         self._metrics_reset -= set(names)
 
     def set_metrics_reset(self, name: str, request: StepRequest) -> None:
-        """Notes what a member wants: if it begins, the metrics in its row are not to be kept."""
+        """Notes whether a member has reset its metrics: then those in its row are outdated."""
         if request.metrics_reset:
             self._metrics_reset.add(name)
         else:
             self._metrics_reset.discard(name)
 
     def release_data(self) -> None:
-        """Lets go of the data of a run that has ended."""
+        """Releases the data of a run that has ended."""
         for active in self.active_stacks:
             for program in active.programs.values():
                 program.release_data()
@@ -181,7 +181,7 @@ class Stacks:
             active.state.sync_to_models(members, list(self._metrics_reset))
 
     def plan(self, members: Iterable[Member]) -> Plan:
-        """Where these members are, and why."""
+        """Returns the placement of these members, with reasons."""
         return Plan([self._row(member) for member in members])
 
     def _row(self, member: Member) -> dict[str, str | int | None]:
@@ -215,7 +215,7 @@ def _stamp(member: Member) -> tuple[Hashable, ...]:
 
 
 def _shape(request: StepRequest) -> tuple[Hashable, ...]:
-    """What batches share that are stacked: their structure, their arrays' shapes and types."""
+    """Returns what stacked batches have in common: structure, shapes and types of arrays."""
     leaves = [
         None if leaf is None else (tuple(leaf.shape[1:]), str(leaf.dtype), type(leaf))
         for leaf in tree.flatten(request.chunk.data)
