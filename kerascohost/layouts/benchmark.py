@@ -25,6 +25,7 @@ from kerascohost.arguments import (
     counts_per_member,
     measured_layouts,
     named_models,
+    per_member,
 )
 from kerascohost.backends import Tree
 from kerascohost.backends.snapshot import VariableSnapshot, preserved
@@ -53,7 +54,7 @@ def benchmark(
     models: Mapping[str, keras.Model] | Sequence[keras.Model] | Cohort,
     x: PerMember[Data] = None,
     y: PerMember[Data] = None,
-    batch_size: PerMember[int] = 32,
+    batch_size: PerMember[int | None] = 32,
     layouts: Sequence[MeasuredLayout] = MEASURED_LAYOUTS,
     group_factor: Literal["auto"] | PerMember[int] = "auto",
     replicas: Literal["auto"] | PerMember[int] = "auto",
@@ -75,8 +76,8 @@ def benchmark(
         x: Arrays or datasets, for all members or as a dict by member; by default random arrays of
             the models' shapes.
         y: Targets, likewise; by default random ones that suit the models' losses.
-        batch_size: Samples per batch, for all or by member (one that is not named: 32); a dataset
-            has its own.
+        batch_size: Samples per batch, for all or by member (one that is not named, or `None`:
+            32); a dataset has its own.
         layouts: Which layouts to measure, besides `"separate"`.
         group_factor: For the grouped layout. `"auto"`: those of a `Cohort` that has any. Otherwise
             each member takes so many batches in a step that its step lasts about as long as that of
@@ -121,7 +122,10 @@ def benchmark(
         with errors.about(name):
             if not model.compiled:
                 raise CohortError("You must call `compile()` before measuring how a model trains.")
-    sizes = counts_per_member("batch_size", batch_size, named, default=32)
+    given = per_member("batch_size", batch_size, named, default=None)
+    sizes = counts_per_member(
+        "batch_size", {n: 32 if s is None else s for n, s in given.items()}, named
+    )
     data, sizes = sample_data(named, x, y, sizes, steps)
     bench = _Bench(named, data, sizes, group_factor, replicas)
     with (

@@ -106,7 +106,7 @@ class CohostSession(traitlets.HasTraits):
     validation = traitlets.Dict()
     batch_size = traitlets.Dict()
     epochs = traitlets.Dict()
-    layout: traitlets.Enum[str] = traitlets.Enum(CHOSEN_LAYOUTS, "joined")
+    layout: "traitlets.Enum[str]" = traitlets.Enum(CHOSEN_LAYOUTS, "joined")
     group_factor = traitlets.Dict()
     replicas = traitlets.Dict()
     budget_s = traitlets.Float(20.0, min=1.0)
