@@ -234,3 +234,10 @@ class _Table(MutableMapping[Thing, Thing], dict[Thing, Thing]):  # type: ignore[
 
     def copy(self) -> dict[Thing, Thing]:
         return dict(self._place.value())
+
+    def __or__(self, other: Thing) -> Thing:  # `dict`'s would look into this object, which is empty
+        return self.copy() | other
+
+    def __ior__(self, other: Thing) -> Thing:
+        self._place.value().update(other)
+        return self

@@ -6,6 +6,7 @@ import types
 import keras
 import pytest
 
+from kerascohost.backends import observed
 from kerascohost.patching import patched
 
 
@@ -141,6 +142,9 @@ def test_of_a_table_only_the_calling_thread_sees_new_entries():
         assert isinstance(module.table, dict)
         elsewhere(lambda: module.table.update(d=5))
         assert "d" not in module.table
+        assert module.table | {"e": 6} == {"a": 1, "b": 3, "c": 4, "e": 6}
+        module.table |= {"f": 7}
+        assert (module.table["f"], elsewhere(lambda: "f" in module.table)) == (7, False)
     assert module.table is table
     assert table == {"a": 1, "b": 2, "d": 5}
 
@@ -204,3 +208,26 @@ def test_what_cannot_tell_who_reads_it_is_refused():
     with pytest.raises(AttributeError):
         patched(module, "nothing", always(4)).__enter__()
     assert module.number == 3
+
+
+def test_hooks_whose_installation_failed_are_installed_the_next_time():
+    class Watched:
+        def name(self):
+            return "usual"
+
+    failing = [True]
+
+    def make():
+        yield observed.hook(Watched, "name", lambda usual: lambda self: "hooked", lambda: True)
+        if failing.pop():
+            raise KeyboardInterrupt
+
+    hooks = observed.Hooks(make)
+    with pytest.raises(KeyboardInterrupt):
+        hooks.acquire()
+    assert Watched().name() == "usual"
+    failing.append(False)
+    hooks.acquire()
+    assert Watched().name() == "hooked"
+    hooks.release()
+    assert Watched().name() == "usual"

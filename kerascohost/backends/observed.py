@@ -406,20 +406,30 @@ class Hooks:
     def acquire(self) -> None:
         """Puts the hooks into their places, if they are not."""
         with self._lock:
+            if not self._count:
+                self._install()
             self._count += 1
-            if self._count == 1:
-                self._installed = list(self._make())
-                for hook in self._installed:
-                    hook.install()
+
+    def _install(self) -> None:
+        try:
+            for hook in list(self._make()):
+                hook.install()
+                self._installed.append(hook)
+        except BaseException:  # an interrupt, too: else no hook would ever be put in place again
+            self._remove()
+            raise
 
     def release(self) -> None:
         """Takes the hooks away, unless another thread needs them."""
         with self._lock:
             self._count -= 1
             if self._count == 0:
-                for hook in reversed(self._installed):
-                    hook.remove()
-                self._installed = []
+                self._remove()
+
+    def _remove(self) -> None:
+        for hook in reversed(self._installed):
+            hook.remove()
+        self._installed = []
 
 
 def owner_of(kind: type, name: str) -> type:
