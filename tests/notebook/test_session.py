@@ -136,10 +136,10 @@ def run_code(session, variables):
 def seeded(cell):
     """The cell with the seed set before each `fit`.
 
-    Fits that stand one after another shuffle one after another on JAX; members of a Cohort shuffle
-    each as if it were alone.
+    Fits that stand one after another shuffle one after another on JAX and torch; members of a
+    Cohort shuffle each as if it were alone.
     """
-    return re.sub(r"(?m)^.*\.fit\(", r"__import__('numpy').random.seed(11)\n\g<0>", cell)
+    return re.sub(r"(?m)^.*\.fit\(", r"__import__('keras').utils.set_random_seed(11)\n\g<0>", cell)
 
 
 def run_cell(session, variables):

@@ -312,9 +312,8 @@ def test_batch_hooks_come_also_for_the_batch_that_a_generator_lacks(steps, given
         model = compare.built(member(steps_per_execution=steps))
         trained, tested, predicted = Hooks(), Hooks(), Hooks()
         one = wrap(model)
-        one.fit(
-            batches_of_5(), validation_data=batches_of_5(), callbacks=[trained], verbose=0, **given
-        )
+        fit = {"callbacks": [trained], "verbose": 0, "shuffle": False, **given}
+        one.fit(batches_of_5(), validation_data=batches_of_5(), **fit)
         one.evaluate(batches_of_5(), callbacks=[tested], verbose=0)
         one.predict(batches_of_5(), callbacks=[predicted], verbose=0)
         found.append([trained.seen, tested.seen, predicted.seen])
