@@ -17,6 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from kerascohost.backends.adapters import RowOrder
     from kerascohost.backends.stacking import StackedState
 
 # The three kinds of steps that a model has.
@@ -31,6 +32,10 @@ Tree: TypeAlias = Any
 
 # One leaf of it: an array of NumPy or of a backend, or a tensor that is traced. They have no base.
 Tensor: TypeAlias = Any
+
+# Whatever Keras's objects refer to, or a program reads or sets. It is looked at by `isinstance` and
+# `hasattr`, so that a type would say nothing.
+Thing: TypeAlias = Any
 
 # What a step returns: metrics by name, or whatever a model's own step returns.
 Logs: TypeAlias = Any
@@ -134,19 +139,6 @@ class Program(Protocol):
         """Releases the data of a run that has ended."""
 
 
-class RowOrder(Protocol):
-    """The rows of each coming epoch, in the order in which `fit` would visit them."""
-
-    def __call__(self) -> np.ndarray:
-        """Returns the order of the next epoch."""
-
-    def consume_build_draw(self) -> None:
-        """Draws what `fit` draws when it takes a first batch to build a model, and drops it."""
-
-    def advance_global_rng(self) -> None:
-        """Leaves the global random state where `fit` would, unless it was moved meanwhile."""
-
-
 # Backends name the arguments alike, but each takes a state of a class of its own.
 _MakeProgram: TypeAlias = Callable[..., Program]
 
@@ -214,7 +206,7 @@ class Backend(Protocol):
     def stacks_badly(self, model: keras.Model) -> str | None:
         """Returns why models like this one are expected to be slower stacked, or `None`."""
 
-    def row_order(self, num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
+    def row_order(self, num_rows: int, batch_size: int, shuffle: bool | str) -> "RowOrder":
         """Returns the order in which `fit` on this backend visits the rows of an array."""
 
     def random_state(self) -> RandomState:

@@ -217,6 +217,29 @@ def decayed(model: keras.Model) -> tuple[bool, ...]:
     return tuple(map(optimizer._use_weight_decay, model.trainable_variables))
 
 
+# Convolutions over images, volumes and films.
+IMAGE_CONVOLUTIONS = (
+    keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3D,
+    keras.layers.Conv3DTranspose,
+    keras.layers.ConvLSTM1D,
+    keras.layers.ConvLSTM2D,
+    keras.layers.ConvLSTM3D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv2D,
+)
+
+# These, and those over sequences.
+CONVOLUTIONS = (
+    *IMAGE_CONVOLUTIONS,
+    keras.layers.Conv1D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.SeparableConv1D,
+)
+
+
 def flat_layers(model: keras.Layer) -> list[keras.Layer]:
     """Returns all layers of a model, also those inside layers.
 

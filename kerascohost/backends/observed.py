@@ -29,9 +29,7 @@ from keras.src.saving import saving_lib  # all functions that load a file end th
 
 from kerascohost import backends
 from kerascohost.backends import threads
-
-# Whatever a program may look at or give: a model, a layer, a variable, a callback, any value.
-Thing: TypeAlias = Any
+from kerascohost.backends.base import Thing
 
 # What a class has under a name: a function, a property or another descriptor.
 Attribute: TypeAlias = Any

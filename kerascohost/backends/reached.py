@@ -7,11 +7,10 @@ from typing import Any, TypeAlias
 
 import keras
 
+from kerascohost.backends.base import Thing
+
 # A `tf.data.Dataset`: a class that is there only where TensorFlow is.
 Dataset: TypeAlias = Any
-
-# Whatever Keras's objects hold: callbacks, optimizers, TensorFlow's handles of variables.
-Thing: TypeAlias = Any
 
 # What has attributes that Keras reads while it traces or runs hooks.
 KERAS = (

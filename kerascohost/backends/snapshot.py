@@ -2,24 +2,22 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras.src.saving.keras_saveable import KerasSaveable  # layers, optimizers, losses, metrics
 
 from kerascohost.backends import random_state, set_random_state, variables
-
-# Any object that a model refers to, Keras's or not; only `isinstance` tells which it is.
-_Thing: TypeAlias = Any
+from kerascohost.backends.base import Thing
 
 
 class _Content(NamedTuple):
     """The content of an object: its items, if it is a container, and its attributes."""
 
-    thing: _Thing
-    items: dict[_Thing, _Thing] | list[_Thing]
-    attributes: dict[str, _Thing]
+    thing: Thing
+    items: dict[Thing, Thing] | list[Thing]
+    attributes: dict[str, Thing]
 
 
 class VariableSnapshot:
@@ -63,7 +61,7 @@ def preserved(models: Iterable[keras.Model]) -> Iterator[None]:
 def _contents(models: Iterable[keras.Model]) -> list[_Content]:
     """Returns the contents of everything of Keras that can be reached from the models."""
     found: dict[int, _Content] = {}
-    waiting: list[_Thing] = list(models)
+    waiting: list[Thing] = list(models)
     while waiting:
         thing = waiting.pop()
         if id(thing) not in found and _is_followed(thing):
@@ -74,7 +72,7 @@ def _contents(models: Iterable[keras.Model]) -> list[_Content]:
     return list(found.values())
 
 
-def _is_followed(thing: _Thing) -> bool:
+def _is_followed(thing: Thing) -> bool:
     """Returns whether `thing` is a container or an object of Keras or of a model.
 
     Variables are not followed: a `VariableSnapshot` has their values.
@@ -88,7 +86,7 @@ def _is_followed(thing: _Thing) -> bool:
     return library == "keras" or isinstance(thing, KerasSaveable)
 
 
-def _items(thing: _Thing) -> dict[_Thing, _Thing] | list[_Thing]:
+def _items(thing: Thing) -> dict[Thing, Thing] | list[Thing]:
     """Returns the items of a container, without calling methods that its class overrides."""
     if isinstance(thing, dict):
         return dict(thing)

@@ -9,7 +9,8 @@ import keras
 
 from kerascohost import backends, errors
 from kerascohost.arguments import FitArguments
-from kerascohost.backends import RowOrder, adapters
+from kerascohost.backends import adapters
+from kerascohost.backends.adapters import RowOrder
 from kerascohost.tracing.reads import names_of
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import tree
 
 from kerascohost.arguments import Argument, PerMember, check_count, counts_per_member, named_models
-from kerascohost.backends.base import Tensor, Tree
+from kerascohost.backends import Tensor, Tree
 from kerascohost.errors import CohortError, about
 
 

@@ -23,8 +23,8 @@ from keras import tree
 
 from kerascohost import backends
 from kerascohost.arguments import Data
-from kerascohost.backends import Chunk, adapters
-from kerascohost.backends.base import RowOrder, Tensor, Tree
+from kerascohost.backends import Chunk, Tensor, Tree, adapters
+from kerascohost.backends.adapters import RowOrder
 from kerascohost.errors import CohortError
 
 # Large enough for a call of a program not to be felt, small enough for a hundred members.

@@ -32,8 +32,7 @@ from kerascohost.arguments import (
     named_models,
     per_member,
 )
-from kerascohost.backends import StepKind
-from kerascohost.backends.base import Logs, Tree
+from kerascohost.backends import Logs, StepKind, Tree
 from kerascohost.errors import CohortError
 from kerascohost.results.history import CohortHistory
 from kerascohost.results.plan import Plan

@@ -11,8 +11,7 @@ import keras
 from keras import tree
 
 from kerascohost import backends, errors
-from kerascohost.backends import StepRange, eager, observed
-from kerascohost.backends.base import Program, StepKind, Tree
+from kerascohost.backends import Program, StepKind, StepRange, Tree, eager, observed
 from kerascohost.backends.stacking import NotStackableError, reason
 from kerascohost.results.progress import Progress
 from kerascohost.training.member import Member, Run, StepRequest

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from keras import tree
 
 from kerascohost import backends
-from kerascohost.backends import stacking
-from kerascohost.backends.base import Program, StepKind
+from kerascohost.backends import Program, StepKind, stacking
 from kerascohost.results.plan import Plan
 from kerascohost.training.member import Member, StepRequest
 

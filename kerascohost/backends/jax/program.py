@@ -21,56 +21,17 @@ from kerascohost.backends import (
 )
 from kerascohost.backends.adapters import RowOrder, shuffled_rows
 from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
-from kerascohost.backends.jax.stack import Program as StackProgram
-from kerascohost.backends.jax.stack import StackedState
+from kerascohost.backends.jax import stack
+from kerascohost.backends.jax.stack import as_before, empty_logs
+from kerascohost.backends.keras_internals import CONVOLUTIONS, flat_layers
 from kerascohost.backends.replicas import applied_in_pieces
-
-__all__ = [
-    "COMPILED_FUNCTION",
-    "COMPILES_PER_SHAPE",
-    "FINALIZES_AFTER_FAILURE",
-    "SHUFFLES_BY_GLOBAL_STATE",
-    "Program",
-    "StackProgram",
-    "StackedState",
-    "build",
-    "cannot_stack",
-    "concatenated",
-    "device_bytes",
-    "eager_step",
-    "execution",
-    "is_recording",
-    "random_state",
-    "reset_device_peak",
-    "row_order",
-    "run_functions_eagerly",
-    "runs_functions_eagerly",
-    "set_random_state",
-    "stacks_badly",
-    "variables_read_by",
-]
 
 COMPILED_FUNCTION = None  # they are given what they read
 COMPILES_PER_SHAPE = True
 SHUFFLES_BY_GLOBAL_STATE = True  # NumPy's
 FINALIZES_AFTER_FAILURE = True
+StackProgram, StackedState = stack.Program, stack.StackedState
 concatenated = np.concatenate  # of outputs: `predict` refuses other shapes, too
-
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2D,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3D,
-    keras.layers.Conv3DTranspose,
-    keras.layers.ConvLSTM1D,
-    keras.layers.ConvLSTM2D,
-    keras.layers.ConvLSTM3D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-)
 
 # The values of a model's variables, in groups as its step takes them.
 State: TypeAlias = tuple[list[jax.Array], ...]
@@ -238,11 +199,11 @@ class Program:
             state, logs = carry
             with member.traced(self.kind):
                 step_logs, new_state = step(state, _take(data, position))
-            new_logs = jax.tree.map(_as_before, step_logs, logs) if own_logs else ()
-            return jax.tree.map(_as_before, new_state, state), new_logs
+            new_logs = jax.tree.map(as_before, step_logs, logs) if own_logs else ()
+            return jax.tree.map(as_before, new_state, state), new_logs
 
         with member.traced(self.kind):
-            logs = _empty_logs(step, state, _take(data, 0)) if own_logs else ()
+            logs = empty_logs(step, state, _take(data, 0)) if own_logs else ()
         return advance, (state, logs)
 
     def _results(self, carries: list[_Carry]) -> tuple[list[Logs], list[State]]:
@@ -298,7 +259,7 @@ def _predict_one(
     outputs, changed = model.predict_step((trained, others), batch)
     is_asked_for = (bounds[0] <= position) & (position < bounds[1])
     new_others = [
-        old if new is old else jnp.where(is_asked_for, _as_before(new, old), old)
+        old if new is old else jnp.where(is_asked_for, as_before(new, old), old)
         for new, old in zip(changed, others, strict=True)
     ]
     return new_others, outputs
@@ -358,16 +319,6 @@ def _take(data: Tree, i: ArrayLike) -> Tree:
     return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), data)
 
 
-def _as_before(new: ArrayLike, old: jax.Array) -> jax.Array:
-    """Returns `new` in the type of `old`, as a loop must not change the types of its state."""
-    return lax.convert_element_type(new, old.dtype)
-
-
-def _empty_logs(step: _Step, state: State, batch: Tree) -> Logs:
-    logs, _ = jax.eval_shape(step, state, batch)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), logs)
-
-
 def _array(given: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     if isinstance(given, jax.ShapeDtypeStruct):
         return jnp.zeros(given.shape, given.dtype)
@@ -398,7 +349,7 @@ def execution(model: keras.Model) -> Execution:
     """
     if model.run_eagerly or not model.jit_compile:
         return "eager"
-    convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
+    convolves = any(isinstance(layer, CONVOLUTIONS) for layer in flat_layers(model))
     return "step" if convolves and jax.default_backend() == "cpu" else "loop"
 
 

@@ -212,12 +212,11 @@ class Program:
         def advance(i: jax.Array, carry: tuple[_State, Logs]) -> tuple[_State, Logs]:
             state, logs = carry
             new_logs, new_state = step(state, floats, batches(i))
-            return jax.tree.map(_as_before, new_state, state), new_logs if own_logs else logs
+            return jax.tree.map(as_before, new_state, state), new_logs if own_logs else logs
 
         logs: Logs = ()
         if own_logs:
-            shapes, _ = jax.eval_shape(step, state, floats, batches(0))
-            logs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            logs = empty_logs(step, state, floats, batches(0))
         state, logs = lax.fori_loop(bounds[0], bounds[1], advance, (state, logs))
         if not own_logs:
             logs = jax.vmap(self._results)(state[-1])
@@ -259,6 +258,12 @@ def _moved(part: Tensor, by: int, steps: int) -> np.ndarray:
     return np.concatenate([part, np.zeros((steps - len(part), *part.shape[1:]), part.dtype)])
 
 
-def _as_before(new: ArrayLike, old: jax.Array) -> jax.Array:
+def as_before(new: ArrayLike, old: jax.Array) -> jax.Array:
     """Returns `new` in the type of `old`, as a loop must not change the types of its state."""
     return lax.convert_element_type(new, old.dtype)
+
+
+def empty_logs(step: Callable[..., tuple[Logs, Tree]], *given: Tree) -> Logs:
+    """Returns zeros in the shapes of the logs of a step, for a loop to begin with."""
+    logs, _ = jax.eval_shape(step, *given)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), logs)

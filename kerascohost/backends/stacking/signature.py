@@ -15,22 +15,17 @@ import re
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import keras
 import numpy as np
 
 from kerascohost import backends
+from kerascohost.backends.base import Tensor, Thing
 from kerascohost.backends.reached import TRACED_WITH
 
 if TYPE_CHECKING:
     from kerascohost.backends.stacking.traced_float import TracedFloat
-
-# Whatever a model references. It is typed by `isinstance` and `hasattr` where it is looked at.
-Thing: TypeAlias = Any
-
-# A tensor or array of the backend in use, whose type is only known at runtime.
-Tensor: TypeAlias = Any
 
 # What has places for values: the `__dict__` of an object, a dict or a list.
 Holder: TypeAlias = MutableMapping[Thing, Thing] | list[Thing]

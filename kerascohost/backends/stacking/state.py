@@ -7,9 +7,9 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerascohost.backends.base import Logs, StepRange, Tree
+from kerascohost.backends.base import Logs, StepRange, Tensor, Tree
 from kerascohost.backends.keras_internals import with_parts
-from kerascohost.backends.stacking.signature import Stack, Tensor
+from kerascohost.backends.stacking.signature import Stack
 
 # From this transfer of a whole stack on, transfers are compiled: compiling takes as long as a
 # hundred of them.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import keras
 import numpy.typing as npt
 
-from kerascohost.backends.stacking.signature import FloatRef, NotStackableError, Stack, Tensor
+from kerascohost.backends.base import Tensor
+from kerascohost.backends.stacking.signature import FloatRef, NotStackableError, Stack
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -29,38 +29,14 @@ from kerascohost.backends import (
 from kerascohost.backends.adapters import RowOrder, shuffled_rows
 from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
 from kerascohost.backends.replicas import applied_in_pieces
-from kerascohost.backends.tensorflow.stack import Program as StackProgram
-from kerascohost.backends.tensorflow.stack import StackedState, cannot_stack, stacks_badly
-
-__all__ = [
-    "COMPILED_FUNCTION",
-    "COMPILES_PER_SHAPE",
-    "FINALIZES_AFTER_FAILURE",
-    "SHUFFLES_BY_GLOBAL_STATE",
-    "Program",
-    "StackProgram",
-    "StackedState",
-    "build",
-    "cannot_stack",
-    "concatenated",
-    "device_bytes",
-    "eager_step",
-    "execution",
-    "is_recording",
-    "random_state",
-    "reset_device_peak",
-    "row_order",
-    "run_functions_eagerly",
-    "runs_functions_eagerly",
-    "set_random_state",
-    "stacks_badly",
-    "variables_read_by",
-]
+from kerascohost.backends.tensorflow import stack
 
 COMPILED_FUNCTION = type(tf.function(lambda: None))
 COMPILES_PER_SHAPE = False  # dimensions may be unknown
 SHUFFLES_BY_GLOBAL_STATE = False  # by a seed: each epoch alike
 FINALIZES_AFTER_FAILURE = False
+StackProgram, StackedState = stack.Program, stack.StackedState
+cannot_stack, stacks_badly = stack.cannot_stack, stack.stacks_badly
 
 _UNSET_SEED = 87654321  # what `get_seed` returns where no global seed was set
 

@@ -20,6 +20,7 @@ from kerascohost.backends import (
     stacking,
 )
 from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tree
+from kerascohost.backends.keras_internals import IMAGE_CONVOLUTIONS
 from kerascohost.backends.stacking import NotStackableError, Stack
 from kerascohost.backends.tensorflow import vectorized
 from kerascohost.patching import patched
@@ -272,19 +273,6 @@ class Program:
             return self._models[0].get_metrics_result()
 
 
-_CONVOLUTIONS = (
-    keras.layers.Conv2D,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3D,
-    keras.layers.Conv3DTranspose,
-    keras.layers.ConvLSTM1D,
-    keras.layers.ConvLSTM2D,
-    keras.layers.ConvLSTM3D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv2D,
-)
-
-
 def cannot_stack(model: keras.Model) -> str | None:
     """Returns why this model can be in no stack, or `None`.
 
@@ -309,7 +297,7 @@ def stacks_badly(model: keras.Model) -> str | None:
     """
     if tf.config.list_logical_devices("GPU"):
         return None
-    if any(isinstance(layer, _CONVOLUTIONS) for layer in flat_layers(model)):
+    if any(isinstance(layer, IMAGE_CONVOLUTIONS) for layer in flat_layers(model)):
         return "convolutions over images are faster joined on a CPU"
     if model.count_params() > STACKED_WEIGHTS_LIMIT:
         return "models of so many weights are as fast joined on a CPU"
