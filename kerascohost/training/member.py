@@ -28,8 +28,7 @@ from keras import tree
 
 from kerascohost import backends, errors
 from kerascohost.arguments import Argument, Data, EvaluateArguments, FitArguments, PredictArguments
-from kerascohost.backends import Chunk, adapters
-from kerascohost.backends.base import Logs, StepKind, Tensor, Tree
+from kerascohost.backends import Chunk, Logs, StepKind, Tensor, Tree, adapters
 from kerascohost.backends.threads import OwnSeeds
 from kerascohost.tracing import reads
 from kerascohost.tracing.reads import Snapshot
@@ -40,6 +39,9 @@ _BATCH_HOOKS = {
     "test": ("on_test_batch_begin", "on_test_batch_end"),
     "predict": ("on_predict_batch_begin", "on_predict_batch_end"),
 }
+
+# What callbacks set to end the steps of each kind.
+_STOPS = {"train": "stop_training", "test": "stop_evaluating", "predict": "stop_predicting"}
 
 
 @dataclasses.dataclass
@@ -447,35 +449,21 @@ class Member:
         limit = _step_limit(self.model, dispatch, "predict")
         concatenated = backends.get_backend().concatenated
         parts: list[Tree] = []
-        seen = step = 0  # the parts that callbacks have seen
-        # Hooks come in the rhythm of `steps_per_execution`, as in training.
-        for chunk in batches.epoch(limit):
-            position = chunk.start
-            while position < chunk.stop and not self.model.stop_predicting:
-                if limit and step % limit == 0:
-                    dispatch.on_predict_batch_begin(step)
-                stop = chunk.stop
-                if limit:
-                    stop = min(stop, position + limit - step % limit)
-                done, outputs = yield StepRequest(
-                    "predict", chunk, position, stop, has_batch_hooks=False
-                )
-                position, step = position + done, step + done
-                parts.append(tree.map_structure(_rows_in_order, outputs))
-                if limit and step % limit == 0:
-                    dispatch.on_predict_batch_end(step - 1, _outputs(parts[seen:], concatenated))
-                    seen = len(parts)
-            if self.model.stop_predicting:
-                break
-        if limit and step % limit:
-            end = step + limit - step % limit - 1
-            dispatch.on_predict_batch_end(end, _outputs(parts[seen:], concatenated))
-        if limit and batches.ran_out and backends.reads_after_hooks():
-            dispatch.on_predict_batch_begin(limit * math.ceil(step / limit))
+        seen = 0  # the parts that callbacks have seen
+
+        def take(outputs: Tree) -> None:
+            parts.append(tree.map_structure(_rows_in_order, outputs))
+
+        def told() -> Logs:
+            nonlocal seen
+            fresh, seen = parts[seen:], len(parts)
+            return {"outputs": tree.map_structure(lambda *rows: concatenated(rows), *fresh)}
+
+        yield from self._steps("predict", batches, dispatch, limit, take, told)
         dispatch.on_predict_end()
         return tree.map_structure(lambda *rows: concatenated(rows), *parts)
 
-    def _epoch(  # noqa: C901  # Keras's loop over an epoch, in its order
+    def _epoch(
         self,
         kind: StepKind,
         batches: Batches,
@@ -483,16 +471,60 @@ class Member:
         limit: int | None,
     ) -> Run:
         """The steps of one epoch; returns its logs, as `fit` would hand them to `on_epoch_end`."""
-        on_begin = getattr(dispatch, f"on_{kind}_batch_begin")
-        on_end = getattr(dispatch, f"on_{kind}_batch_end")
-        stop = "stop_training" if kind == "train" else "stop_evaluating"
-        if getattr(self.model, stop):  # set before the epoch's first step, it ends the epoch there
+        if getattr(self.model, _STOPS[kind]):  # set before the first step, it ends the epoch there
             limit = self.model.steps_per_execution
         must_sync = _is_watched(self.model, dispatch, batches)
         counted = backends.seed_counts(self.model) if kind == "train" else {}
         logs: Logs = {}
+
+        def take(outcome: Logs) -> None:
+            nonlocal logs
+            logs = outcome
+            if not isinstance(logs, dict):
+                backends.check_logs(logs)
+
+        run = self._steps(kind, batches, dispatch, limit, take, lambda: logs, must_sync)
+        steps, is_stopped = yield from run
+        if is_stopped:
+            return self._metrics_or(logs, kind)
+        if kind == "train":
+            if not steps and self._last_logs:
+                logs = backends.logs_without_steps(self.model, self._last_logs)
+            if batches.ran_out and steps:
+                backends.step_without_data(self.model, counted, steps)
+            self._last_logs = logs
+        return self._metrics_or(logs, kind)
+
+    def _steps(
+        self,
+        kind: StepKind,
+        batches: Batches,
+        dispatch: keras.callbacks.CallbackList,
+        limit: int | None,
+        take: Callable[[Tree], None],
+        told: Callable[[], Logs],
+        must_sync: bool = True,
+    ) -> Generator[StepRequest, tuple[int, Tree], tuple[int, bool]]:
+        """Requests the steps of one pass over the data, and calls the hooks of batches.
+
+        They come in the rhythm of `steps_per_execution`, however chunks and turns fall.
+
+        Args:
+            kind: The kind of the steps.
+            batches: Their data.
+            dispatch: Whose hooks are called.
+            limit: The steps between hooks; `None`: there are no hooks.
+            take: Called with what each request has given.
+            told: Returns what the hook after an execution is given.
+            must_sync: As in `StepRequest`.
+
+        Returns:
+            How many steps were done, and whether the model's `stop_...` ended them.
+        """
+        on_begin = getattr(dispatch, f"on_{kind}_batch_begin")
+        on_end = getattr(dispatch, f"on_{kind}_batch_end")
+        is_prediction = kind == "predict"  # which has no metrics, and a program of its own
         step = 0
-        # Hooks come in the rhythm of `steps_per_execution`, however chunks and turns fall.
         for chunk in batches.epoch(limit):
             position = chunk.start
             while position < chunk.stop:
@@ -501,35 +533,28 @@ class Member:
                 until = chunk.stop
                 if limit:
                     until = min(until, position + limit - step % limit)
-                done, logs = yield StepRequest(
+                done, outcome = yield StepRequest(
                     kind,
                     chunk,
                     position,
                     until,
-                    bool(limit),
-                    metrics_reset=step == 0,
+                    has_batch_hooks=bool(limit) and not is_prediction,
+                    metrics_reset=step == 0 and not is_prediction,
                     must_sync=must_sync,
                 )
                 position, step = position + done, step + done
-                if not isinstance(logs, dict):
-                    backends.check_logs(logs)
+                take(outcome)
                 if limit and step % limit:
                     continue
                 if limit:
-                    on_end(step - 1, logs)
-                if getattr(self.model, stop):
-                    return self._metrics_or(logs, kind)
+                    on_end(step - 1, told())
+                if getattr(self.model, _STOPS[kind]):
+                    return step, True
         if limit and step % limit:
-            on_end(step + limit - step % limit - 1, logs)
+            on_end(step + limit - step % limit - 1, told())
         if limit and batches.ran_out and backends.reads_after_hooks():
             on_begin(limit * math.ceil(step / limit))
-        if kind == "train":
-            if not step and self._last_logs:
-                logs = backends.logs_without_steps(self.model, self._last_logs)
-            if batches.ran_out and step:
-                backends.step_without_data(self.model, counted, step)
-            self._last_logs = logs
-        return self._metrics_or(logs, kind)
+        return step, False
 
     def _metrics_or(self, logs: Logs, kind: StepKind) -> Tree:
         """The metrics, unless a step of the model's own makes other logs: then the last step's."""
@@ -731,11 +756,6 @@ def _symbolic(array: Tensor) -> Tree:
     is_text = isinstance(array, np.ndarray) and array.dtype.kind in "OSU"
     dtype = "string" if is_text else keras.backend.standardize_dtype(array.dtype)
     return keras.KerasTensor(array.shape, dtype)
-
-
-def _outputs(parts: list[Tree], concatenated: Callable[[Sequence[Tensor]], Tensor]) -> Logs:
-    """Returns what `on_predict_batch_end` is given: the outputs of an execution."""
-    return {"outputs": tree.map_structure(lambda *rows: concatenated(rows), *parts)}
 
 
 def _rows_in_order(outputs: Tree) -> np.ndarray:
