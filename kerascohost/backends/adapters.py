@@ -7,6 +7,7 @@ Only arrays are read by kerascohost itself, so that many batches can be cut out 
 their rows then come in the order that a `RowOrder` gives.
 """
 
+import collections
 import itertools
 import math
 import random
@@ -65,11 +66,19 @@ class RowOrder:
         """Draws what `fit` draws when it takes a first batch to build a model, and drops it."""
         next(self._draw(), None)
 
-    def advance_global_rng(self) -> None:
+    def advance_global_rng(self, batches: int | None = None) -> None:
         """Leaves the global random state where `fit` would, unless it was moved meanwhile.
 
         Without this a second fit would shuffle like the first one.
+
+        Args:
+            batches: How many batches of the last epoch were taken; `None`: all, and the data has
+                ended. Rows that are shuffled inside each batch are drawn batch by batch.
         """
+
+    def draw_again(self, batches: int) -> None:
+        """Draws for the first `batches` of an epoch, and drops it."""
+        collections.deque(itertools.islice(self._draw(), batches), maxlen=0)
 
 
 def shuffled_rows(

@@ -3,9 +3,10 @@
 Each use has a line that says why the public interface does not do.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -352,24 +353,39 @@ def _seeds(model: keras.Model) -> list[keras.Variable]:
     return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
 
 
-def step_without_data(model: keras.Model, counted: dict[int, np.ndarray], steps: int) -> None:
+def step_without_data(
+    model: keras.Model,
+    kind: StepKind,
+    counted: dict[int, np.ndarray],
+    steps: int,
+    rows: int | None,
+    is_weighted: bool,
+) -> None:
     """Does what a step of `fit` on TensorFlow does while it finds out that the data has ended.
 
     Parts of its compiled function do not depend on the batch, and run although there is none: it
     decays the weights, updates the scalars of the optimizer (Nadam's product), and counts the
-    iteration and the draws of the seed generators. (With XLA, eagerly, and with several steps per
-    execution, the batch is read first and nothing else runs. With gradient accumulation it depends
-    on timing; here nothing runs.) Draws are right only if all steps draw equally often.
+    iteration, the draws of the seed generators, and rows in mean metrics. (With XLA, eagerly, and
+    with several steps per execution, the batch is read first and nothing else runs. With gradient
+    accumulation it depends on timing; here nothing of the optimizer runs.) Draws are right only if
+    all steps draw equally often.
 
     `_apply_weight_decay`, `_backend_update_step`: the public `apply` does a whole step.
 
     Args:
         model: The model.
+        kind: Whether it is trained or tested.
         counted: The `seed_counts` before the epoch.
         steps: The number of steps since.
+        rows: The rows of each batch, if the data's type says them.
+        is_weighted: Whether the batches have weights.
     """
     skipped = model.run_eagerly or model.jit_compile or model.steps_per_execution > 1
-    if keras.backend.backend() != "tensorflow" or skipped or not model.trainable_variables:
+    if keras.backend.backend() != "tensorflow" or skipped:
+        return
+    for metric in _counting_without_data(model, kind, rows, is_weighted):
+        metric.count.assign_add(rows or 1)
+    if kind != "train" or not model.trainable_variables:
         return
     optimizer = model.optimizer
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -380,6 +396,37 @@ def step_without_data(model: keras.Model, counted: dict[int, np.ndarray], steps:
     for seed in _seeds(model):
         drawn = seed.numpy() - counted.get(id(seed), seed.numpy())
         seed.assign_add(drawn // steps)
+
+
+def counts_rows_by_type(model: keras.Model) -> bool:
+    """Returns whether metrics of the model depend on whether the data's type says a batch's rows.
+
+    `_compile_loss`: its metrics of single outputs count a batch as one row if it does not.
+    """
+    return model._compile_loss is not None and bool(model._compile_loss.metrics)
+
+
+def _counting_without_data(
+    model: keras.Model, kind: StepKind, rows: int | None, is_weighted: bool
+) -> Iterator[keras.metrics.Mean]:
+    """Yields the metrics whose number of rows does not depend on a batch.
+
+    `_compile_loss`, whose metrics count each batch as one row where its rows are not known;
+    `_loss_tracker`; `_flat_metrics` and `_flat_weighted_metrics` of `_compile_metrics`, as those
+    that are weighted count weights.
+    """
+    if model._compile_loss is not None:
+        yield from model._compile_loss.metrics
+    if rows is None or has_own_step(model, kind):
+        return
+    yield model._loss_tracker
+    compiled = model._compile_metrics
+    if compiled is None or not compiled.built:
+        return
+    listed = [*compiled._flat_metrics, *([] if is_weighted else compiled._flat_weighted_metrics)]
+    for metric in itertools.chain(*(one.metrics for one in listed if one is not None)):
+        if isinstance(metric, keras.metrics.Mean):
+            yield metric
 
 
 def logs_without_steps(model: keras.Model, before: Logs) -> Logs:

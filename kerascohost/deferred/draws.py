@@ -35,9 +35,10 @@ def advance(model: keras.Model, arguments: FitArguments, is_built: bool = False)
         epochs = arguments["epochs"] - arguments["initial_epoch"]
         per_epoch = arguments["steps_per_epoch"] or 0
         executions = math.ceil(per_epoch / model.steps_per_execution)  # `fit` runs whole ones
-        for _ in range(_passes(epochs, steps, executions * model.steps_per_execution)):
+        passes, last = _passes(epochs, steps, executions * model.steps_per_execution)
+        for _ in range(passes):
             order()
-        order.advance_global_rng()
+        order.advance_global_rng(last if last < steps else None)
     return backends.random_state()
 
 
@@ -69,19 +70,19 @@ def _are_valid(arguments: FitArguments) -> bool:
     )
 
 
-def _passes(epochs: int, steps: int, steps_per_epoch: int) -> int:
-    """Returns how many times the rows are shuffled.
+def _passes(epochs: int, steps: int, steps_per_epoch: int) -> tuple[int, int]:
+    """Returns how many times the rows are shuffled, and how many steps the last time serves.
 
     With `steps_per_epoch` an epoch may begin in the middle of a pass over the rows.
     """
     if not steps_per_epoch:
-        return max(0, epochs)
+        return max(0, epochs), steps
     passes, position = 0, steps
     for _ in range(epochs):
         if position >= steps:
             passes, position = passes + 1, 0
         position += steps_per_epoch
-    return passes
+    return passes, position
 
 
 def may_end_early(model: keras.Model, arguments: FitArguments) -> bool:

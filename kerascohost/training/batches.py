@@ -101,6 +101,9 @@ class ArrayBatches:
     """
 
     ran_out = False  # their number is known
+    steps_taken = 0  # of this epoch, as far as they are trained; set by the member
+    fixed_rows = None  # of interest only where their number is not known
+    are_weighted = False
 
     def __init__(
         self,
@@ -124,6 +127,9 @@ class ArrayBatches:
         self._per_epoch = _capped(steps_per_epoch)
         self._order = row_order(self._num_rows, rows, shuffle) if shuffle else None
         self._pass: tuple[np.ndarray | None, int] | None = None
+        self._begun_at: int | None = None  # the step of the pass at which a running epoch began
+        # `fit` on TensorFlow traces with their number, then.
+        self._is_fixed = self._num_rows % rows == 0
 
     @property
     def rows_per_step(self) -> int:
@@ -163,12 +169,17 @@ class ArrayBatches:
 
     def advance_global_rng(self) -> None:
         """Ends the use of the data; see `RowOrder.advance_global_rng`."""
-        if self._order is not None:
-            self._order.advance_global_rng()
+        if self._order is None:
+            return
+        if self._begun_at is not None:  # the epoch was not finished
+            self._order.advance_global_rng(self._begun_at + self.steps_taken)
+        else:
+            self._order.advance_global_rng(self._pass[1] if self._pass is not None else None)
 
     def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
         """The chunks of the next epoch; arrays may be read ahead, so `at_most` does not matter."""
         order, step = self._next_pass()
+        self._begun_at, self.steps_taken = step, 0
         due = self._whole_executions(self.steps_per_epoch)
         left = self._whole_executions(self._num_steps - step)
         if self._per_epoch and due > left:
@@ -181,6 +192,7 @@ class ArrayBatches:
             chunk = self._window(order, step, stop)
             yield chunk
             step += chunk.stop - chunk.start
+        self._begun_at = None
 
     def _whole_executions(self, steps: int) -> int:
         return math.ceil(steps / self._execution) * self._execution
@@ -205,7 +217,8 @@ class ArrayBatches:
         first = min(step, full - size)
         rows = slice(first * self._rows, (first + size) * self._rows)
         data = self._take(order, rows, size)
-        return Chunk(data, step - first, min(size, stop - first), is_first_shape=True)
+        stop = min(size, stop - first)
+        return Chunk(data, step - first, stop, is_first_shape=True, is_fixed=self._is_fixed)
 
     def _take(self, order: np.ndarray | None, rows: slice, steps: int) -> Tree:
         chosen = rows if order is None else order[rows]
@@ -224,6 +237,7 @@ class StreamBatches:
     """
 
     rows_per_step = None  # not known before a batch is seen
+    steps_taken = 0  # as of `ArrayBatches`; batches are read when they are trained
 
     def __init__(self, epochs: adapters.Epochs, runs_python: bool):
         self._epochs = epochs
@@ -231,6 +245,8 @@ class StreamBatches:
         self._are_fixed = epochs.are_fixed
         self._first_known = _checked(epochs.first_known())
         self._usual: tuple[Hashable, ...] | None = None
+        self._rows: int | None = None
+        self.are_weighted = False  # whether the batches of an epoch that has begun have weights
         self._waiting: Iterator[Tree] | None = None
         self._is_reset = False
         self.ran_out = False  # whether the last epoch ended where no more batch was found
@@ -262,6 +278,11 @@ class StreamBatches:
         self._waiting = itertools.chain([first], items)
         self._is_reset = True
         return first
+
+    @property
+    def fixed_rows(self) -> int | None:
+        """The rows of each batch of an epoch that has begun, if the data's type says them."""
+        return self._rows if self._are_fixed else None
 
     def reset(self) -> None:
         """Goes back to the start of the data, as `fit` and `evaluate` do before they begin.
@@ -302,6 +323,8 @@ class StreamBatches:
         for run in _runs(items, 1 if could_tell else most):
             data = _combine(np.stack, [*run, *self._padding(run)])
             self._usual = self._usual or _signature(data)
+            self._rows = np.shape(_leaves(data)[0])[1]
+            self.are_weighted = keras.utils.unpack_x_y_sample_weight(data)[2] is not None
             is_usual = _signature(data) == self._usual
             yield Chunk(data, 0, len(run), is_usual, is_fixed=self._are_fixed)
 

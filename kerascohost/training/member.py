@@ -487,11 +487,14 @@ class Member:
         steps, is_stopped = yield from run
         if is_stopped:
             return self._metrics_or(logs, kind)
+        if kind == "train" and not steps and self._last_logs:
+            logs = backends.logs_without_steps(self.model, self._last_logs)
+        if batches.ran_out and steps:
+            rows, is_weighted = batches.fixed_rows, batches.are_weighted
+            backends.step_without_data(self.model, kind, counted, steps, rows, is_weighted)
+            if not backends.has_own_step(self.model, kind):
+                logs = self.model.get_metrics_result()
         if kind == "train":
-            if not steps and self._last_logs:
-                logs = backends.logs_without_steps(self.model, self._last_logs)
-            if batches.ran_out and steps:
-                backends.step_without_data(self.model, counted, steps)
             self._last_logs = logs
         return self._metrics_or(logs, kind)
 
@@ -543,6 +546,7 @@ class Member:
                     must_sync=must_sync,
                 )
                 position, step = position + done, step + done
+                batches.steps_taken = step
                 take(outcome)
                 if limit and step % limit:
                     continue

@@ -1,5 +1,6 @@
 """The stacks of a cohort: which members are trained by one vectorised step, and which are not."""
 
+import functools
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,11 @@ class ActiveStack:
         rates = {float(member.model.optimizer.learning_rate) for member in members}
         if len(rates) > 1:
             self.differs.insert(0, "learning_rate")
+
+    @functools.cached_property
+    def counts_rows_by_type(self) -> bool:
+        """Returns whether members whose batches are of unlike types are called apart."""
+        return backends.counts_rows_by_type(self.members[0].model)
 
     def program(self, kind: StepKind) -> Program:
         """Returns a backend's program for steps of this kind."""
@@ -130,8 +136,9 @@ class Stacks:
         """The calls that stacks should make now, and the requests of all members that are in none.
 
         Members of a stack are called together if they request steps of one kind with batches of one
-        shape. What few of them request, such as a last partial batch or a validation, is done
-        first: so all come to their full batches together again.
+        shape (and type, where metrics depend on it). What few of them request, such as a last
+        partial batch or a validation, is done first: so all come to their full batches together
+        again.
         """
         groups: dict[ActiveStack, dict[tuple[Hashable, ...], list[str]]] = {}
         rest: dict[str, StepRequest] = {}
@@ -144,6 +151,7 @@ class Stacks:
                     request.kind == "train" and request.chunk.is_first_shape,
                     request.kind,
                     _shape(request),
+                    request.chunk.is_fixed and active.counts_rows_by_type,
                 )
                 groups.setdefault(active, {}).setdefault(key, []).append(name)
         calls = []

@@ -95,6 +95,56 @@ def test_reshuffling_datasets_are_iterated_as_fit_iterates_them():
     in_all_layouts(members)
 
 
+def two_outputs():
+    x = keras.Input((4,))
+    model = keras.Model(x, [layers.Dense(1, name="left")(x), layers.Dense(1, name="right")(x)])
+    metrics = [["mae"], ["mse"]]
+    model.compile("adam", ["mse", "mae"], metrics=metrics, weighted_metrics=metrics)
+    return model
+
+
+def of_two_outputs(rows, weighted=False, batch=None):
+    tf = pytest.importorskip("tensorflow", reason="a tf.data.Dataset needs TensorFlow")
+
+    def made():
+        for start in range(0, 40, 8):
+            x, y = X[start : start + 8], Y[start : start + 8]
+            yield (x, (y, y), np.abs(y[:, 0])) if weighted else (x, (y, y))
+
+    of_y = tf.TensorSpec((rows, 1), "float32")
+    of_weights = [tf.TensorSpec((rows,), "float32")] if weighted else []
+    signature = (tf.TensorSpec((rows, 4), "float32"), (of_y, of_y), *of_weights)
+    return tf.data.Dataset.from_generator(made, output_signature=signature)
+
+
+LOSSES_BY_OUTPUT = {
+    "rows known": lambda: {"x": lambda: of_two_outputs(8)},
+    "weighted": lambda: {"x": lambda: of_two_outputs(8, weighted=True)},
+    "rows unknown": lambda: {"x": lambda: of_two_outputs(None)},
+    "validated": lambda: {
+        "x": X[:16],
+        "y": [Y[:16], Y[:16]],
+        "validation_data": lambda: of_two_outputs(None),
+    },
+    "validated, rows known": lambda: {
+        "x": X[:16],
+        "y": [Y[:16], Y[:16]],
+        "validation_data": lambda: of_two_outputs(8),
+    },
+    "even": lambda: {"x": X[:16], "y": [Y[:16], Y[:16]], "batch_size": 8},
+    "uneven": lambda: {"x": X[:16], "y": [Y[:16], Y[:16]], "batch_size": 5},
+    "one batch": lambda: {"x": X[:16], "y": [Y[:16], Y[:16]], "steps_per_epoch": 1},
+}
+
+
+def test_metrics_count_rows_as_fit_counts_them():
+    """On TensorFlow by the batches' static shape, and once more where the data ends."""
+    members = {
+        name: Member(two_outputs, epochs=2, **make()) for name, make in LOSSES_BY_OUTPUT.items()
+    }
+    in_all_layouts(members)
+
+
 def test_one_dataset_that_reshuffles_for_several_members_is_refused():
     shared = dataset()
     models = {"a": net(), "b": net()}

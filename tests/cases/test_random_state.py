@@ -102,6 +102,33 @@ def test_draws_after_any_fit_of_arrays(options):
     check(program)
 
 
+@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("shuffle", [True, "batch"])
+def test_draws_after_a_fit_that_stopped_inside_an_epoch(shuffle, steps):
+    """Rows that are shuffled inside each batch are drawn batch by batch."""
+
+    class Stops(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = self.params["epochs"] == 3 and batch == 1
+
+    def program(fit):
+        models, seen = [net(), net()], []
+        given = dict(batch_size=4, shuffle=shuffle, steps_per_epoch=steps, verbose=0)
+        for model, epochs in zip(models, (3, 2), strict=True):
+            fit(model, X, Y, epochs=epochs, callbacks=[Stops()], **given)
+            seen += [np.random.rand(), float(keras.random.uniform(()))]
+            if keras.backend.backend() == "torch":
+                seen.append(float(keras.random.uniform((), seed=keras.random.SeedGenerator())))
+        return [*seen, *(weight for model in models for weight in model.get_weights())]
+
+    keras.utils.set_random_seed(3)
+    expected = program(keras.Model.fit)
+    keras.utils.set_random_seed(3)
+    actual = program(lambda model, *data, **given: kc.Cohort([model]).fit(*data, **given))
+    for one, other in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-6)
+
+
 def test_a_fit_waits_for_one_that_may_stop_early_and_shuffles_by_the_same_state():
     def program(hold):
         models, lengths = [net(), net()], []

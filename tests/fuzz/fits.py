@@ -98,7 +98,11 @@ def build(case: Model) -> keras.Model:
 def _hidden(case: Model) -> list:
     first = {
         "recurrent": lambda: [layers.Embedding(6, 3), layers.LSTM(3)],
-        "convolution": lambda: [layers.Reshape((4, 1)), layers.Conv1D(2, 3), layers.Flatten()],
+        "convolution": lambda: [
+            layers.Reshape((4, 1)),
+            layers.Conv1D(2, 3, activation="tanh"),
+            layers.Flatten(),
+        ],
     }
     hidden = first.get(case.form, lambda: [layers.Dense(5, "tanh")])()
     if case.normalized:

@@ -408,9 +408,19 @@ class _NumpyOrder(RowOrder):
         self._random = np.random.RandomState()
         self._random.set_state(self._begun)
         permutation = self._random.permutation
+        self._at_epoch = self._begun
         super().__init__(lambda: shuffled_rows(permutation, num_rows, batch_size, shuffle))
 
-    def advance_global_rng(self) -> None:
+    def __call__(self) -> np.ndarray:
+        self._at_epoch = self._random.get_state()
+        return super().__call__()
+
+    def advance_global_rng(self, batches: int | None = None) -> None:
+        if batches is not None:
+            self._random.set_state(self._at_epoch)
+            # On accelerators `fit` has the next batch transferred while one is trained.
+            is_ahead = jax.default_backend() != "cpu"
+            self.draw_again(batches + (is_ahead and batches > 0))
         if all(map(np.array_equal, self._begun, np.random.get_state())):
             np.random.set_state(self._random.get_state())
 

@@ -20,7 +20,7 @@ from kerascohost.backends import (
     stacking,
 )
 from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tree
-from kerascohost.backends.keras_internals import IMAGE_CONVOLUTIONS
+from kerascohost.backends.keras_internals import IMAGE_CONVOLUTIONS, counts_rows_by_type
 from kerascohost.backends.stacking import NotStackableError, Stack
 from kerascohost.backends.tensorflow import vectorized
 from kerascohost.patching import patched
@@ -125,6 +125,7 @@ class Program:
         own = stack.variables[0]
         metrics = {id(v) for v in self._models[0].metrics_variables}
         changing = metrics | {id(v) for v in self._models[0].non_trainable_variables}
+        self._counts_rows_by_type = counts_rows_by_type(self._models[0])
         self._metrics = [i for i, v in enumerate(own) if id(v) in metrics]
         self._changing = [i for i, v in enumerate(own) if kind == "train" or id(v) in changing]
 
@@ -185,7 +186,12 @@ class Program:
         """Returns the trace for these shapes, generalised if earlier calls had others."""
         everyone = names == self._stack.names
         size = len(names) if everyone else None
-        key = (everyone, repr(structure), tuple((t.dtype, len(t.shape)) for t in data))
+        key = (
+            everyone,
+            data[0].shape[2] if is_fixed and self._counts_rows_by_type else None,
+            repr(structure),
+            tuple((t.dtype, len(t.shape)) for t in data),
+        )
         specs = [
             tf.TensorSpec((None, size, t.shape[2] if is_fixed else None, *t.shape[3:]), t.dtype)
             for t in data

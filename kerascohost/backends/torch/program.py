@@ -78,12 +78,13 @@ def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
 
 class _TorchOrder(RowOrder):
     def __init__(self, num_rows: int, batch_size: int, shuffle: bool | str):
-        self._begun = self._own = torch.random.get_rng_state()
+        self._begun = self._own = self._at_epoch = torch.random.get_rng_state()
         self._sampler = functools.partial(_sampler, num_rows, batch_size, shuffle)
         self._rows = torch.arange(num_rows)
         super().__init__(self._visit)
 
     def __call__(self) -> np.ndarray:
+        self._at_epoch = self._own
         with self._own_state():
             return super().__call__()
 
@@ -91,7 +92,11 @@ class _TorchOrder(RowOrder):
         with self._own_state():
             super().consume_build_draw()
 
-    def advance_global_rng(self) -> None:
+    def advance_global_rng(self, batches: int | None = None) -> None:
+        if batches is not None:
+            self._own = self._at_epoch
+            with self._own_state():
+                self.draw_again(batches)
         if torch.equal(self._begun, torch.random.get_rng_state()):
             torch.random.set_rng_state(self._own)
 
