@@ -11,7 +11,7 @@ BACKEND := $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo gpu; \
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo lab test test-tensorflow test-jax test-torch test-oldest test-wheel test-binder \
-	test-keras fuzz nightly bench notebooks docs address lint clean
+	test-keras test-marked fuzz nightly bench notebooks docs address lint clean
 
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
@@ -63,7 +63,14 @@ fuzz: $(STAMP)
 		KERAS_BACKEND=$$backend $(BIN)/python -m tests.fuzz || failed=1; done; exit $$failed
 
 # What takes too long for every change.
-nightly: fuzz test-keras test-oldest test-wheel test-binder
+nightly: test-marked fuzz test-keras test-oldest test-binder
+
+# The tests that are marked so, and every layer family with every optimizer.
+test-marked: $(STAMP)
+	failed=0; for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python -m pytest \
+		-n $${WORKERS:-2} --dist loadgroup -m nightly || failed=1; \
+		PAIRS=all KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n $${WORKERS:-2} \
+		tests/parity/test_stacked.py -k with_an_optimizer || failed=1; done; exit $$failed
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

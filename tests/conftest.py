@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -9,12 +10,26 @@ import keras
 import pytest
 
 BACKEND = keras.backend.backend()
+ROOT = Path(__file__).parents[1]
 
 # Warnings of others that no test can avoid; every other warning is an error (pyproject).
 FOREIGN_WARNINGS = [
     # Keras 3.15 calls `np.array(tf.Variable)` in `get_weights`; TensorFlow 2.21 lacks `copy`.
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
 ]
+
+
+# What does the same on every backend: on every change it is run with the default one only.
+OF_ONE_BACKEND = ("layouts", "notebook", "results", "test_environment.py")
+
+
+def pytest_collection_modifyitems(items):
+    if BACKEND == "tensorflow":
+        return
+    for item in items:
+        part = item.path.relative_to(ROOT).parts
+        if part[0] == "tests" and part[1] in OF_ONE_BACKEND:
+            item.add_marker(pytest.mark.nightly)
 
 
 def pytest_configure(config):

@@ -172,7 +172,8 @@ class _Code:
             else:
                 continue
             for attribute in rest:
-                thing = getattr(thing, attribute, None) if _is_module(thing) else None
+                # Not `getattr`, which a module may answer by a warning or an import.
+                thing = vars(thing).get(attribute) if _is_module(thing) else None
             yield thing
 
     def _merge(self, inner: "_Code", code: types.CodeType) -> None:
@@ -208,12 +209,26 @@ def _is_installed(module: str) -> bool:
         return False
     # A user's own site-packages, or those of a distribution, are not among Python's paths.
     is_in_packages = not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
-    return is_in_packages or file.startswith(_INSTALLED)
+    return is_in_packages or file.startswith(_INSTALLED) or _holds_packages(_root(module, file))
+
+
+def _root(module: str, file: str) -> Path:
+    """Returns the folder that the module's topmost package is imported from."""
+    path = Path(file)
+    depth = module.count(".") + (path.stem == "__init__")
+    return path.parents[min(depth, len(path.parents) - 1)]
+
+
+@functools.lru_cache(maxsize=256)
+def _holds_packages(folder: Path) -> bool:
+    """Returns whether packages were installed into a folder, as `pip install --target` does."""
+    return next(folder.glob("*.dist-info"), None) is not None
 
 
 def _is_of_package(thing: UserObject) -> bool:
     """Returns whether a class, function or module is from Python or an installed package."""
-    module = getattr(thing, "__module__", None) or getattr(thing, "__name__", "")
+    module = None if _is_module(thing) else getattr(thing, "__module__", None)
+    module = module or getattr(thing, "__name__", "")
     return isinstance(module, str) and _is_installed(module)
 
 

@@ -183,6 +183,7 @@ def test_train_stop_train_again_and_take_the_code(opened, shots):
     assert "state" in saved.metadata.widgets["application/vnd.jupyter.widget-state+json"]
 
 
+@pytest.mark.nightly
 def test_in_notebook_7(opened, shots):
     with lab.browser_page(width=900, height=2400) as page:
         opened(page, [SETUP, "kc.CohostWidget()"], app="notebook")
@@ -191,6 +192,7 @@ def test_in_notebook_7(opened, shots):
         shoot(page, shots / "notebook-7.png")
 
 
+@pytest.mark.nightly
 def test_with_the_keyboard_alone_in_a_narrow_pane(opened, shots):
     def go_to(name):
         focused = """() => {
@@ -232,6 +234,7 @@ def test_with_the_keyboard_alone_in_a_narrow_pane(opened, shots):
         )
 
 
+@pytest.mark.nightly
 def test_two_widgets_a_reopened_page_a_deleted_model_and_a_new_kernel(opened):
     def widget(number):
         return page.locator(".jp-Cell").nth(number)

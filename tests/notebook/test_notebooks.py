@@ -15,13 +15,21 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# These train for a minute or more.
+LONG = {"02-group-and-replicate", "03-stack", "06-when-not-to"}
 
 
 def outputs(notebook):
     return [out for cell in notebook.cells for out in cell.get("outputs", [])]
 
 
-@each_notebook
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.nightly] if path.stem in LONG else [])
+        for path in NOTEBOOKS
+    ],
+)
 @pytest.mark.filterwarnings("default")  # of Jupyter's own start-up, not of the notebook
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="their numbers and texts are TensorFlow's"

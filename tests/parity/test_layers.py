@@ -8,7 +8,10 @@ from tests.helpers import compare, layer_families
 @pytest.mark.parametrize(
     "family",
     [
-        parameter
+        # A joined program holds the models' own steps, whatever their layers: one cohort shows it.
+        pytest.param(
+            *parameter.values, marks=[*parameter.marks, *([pytest.mark.nightly] if i else [])]
+        )
         for i, cohort in enumerate(layer_families.COHORTS)
         for parameter in compare.in_one_process(cohort, f"layers {i}")
     ],
@@ -18,6 +21,7 @@ def test_a_layer_family_in_a_cohort_ends_as_by_its_own_fit(family):
     compare.assert_member(family, cohort, layer_families.member)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "family", compare.in_one_process(layer_families.IN_DOUBLE_PRECISION, "layers in float64")
 )

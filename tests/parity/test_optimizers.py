@@ -24,6 +24,7 @@ def test_an_option_of_optimizers_ends_as_by_its_own_fit(name):
     compare.assert_member(name, optimizer_options.OPTIONS, optimizer_options.member)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "name", compare.in_one_process(optimizer_options.IN_DOUBLE_PRECISION, "optimizers in float64")
 )

@@ -95,11 +95,13 @@ def test_a_layer_family_with_an_optimizer(family, optimizer):
     assert_stacked(members, stacked=not is_joined)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("family", sorted(set(layer_families.IN_DOUBLE_PRECISION) - SLOW))
 def test_a_layer_family_agrees_to_1e_9_in_float64(family, float64):
     assert_stacked(twins(family, layer_families.member))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", optimizer_options.IN_DOUBLE_PRECISION)
 def test_an_optimizer_agrees_to_1e_9_in_float64(name, float64):
     assert_stacked(twins(name, optimizer_options.member))

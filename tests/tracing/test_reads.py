@@ -1,6 +1,8 @@
 """The walk through what a fit reads: what it finds, what it copies, and who meets whom."""
 
 import contextlib
+import importlib
+import types
 
 import keras
 import numpy as np
@@ -136,3 +138,28 @@ def test_installed_code_is_not_followed():
     walk = reads._Walk(may_write=False)
     walk.walk(contextlib.nullcontext, "x")
     assert not walk.places
+
+
+def test_packages_installed_into_a_folder_are_not_followed(tmp_path, monkeypatch):
+    """As `pip install --target` does it."""
+    (tmp_path / "installed.py").write_text("rates = [1.0]\ndef loss(y, p): return p * rates[0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own, installed = reads._Walk(may_write=False), reads._Walk(may_write=False)
+    module = importlib.import_module("installed")
+    own.walk(module.loss, "loss")
+    assert own.places
+    (tmp_path / "installed-1.0.dist-info").mkdir()
+    reads._is_installed.cache_clear()
+    reads._holds_packages.cache_clear()
+    installed.walk(module.loss, "loss")
+    assert not installed.places
+    reads._is_installed.cache_clear()
+
+
+def test_a_module_is_not_asked_for_what_it_lacks(tmp_path, monkeypatch):
+    """It might warn, or import."""
+    lazy = types.ModuleType("lazy")
+    exec("def __getattr__(name): raise RuntimeError(name)", vars(lazy))
+    monkeypatch.setitem(globals(), "lazy", lazy)
+    model = net(lambda y, p: keras.ops.mean(p - (lazy.rate if y is None else y)))
+    assert not fit_of(model).conflicts_with(fit_of(net()))
