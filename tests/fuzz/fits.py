@@ -17,8 +17,9 @@ import kerascohost as kc
 from tests.fuzz.drawn import BACKEND, Case, Data, Member, Model
 from tests.helpers import compare
 
-# Joined: what Keras's own ops leave on TensorFlow, to the last bit; XLA fuses loops differently.
-TOLERANCES = {"tensorflow": 0.0, "jax": 1e-5}
+# Joined: the same ops on TensorFlow, whose sums seldom differ in the last bit with where the numbers
+# lie in memory (`fit` itself, run twice); XLA fuses loops differently.
+TOLERANCES = {"tensorflow": 1e-6, "jax": 1e-5}
 # What larger batches and stacks add up in another order.
 REORDERED = 1e-4
 SEED = 7
