@@ -21,18 +21,21 @@ class Tally:
         tried: Their number.
         refused: How many were refused before training, by reason.
         failed: How many failed together as apart, by what was raised.
+        warned: How many were told that random numbers are others than apart, by the first words.
         differing: The shrunk case and what differs, for each search that found one.
     """
 
     tried: int = 0
     refused: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     failed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    warned: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     differing: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [
             f"{self.tried} draws: {len(self.differing)} differing, "
-            f"{self.refused.total()} refused before training, {self.failed.total()} failed as apart"
+            f"{self.refused.total()} refused before training, {self.failed.total()} failed as "
+            f"apart, {self.warned.total()} warned of other draws"
         ]
         lines += [f"  failed {count} times: {why}" for why, count in self.failed.most_common()]
         lines += [f"  refused {count} times: {why}" for why, count in self.refused.most_common()]
@@ -87,7 +90,7 @@ def search(
             known[key] = result = verdict(case)
             if smallest is None:
                 tally.tried += 1
-                if result.kind in ("refused", "failed"):
+                if result.kind in ("refused", "failed", "warned"):
                     getattr(tally, result.kind)[result.text] += 1
             if result.kind == "differs" and smallest is None:
                 print(f"differs: {result.text}\n  {key}\n  shrinking", flush=True)
