@@ -174,7 +174,7 @@ def call_on_symbols(model: keras.Model, inputs: Tree) -> None:
 def compile_stamp(
     model: keras.Model,
 ) -> tuple[keras.optimizers.Optimizer | None, keras.metrics.Metric, bool, bool]:
-    """Returns a tuple that is another one after each call of `model.compile`.
+    """Returns a tuple that differs after each call of `model.compile`.
 
     `_loss_tracker`: `compile` makes a new one each time, also when it is given the same optimizer.
     """
@@ -189,7 +189,7 @@ def check_trainable(model: keras.Model) -> None:
     `_trainable_variables`: nothing public tells what an optimizer was built for.
 
     Raises:
-        CohortError: It says what to do.
+        CohortError: If so; the message says what to do.
     """
     optimizer = getattr(model, "optimizer", None)
     if keras.backend.backend() != "jax" or not getattr(optimizer, "built", False):
