@@ -50,7 +50,7 @@ def _own_of_layers() -> frozenset[str]:
 
 
 def is_bookkeeping(thing: Thing, name: str) -> bool:
-    """Returns whether Keras keeps an attribute for itself, so that no step and no hook reads it.
+    """Returns whether Keras has an attribute for its own use, so that it need not be compared.
 
     A private attribute of a user's own class counts only if Keras's base class sets it. `_self_`:
     the prefix of the attributes that TensorFlow's tracking sets.

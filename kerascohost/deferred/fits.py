@@ -84,7 +84,7 @@ class DeferredFit:
         history: The `History` that the caller was given, if any.
         entered: Makes a context in which the process is as the fit would find it alone; by default
             one with random states of its own.
-        is_deferred: Whether the program goes on before the fit is trained, so that it must be
+        is_deferred: Whether the program continues before the fit is trained, so that it must be
             trained with the values that its call read.
 
     Attributes:
@@ -311,7 +311,7 @@ class DeferredRunner:
 
 def _entered(fit: DeferredFit, member: Member, run: Run) -> Run:
     """Runs `run` inside `fit.inside()`; yields its requests and returns its result."""
-    answer: Any = None  # the first answer of a generator must be `None`
+    answer: Any = None  # the first value sent to a generator must be `None`
     began = time.perf_counter()
     member.forget_history()
     fit.has_begun = True

@@ -19,7 +19,7 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 CONTAINERS = (list, dict, set, collections.deque)
 
-# Any object that a user's program holds: only a look at it tells what it is.
+# Any object of a user's program; its type is only known at run time.
 UserObject: TypeAlias = Any
 
 Container: TypeAlias = (

@@ -173,7 +173,7 @@ class _Code:
             else:
                 continue
             for attribute in rest:
-                # Not `getattr`, which a module may answer by a warning or an import.
+                # Not `getattr`, as a module may define `__getattr__`, which may warn or import.
                 thing = vars(thing).get(attribute) if _is_module(thing) else None
             yield thing
 
@@ -743,7 +743,7 @@ class Snapshot(StepReads):
     Args:
         model: The model.
         arguments: All arguments of its `fit`, by name.
-        is_deferred: Whether the program goes on before the training. If not, nothing is copied or
+        is_deferred: Whether the program continues before the training. If not, nothing is copied or
             compared.
 
     Attributes:

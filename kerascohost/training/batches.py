@@ -185,7 +185,7 @@ class ArrayBatches:
         left = self._whole_executions(self._num_steps - step)
         if self._per_epoch and due > left:
             _warn_out_of_data()
-        # With `steps_per_epoch` the next epoch goes on where this one ends.
+        # With `steps_per_epoch` the next epoch continues where this one ends.
         goes_on = self._per_epoch and due < left
         stop = min(self._num_steps, step + due)
         self._pass = (order, stop) if goes_on else None

@@ -698,7 +698,7 @@ def _looks_at_batches(callback: keras.callbacks.Callback, kind: StepKind) -> boo
 def _is_watched(
     model: keras.Model, dispatch: keras.callbacks.CallbackList, batches: Batches
 ) -> bool:
-    """Returns whether code may look at more than logs between steps, or at the end of training."""
+    """Returns whether code may read more than logs between steps, or at the end of training."""
     optimizer = model.optimizer
     wrapped = getattr(optimizer, "inner_optimizer", None)
     return (

@@ -69,7 +69,7 @@ class Scheduler:
         Args:
             tasks: The tasks to begin with, of members with different names.
             ended: Called with each task that has ended and what it returned, or the exception that
-                ended it; the tasks that it returns join in. Without it, the first exception ends
+                ended it; the tasks that it returns are added. Without it, the first exception ends
                 all tasks.
 
         Returns:
@@ -315,7 +315,7 @@ class _Tasks:
         self._scheduler.stacks.assign(members)
 
     def _show_models(self, outcomes: dict[str, Outcome]) -> None:
-        """Syncs state to models where callbacks may look at it, or steps have failed."""
+        """Stores state in the models that callbacks may read, or whose steps have failed."""
         self._scheduler.stacks.sync_to_models(
             name
             for name, outcome in outcomes.items()

@@ -423,7 +423,7 @@ class Stack:
 
     Attributes:
         names: The members, in the order of their rows.
-        variables: For each member its variables, in an order that all share.
+        variables: For each member its variables, in an order that is the same for all.
         float_refs: The prototype's places of the traced floats.
         values: For each of `float_refs`, the members' values.
     """
