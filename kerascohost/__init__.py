@@ -1,4 +1,4 @@
-"""Train several Keras models together on one device, each exactly as if it were alone."""
+"""Trains several Keras models together on one device, each exactly as if it were alone."""
 
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> "type[CohostWidget] | type[CohostSession]":
-    """Imports the widget on first use: without it, no widget library is needed."""
+    """Imports the widget's classes when they are first used, as they need widget libraries."""
     if name == "CohostWidget":
         from kerascohost.notebook.widget import CohostWidget
 

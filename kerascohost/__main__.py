@@ -9,7 +9,7 @@ from kerascohost.errors import CohortError
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command.
+    """Runs a command of the command line.
 
     Args:
         argv: The arguments after the program's name; those after `--` are the scripts' own.

@@ -7,10 +7,20 @@ from collections.abc import Iterable, Iterator
 
 
 class CohortError(ValueError):
-    """Something in a cohort, or in what was asked of it, cannot work.
+    """An error for a cohort, or for arguments given to it, that cannot work.
 
-    Raised before training starts wherever that is possible. The message says what was expected,
-    what was received, which member it is about and, where there is one, the way out.
+    It is raised before training starts wherever that is possible. The message says what was
+    expected, what was received, which member it is about and, where there is one, what to do
+    instead.
+
+    Example:
+
+    >>> import kerascohost as kc
+    >>> try:
+    ...     kc.Cohort([])
+    ... except kc.CohortError as error:
+    ...     print(error)
+    Expected at least one model. Received: models=[]
     """
 
 
@@ -70,7 +80,7 @@ def member_of(error: BaseException) -> str:
 
 
 def in_words(error: Exception) -> str:
-    """Returns a failure in one line: its type (unless it is a refusal of ours), text and notes."""
+    """Returns a failure in one line: its type (but for a `CohortError`), text and notes."""
     kind = "" if isinstance(error, CohortError) else f"{type(error).__name__}: "
     return " ".join([f"{kind}{error}", *getattr(error, "__notes__", ())])
 

@@ -1,7 +1,7 @@
-"""Attributes of what is not ours, replaced for the calling thread only.
+"""Replacement of attributes of other libraries, for the calling thread only.
 
-At the place stands, while at least one thread has a replacement for it, an object that looks up
-which thread asks; every other thread finds there what it would have found anyway.
+While at least one thread replaces an attribute, its value is an object that looks up which thread
+reads it. Every thread without a replacement finds the usual value.
 """
 
 import contextlib
@@ -15,27 +15,28 @@ _LOCK = threading.Lock()
 _PLACES: dict[tuple[int, str], "_Place"] = {}
 
 
-# A class, module, object or table of others, or what stands there under a name.
+# A class, module, object or dict of another library, or the value of an attribute of it.
 Thing: TypeAlias = Any
 
 
 @contextlib.contextmanager
 def patched(owner: Thing, name: str, replace: Callable[[Thing], Thing]) -> Iterator[None]:
-    """Within the block the calling thread, and no other, finds something else at `owner.name`.
+    """Replaces `owner.name` for the calling thread only, within the block.
 
-    Blocks may be nested, and run in several threads at once. In the end everything is as it was: an
-    attribute that was inherited is inherited again.
+    Blocks may be nested, and run in several threads at once. After the last one the attribute is as
+    it was before; one that was inherited is inherited again.
 
     Args:
         owner: A class, a module, or an object with a `__dict__`.
-        name: The attribute. Of a class it may hold anything; of a module or an object a function or
-            a dict, as no other value can tell who reads it.
-        replace: Makes the replacement from what the thread found until now: of a class what
-            `owner.name` is, a function or a property; of a module or an object the function or the
-            dict. It has to use that, and not `owner.name`, which is the replacement itself later.
+        name: The attribute. That of a class may have any value; that of a module or an object must
+            be a function or a dict, as no other value can depend on the thread that reads it.
+        replace: Makes the replacement from the value that this thread found before the block: for a
+            class `owner.name`, such as a function or a property; for a module or an object the
+            function or dict. The replacement has to use this value, and not `owner.name`, which is
+            the replacement itself within the block.
 
     Raises:
-        TypeError: If what stands there cannot be replaced for one thread only.
+        TypeError: If the value cannot be replaced for one thread only.
 
     Example:
 
@@ -77,14 +78,14 @@ def _leave(place: "_Place") -> None:
 
 
 class _Place:
-    """A place that threads have replacements for.
+    """An attribute that threads have replacements for.
 
     Args:
         owner: As in `patched`.
         name: The attribute.
 
     Attributes:
-        users: How many blocks need it.
+        users: The number of blocks that replace it at present.
     """
 
     def __init__(self, owner: Thing, name: str):
@@ -115,15 +116,15 @@ class _Place:
 
     @property
     def stands(self) -> bool:
-        """Whether nobody has put something else there meanwhile."""
+        """Returns whether no other code has set the attribute since `install`."""
         return vars(self.owner).get(self.name) is self._stand_in
 
     def install(self) -> None:
-        """Puts at the place what looks up which thread asks."""
+        """Sets the attribute to the object that looks up which thread reads it."""
         self._put(self._stand_in)
 
     def remove(self) -> None:
-        """Puts back what was there, unless something else stands there now, which is left."""
+        """Restores the original value, unless other code has set the attribute since."""
         if self.stands:
             self._put(self._original)
 
@@ -135,14 +136,14 @@ class _Place:
             delattr(self.owner, self.name)
         elif is_class:
             setattr(self.owner, self.name, value)
-        elif is_missing:  # here and below past `__setattr__`: Keras notes what is set
+        elif is_missing:  # here and below without `__setattr__`, by which Keras tracks attributes
             del attributes[self.name]
         else:
             attributes[self.name] = value
 
     @contextlib.contextmanager
     def replaced(self, replace: Callable[[Thing], Thing]) -> Iterator[None]:
-        """Within the block this thread has a replacement."""
+        """Adds a replacement for this thread, within the block."""
         usual = getattr(self.owner, self.name) if isinstance(self.owner, type) else self.value()
         replacement = replace(usual)
         if isinstance(self.owner, type) and _is_data(replacement) != _is_data(usual):
@@ -155,10 +156,10 @@ class _Place:
             own.pop()
 
     def raw(self, kind: type | None) -> Thing:
-        """What this thread finds there, unbound.
+        """Returns the value that this thread finds, not bound to an instance.
 
         Args:
-            kind: The class with which a lookup began, for what the owner only inherits.
+            kind: The class at which the lookup began, for an attribute that the owner inherits.
         """
         own = self._own.__dict__.get("replacements")
         found = own[-1] if own else self._original
@@ -169,7 +170,7 @@ class _Place:
         return found
 
     def value(self) -> Thing:
-        """What this thread finds at the place of a module or an object."""
+        """Returns the value that this thread finds at a module or an object."""
         own = self._own.__dict__.get("replacements")
         if own or self._original is not _MISSING:
             return self.raw(None)
@@ -177,7 +178,7 @@ class _Place:
 
 
 def _is_data(thing: Thing) -> bool:
-    """Whether an attribute of a class goes before one of the same name of its instances."""
+    """Returns whether a class's attribute takes precedence over an instance's of the same name."""
     return hasattr(type(thing), "__set__") or hasattr(type(thing), "__delete__")
 
 
@@ -187,7 +188,7 @@ def _bound(found: Thing, instance: Thing, kind: type) -> Thing:
 
 
 class _Descriptor:
-    """Stands at a place of a class."""
+    """A descriptor that looks up the calling thread's value of a class's attribute."""
 
     def __init__(self, place: _Place):
         self.place = place
@@ -197,7 +198,7 @@ class _Descriptor:
 
 
 class _DataDescriptor(_Descriptor):
-    """Stands at the place of a property."""
+    """A descriptor that looks up the calling thread's property, to set and delete by it too."""
 
     def __set__(self, instance: Thing, value: Thing) -> None:
         found = self.place.raw(type(instance))
@@ -209,7 +210,7 @@ class _DataDescriptor(_Descriptor):
 
 
 class _Table(MutableMapping[Thing, Thing], dict[Thing, Thing]):  # type: ignore[misc, metaclass]  # a dict is no subclass
-    """Stands at a place that holds a table: each thread reads and writes its own."""
+    """A dict that each thread reads and writes as its own."""
 
     def __init__(self, place: _Place):
         self._place = place

@@ -180,6 +180,19 @@ def test_words_that_were_given_up_are_gone(path):
     assert not GONE.findall(path.read_text())
 
 
+def docstrings(path):
+    """All docstrings of a file: of the module, its classes and its functions."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
+    return [text for text in map(ast.get_docstring, nodes) if text]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_docstrings_begin_with_a_verb_or_a_noun(path):
+    riddle = re.compile(r"(What|Whether|How|Lets|Within)\b")
+    assert not [text for text in docstrings(path) if riddle.match(text)]
+
+
 def test_any_is_rare():
     """A type that says nothing is no type: at most 1.5 in 100 lines."""
     texts = [path.read_text() for path in MODULES]

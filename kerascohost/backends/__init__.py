@@ -1,7 +1,7 @@
-"""Compiled steps: what a turn of the cohort runs on the current Keras backend.
+"""Compiled steps of models, on the current Keras backend.
 
-Everything that leans on a private Keras or backend name is in this package, each use with a line
-that says why. The rest of kerascohost sees these functions, and what `get_backend` returns.
+Everything that depends on a private Keras or backend name is in this package, each use with a line
+that says why. The rest of kerascohost uses these functions, and what `get_backend` returns.
 """
 
 from typing import TYPE_CHECKING

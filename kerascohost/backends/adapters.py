@@ -193,7 +193,7 @@ class Epochs(EpochIterator):
     def ends_after(self, step: int) -> bool:
         """Returns whether the epoch is known to end after this step.
 
-        `_steps_seen`, `_num_batches`: by these Keras's iterator finds that out.
+        `_steps_seen`, `_num_batches`: by these Keras's iterator decides it.
         """
         most, known = self.steps_per_epoch or self._num_batches, self._num_batches
         return bool(most and step + 1 >= most) or bool(known and self._steps_seen >= known)
@@ -310,7 +310,7 @@ def runs_python(data: Data) -> bool:
 def pipeline(dataset: "tf.data.Dataset") -> list[tuple["tf.data.Dataset", list["tf.Graph"]]]:
     """Returns the datasets that a `tf.data.Dataset` is made of, with the graphs that each calls.
 
-    `_inputs`, `_functions`: nothing public tells them. `DistributedDataset` has neither.
+    `_inputs`, `_functions`: there is no public way to them. `DistributedDataset` has neither.
     """
     found: dict[int, tuple[tf.data.Dataset, list[tf.Graph]]] = {}
     waiting = [dataset]

@@ -1,7 +1,7 @@
 """The contract that every backend fulfils, and the types of what passes through it.
 
 A backend is the module `kerascohost.backends.<name>.program`; it has the names of `Backend`.
-Everything that leans on a private Keras or backend name is in this package, each use with a line
+Everything that depends on a private Keras or backend name is in this package, each use with a line
 that says why.
 """
 
@@ -150,8 +150,8 @@ class Backend(Protocol):
         SHUFFLES_BY_GLOBAL_STATE: Whether `fit` draws the order of rows from a global random state,
             so that what a program draws after it depends on how many epochs it trained.
         COMPILES_PER_SHAPE: Whether a program is compiled again for every new shape.
-        FINALIZES_AFTER_FAILURE: Whether `fit` hands its model over (averaged weights taken up) also
-            when it fails or is interrupted, as Keras's does on JAX only.
+        FINALIZES_AFTER_FAILURE: Whether `fit` sets the weights to the optimizer's final ones (such
+            as their moving average) also when it fails or is interrupted, as on JAX only.
     """
 
     SHUFFLES_BY_GLOBAL_STATE: bool

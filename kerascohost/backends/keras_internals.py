@@ -1,6 +1,6 @@
 """Private Keras names that several modules use: the state of models, and how they compile.
 
-Each use has a line that says why the public interface does not do.
+Each use has a line that says why the public interface is not enough.
 """
 
 import itertools
@@ -174,7 +174,7 @@ def call_on_symbols(model: keras.Model, inputs: Tree) -> None:
 def compile_stamp(
     model: keras.Model,
 ) -> tuple[keras.optimizers.Optimizer | None, keras.metrics.Metric, bool, bool]:
-    """Returns a tuple that is another one after each call of `model.compile`.
+    """Returns a tuple that differs after each call of `model.compile`.
 
     `_loss_tracker`: `compile` makes a new one each time, also when it is given the same optimizer.
     """
@@ -185,11 +185,11 @@ def compile_stamp(
 def check_trainable(model: keras.Model) -> None:
     """Raises if other variables are trainable than when the model's optimizer was built.
 
-    Only on JAX, where `fit` fails then; on TensorFlow `fit` goes on with those of its first trace.
-    `_trainable_variables`: nothing public tells what an optimizer was built for.
+    Only on JAX, where `fit` fails then; on TensorFlow `fit` still trains those of its first trace.
+    `_trainable_variables`: no public attribute has the variables that an optimizer was built for.
 
     Raises:
-        CohortError: It says what to do.
+        CohortError: If so; the message says what to do.
     """
     optimizer = getattr(model, "optimizer", None)
     if keras.backend.backend() != "jax" or not getattr(optimizer, "built", False):
@@ -293,7 +293,7 @@ def check_logs(logs: Logs) -> None:
 def first_epoch(model: keras.Model, initial_epoch: int) -> int:
     """Returns the epoch to begin with: that of a callback such as BackupAndRestore, if any.
 
-    `_initial_epoch`: the attribute through which `BackupAndRestore` hands its epoch to `fit`.
+    `_initial_epoch`: the attribute through which `BackupAndRestore` passes its epoch to `fit`.
 
     Args:
         model: The model.

@@ -1,9 +1,9 @@
-"""Reads and changes of what deferred fits will train, seen as they happen.
+"""Detection of reads and changes of objects that deferred fits will train.
 
-A `Watch` is told of them for the models, and the callbacks, of deferred fits. What sees them
-are hooks on Keras's classes. They are there only while some thread watches something, and act in
-that thread only: every other thread finds what it would find without them. What does not look at
-values is not told: summaries, configs, clones, symbolic calls, shapes and names.
+A `Watch` calls a function when the program reads or changes the models, or the callbacks, of
+deferred fits. Hooks on Keras's classes detect this. They are installed only while some thread
+watches something, and act in that thread only: every other thread finds the usual attributes. Uses
+that read no values are not reported: summaries, configs, clones, symbolic calls, shapes and names.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from pathlib import PurePath
 from typing import Any, TypeAlias
 
 import keras
-from keras.src.backend.common import global_state  # what Keras is in the midst of
+from keras.src.backend.common import global_state  # the state of calls in progress
 
-# Reads of variables that are none: symbolic ones, and those of values that a scope carries.
+# They tell symbolic reads, and reads of values in a scope, from reads of a variable's own value.
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.saving import saving_lib  # all functions that load a file end there
@@ -31,10 +31,10 @@ from kerascohost import backends
 from kerascohost.backends import threads
 from kerascohost.backends.base import Thing
 
-# What a class has under a name: a function, a property or another descriptor.
+# The value of a class's attribute: a function, a property or another descriptor.
 Attribute: TypeAlias = Any
 
-# Called when a program reads or changes a thing, with a text that has a place for the thing's name.
+# Called before a program reads or changes a thing, with a text in which `{}` stands for its name.
 Look = Callable[[Thing, str], None]
 
 # Methods that read what a model's layers hold, and those that may change it.
@@ -48,13 +48,14 @@ _READERS = (
     "test_on_batch",
 )
 _WRITERS = ("load_weights", "quantize", "train_on_batch")
-# What Keras itself sets on a layer when it is only used.
+# Attributes that Keras sets on a layer or model that a program only uses.
 _SET_BY_KERAS = frozenset(
     {"built", "history", "predict_function", "test_function", "train_function"}
 )
 # Attributes of a model or layer that are the same before and after it is built.
 _KNOWN_UNBUILT = frozenset({"compiled", "fit", "layers", "loss", "name", "optimizer", "trainable"})
-# What Keras keeps per thread while it works: a training that begins within must not see it.
+# The state that Keras keeps per thread during a call or a save: a training that begins meanwhile
+# must not find it.
 _IN_PROGRESS = (
     "autocast_scope",
     "current_call_ctx",
@@ -71,12 +72,12 @@ _MISSING = object()
 
 @dataclasses.dataclass(slots=True)
 class _Watched:
-    """Something that is watched.
+    """An object that is watched.
 
     Attributes:
-        thing: The thing; its identity belongs to it as long as it is kept here.
-        watch: Who is told.
-        changes: Whether the training may change it, so that reading it is a look.
+        thing: The object. While it is referenced here, no other object gets its `id`.
+        watch: The `Watch` to call.
+        changes: Whether the training may change it, so that reads of it are reported, too.
         is_unbuilt: Whether it is a layer that the training will build.
         is_model: Whether it is the model of a fit.
     """
@@ -89,7 +90,7 @@ class _Watched:
 
 
 class _Thread(threading.local):
-    """What the present thread watches, by identity, and where the trainings will write files."""
+    """The objects that this thread watches, by `id`, and the paths that trainings may write to."""
 
     def __init__(self) -> None:
         self.things: dict[int, _Watched] = {}
@@ -100,7 +101,7 @@ _thread = _Thread()
 
 
 class Watch:
-    """Tells when the thread that made it reads or changes what deferred fits will train.
+    """Reports when the thread that made it reads or changes what deferred fits will train.
 
     Args:
         look: Called with the thing and a text such as "evaluate of {} needs its weights", before
@@ -149,12 +150,12 @@ class Watch:
             self._use(_unbuilt_hooks)
 
     def covers(self, model: keras.Model) -> bool:
-        """Whether a fit of the model would change, or read, what is watched."""
+        """Returns whether `model` shares objects with the watched fits that these may change."""
         with paused():
             return _sharing(self._things, [model, *backends.parts(model)]) is not None
 
     def clear(self) -> None:
-        """Watches nothing any more."""
+        """Stops watching everything that was added."""
         for key in self._things:
             _thread.things.pop(key, None)
         _thread.paths = [(path, watch) for path, watch in _thread.paths if watch is not self]
@@ -168,11 +169,11 @@ class Watch:
             self._hooks.append(hooks)
 
     def _parts(self, model: keras.Model, has_callbacks: bool) -> Iterator[_Watched]:
-        """What of a model the training changes, or reads.
+        """Yields the parts of a model that its training changes or reads.
 
-        `_value`: what functions that TensorFlow has compiled read in a variable's stead.
-        `_learning_rate`: the learning rate's variable, which configs of optimizers, and so clones,
-        read. Only callbacks, and steps of the user's own, change it.
+        `_value`: the backend's variable, which functions compiled by TensorFlow read directly.
+        `_learning_rate`: the variable of the learning rate, which is read to make a config or a
+        clone of an optimizer. Only callbacks, and a `train_step` of the user's, change it.
         """
         rate = None
         if not has_callbacks and not backends.has_own_step(model, "train"):
@@ -200,7 +201,7 @@ class Watch:
             yield _Watched(part, self, changes=False)
 
 
-# What layers and optimizers keep and look up in every step.
+# Objects that layers and optimizers hold and use in every step.
 _SETTINGS = (
     keras.constraints.Constraint,
     keras.optimizers.schedules.LearningRateSchedule,
@@ -210,7 +211,7 @@ _SETTINGS = (
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
-    """Within the block this thread may look at everything unseen."""
+    """Turns the watching off for this thread, within the block."""
     outside, _thread.things = _thread.things, {}
     try:
         yield
@@ -219,7 +220,13 @@ def paused() -> Iterator[None]:
 
 
 def looked_at(models: Iterable[keras.Model], doing: str, writes: bool = False) -> None:
-    """Tells that something is done with models which reads, or changes, their values."""
+    """Reports that the program reads, or changes, the values of models.
+
+    Args:
+        models: The models.
+        doing: As in `Look`.
+        writes: Whether it changes them.
+    """
     if not _thread.things:
         return
     for model in models:
@@ -232,11 +239,11 @@ def looked_at(models: Iterable[keras.Model], doing: str, writes: bool = False) -
 
 
 def apart(work: Callable[[], None]) -> None:
-    """Calls `work` so that it computes as if it were called by nothing.
+    """Calls `work` so that it computes as if nothing were in progress in this thread.
 
-    What looks at a value may be in the midst of a layer's call or of a file that is being written;
-    or a function is being traced, or operations are recorded, for the present thread: then `work`
-    is done in another one, while this one waits.
+    A value may be read during the call of a layer or while a file is written: what Keras stores for
+    these is removed while `work` runs. If this thread traces a function or records operations,
+    `work` runs in another thread, and this one waits for it.
     """
     state = vars(global_state.GLOBAL_STATE_TRACKER)
     outside = {name: state.pop(name) for name in _IN_PROGRESS if name in state}
@@ -261,13 +268,13 @@ def _in_thread(state: threads.State, work: Callable[[], None]) -> None:
 def _sharing(
     things: dict[int, _Watched], parts: Iterable[Thing], any_use: bool = False
 ) -> _Watched | None:
-    """The first of the parts that a training may change, or, with `any_use`, read."""
+    """Returns the first part that a training may change or, with `any_use`, only read."""
     found = (things.get(id(part)) for part in parts)
     return next((one for one in found if one is not None and (any_use or one.changes)), None)
 
 
 def _paths(callback: Thing) -> Iterator[str]:
-    """Patterns of the files that a callback may write."""
+    """Yields patterns of the files that a callback may write."""
     for value in list(vars(callback).values()):
         if isinstance(value, (str, PurePath)):
             text = str(value)
@@ -276,7 +283,7 @@ def _paths(callback: Thing) -> Iterator[str]:
 
 
 def _absolute(path: str | PurePath) -> str:
-    """The path from the root, links left as they are: the pattern of a file may be no path."""
+    """Returns a path, or a pattern of paths, as an absolute one; links are not resolved."""
     return os.path.normpath(os.path.join(os.getcwd(), path))  # noqa: PTH109, PTH118
 
 
@@ -288,13 +295,13 @@ def _watches() -> bool:
 
 
 class _Hook:
-    """Stands at an attribute of a class; threads that watch nothing find what was there before.
+    """A descriptor at an attribute of a class; where it does not act, the usual attribute is found.
 
     Args:
         owner: The class.
         name: The attribute.
-        replace: Makes what watching threads find from what they would find else.
-        acts: Whether it acts in the thread that asks.
+        replace: Makes the replacement from the usual attribute.
+        acts: Returns whether the hook acts in the calling thread.
     """
 
     def __init__(
@@ -319,7 +326,7 @@ class _Hook:
             return getattr(super(self.owner, kind if instance is None else instance), self.name)
         return self._usual.__get__(instance, kind)
 
-    # Libraries that wrap a method compare what the class holds with what it answers.
+    # Libraries that wrap methods compare the entry of the class's `__dict__` with the attribute.
     def __eq__(self, other: object) -> bool:
         return other is self or other is self.__get__(None, self.owner)
 
@@ -327,11 +334,11 @@ class _Hook:
         return hash(self.__get__(None, self.owner))
 
     def install(self) -> None:
-        """Puts the hook in its place."""
+        """Sets the hook as the attribute of the class."""
         setattr(self.owner, self.name, self)
 
     def remove(self) -> None:
-        """Puts back what was there, unless somebody has put something else there meanwhile."""
+        """Restores the usual attribute, unless other code has set another one since."""
         if vars(self.owner).get(self.name) is not self:
             return
         if self._usual is _MISSING:
@@ -341,7 +348,7 @@ class _Hook:
 
 
 class _PropertyHook(_Hook):
-    """Stands at a property."""
+    """A hook at a property."""
 
     def __set__(self, instance: Thing, value: Thing) -> None:
         (self._replacement if self._acts() else self._usual).__set__(instance, value)
@@ -351,7 +358,7 @@ class _PropertyHook(_Hook):
 
 
 class _ValueHook(_Hook):
-    """Stands in front of an attribute that instances set, and the class does not have."""
+    """A hook at an attribute that instances have, and the class does not."""
 
     def __init__(self, owner: type, name: str):
         super().__init__(owner, name, lambda usual: usual)
@@ -376,7 +383,7 @@ class _ValueHook(_Hook):
 
 
 class _FunctionHook(_Hook):
-    """Stands at a function of a module, and looks up itself which thread calls."""
+    """A hook at a function of a module; its replacement looks up which thread calls."""
 
     def install(self) -> None:
         self._found = vars(self.owner)[self.name]
@@ -388,11 +395,11 @@ class _FunctionHook(_Hook):
 
 
 class Hooks:
-    """Hooks that are in their places while any thread needs them.
+    """Hooks that are installed while at least one thread needs them.
 
     Args:
-        make: Makes the hooks. It is called when they are needed, as libraries may have replaced
-            what is behind them.
+        make: Makes the hooks. It is called for each installation, as libraries may have replaced
+            the usual attributes since the last one.
     """
 
     def __init__(self, make: Callable[[], Iterable[_Hook]]):
@@ -402,7 +409,7 @@ class Hooks:
         self._installed: list[_Hook] = []
 
     def acquire(self) -> None:
-        """Puts the hooks into their places, if they are not."""
+        """Installs the hooks, if they are not installed yet."""
         with self._lock:
             if not self._count:
                 self._install()
@@ -413,12 +420,12 @@ class Hooks:
             for hook in list(self._make()):
                 hook.install()
                 self._installed.append(hook)
-        except BaseException:  # an interrupt, too: else no hook would ever be put in place again
+        except BaseException:  # also for an interrupt: no hook may remain installed
             self._remove()
             raise
 
     def release(self) -> None:
-        """Takes the hooks away, unless another thread needs them."""
+        """Removes the hooks, unless another thread needs them."""
         with self._lock:
             self._count -= 1
             if self._count == 0:
@@ -431,7 +438,7 @@ class Hooks:
 
 
 def owner_of(kind: type, name: str) -> type:
-    """The class in which `kind` finds an attribute: a hook there is inherited as what it hooks."""
+    """Returns the class that defines an attribute of `kind`: subclasses inherit a hook there."""
     return next((base for base in kind.__mro__ if name in vars(base)), kind)
 
 
@@ -441,13 +448,14 @@ def hook(
     replace: Callable[[Attribute], Attribute],
     acts: Callable[[], bool] = _watches,
 ) -> "_Hook":
-    """Makes a hook, to be put in place by `Hooks`.
+    """Makes a hook, to be installed by `Hooks`.
 
     Args:
         kind: The class whose attribute it is, perhaps by inheritance.
         name: The attribute.
-        replace: Makes what threads find in which it acts, from what others find.
-        acts: Whether it acts in the thread that asks; by default, if that watches something.
+        replace: Makes the replacement from the usual attribute.
+        acts: Returns whether the hook acts in the calling thread; by default, if that thread
+            watches something.
     """
     owner = owner_of(kind, name)
     make = _PropertyHook if isinstance(vars(owner).get(name), property) else _Hook
@@ -455,7 +463,7 @@ def hook(
 
 
 def _all_hooks() -> Iterator[_Hook]:  # noqa: C901  # a list
-    """The hooks that are needed for every watched model."""
+    """Yields the hooks that are needed for every watched model."""
     variable, optimizer = keras.Variable, keras.optimizers.Optimizer
     yield hook(variable, "value", _value)
     for name in ("__repr__", "__reduce_ex__"):
@@ -480,7 +488,7 @@ def _all_hooks() -> Iterator[_Hook]:  # noqa: C901  # a list
     yield hook(keras.Model, "metrics", functools.partial(_listed, lambda watched: True))
     unbuilt = functools.partial(_listed, lambda watched: not watched.thing.built)
     yield hook(optimizer, "variables", unbuilt)
-    # Attributes of instances, set in `compile` and by `fit`: a hook where `compile` is.
+    # Attributes of instances, set by `compile` and `fit`: hooks at the class that has `compile`.
     trainer = owner_of(keras.Model, "compile")
     for name in ("history", "stop_training"):
         yield _ValueHook(trainer, name)
@@ -519,7 +527,7 @@ def _value(usual: property) -> property:
 
 
 def _is_read(variable: keras.Variable) -> bool:
-    """Whether it is the variable's own value that is read."""
+    """Returns whether a read of the variable reads its own value, and not one of a scope."""
     scope = get_stateless_scope()
     is_carried = scope is not None and scope.get_current_value(variable) is not None
     return not is_carried and not in_symbolic_scope()
@@ -617,7 +625,7 @@ def _loading(usual: Attribute) -> Attribute:
 
 
 def _compiled(usual: Attribute) -> Attribute:
-    """Functions that TensorFlow has compiled read variables past all that is hooked here."""
+    """Returns a hook for TensorFlow's compiled functions, which read variables by no other hook."""
     read_by = backends.get_backend().variables_read_by
 
     @functools.wraps(usual)
@@ -634,7 +642,7 @@ def _compiled(usual: Attribute) -> Attribute:
 def _callback_get(usual: Attribute) -> Attribute:
     def __getattribute__(this: Thing, name: str) -> Thing:  # noqa: N807  # as it is shown
         watched = _thread.things.get(id(this))
-        # The dunders: what `vars` and copying read.
+        # `vars` and copying read these two names with underscores.
         if watched is not None and (name[:2] != "__" or name in ("__dict__", "__getstate__")):
             watched.watch.look(this, f"`{name}` of {{}} is read")
         return usual(this, name)

@@ -1,4 +1,4 @@
-"""What a process has once and programs change: kept for each deferred fit and for each script."""
+"""The state of a process that programs change, stored for each deferred fit and each script."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from kerascohost.backends import threads
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the process is set to: Keras's configuration, working directory, warnings' filters."""
+    """The settings of the process: Keras's configuration, working directory, warning filters."""
 
     floatx: str
     epsilon: float
@@ -26,7 +26,7 @@ class Settings:
 
     @classmethod
     def now(cls) -> "Settings":
-        """Returns the present ones."""
+        """Returns the present settings."""
         return cls(
             keras.config.floatx(),
             keras.config.epsilon(),
@@ -37,7 +37,7 @@ class Settings:
         )
 
     def apply(self, present: "Settings") -> None:
-        """Sets what differs from `present`."""
+        """Applies these settings where they differ from `present`."""
         if self == present:
             return
         keras.config.set_floatx(self.floatx)
@@ -48,12 +48,12 @@ class Settings:
         if self.folder is not None and self.folder != present.folder:
             os.chdir(self.folder)
         if self.filters != present.filters:
-            warnings.resetwarnings()  # which also lets what was shown once be judged anew
+            warnings.resetwarnings()  # also makes Python forget which warnings it has shown
             warnings.filters.extend(self.filters)  # type: ignore[attr-defined]  # a list
 
 
 class Configuration:
-    """The settings of the process, and Keras's of this thread, as they are when this is made."""
+    """The settings of the process, and Keras's of this thread, at the time when this is made."""
 
     def __init__(self) -> None:
         self._settings = Settings.now()
@@ -61,14 +61,14 @@ class Configuration:
 
     @property
     def traced(self) -> Hashable:
-        """What of it decides what a step computes."""
+        """The settings that decide what a step computes."""
         own = self._settings
         policy = self._of_keras[0].get("dtype_policy")
         return own.floatx, own.epsilon, own.image_data_format, getattr(policy, "name", None)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Lets the block find this configuration; what the block leaves is this one from then."""
+        """Applies this configuration within the block, and stores the one at the block's end."""
         outside = Settings.now()
         self._settings.apply(outside)
         try:
@@ -80,7 +80,7 @@ class Configuration:
 
 
 class ProcessState:
-    """The configuration and the random states of the process, as they are when this is made.
+    """The configuration and the random states of the process, at the time when this is made.
 
     Attributes:
         random: The random states, see `random_states`.
@@ -93,13 +93,13 @@ class ProcessState:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Lets the block find this state; what the block leaves is this state's from then on."""
+        """Applies this state within the block, and stores the one at the block's end."""
         with self.drawing(), self.configuration.entered():
             yield
 
     @contextlib.contextmanager
     def drawing(self) -> Iterator[None]:
-        """As `entered`, but for the random states only."""
+        """Applies and stores the random states only, as `entered` does."""
         outside = backends.random_state()
         backends.set_random_state(self.random)
         try:
@@ -112,5 +112,5 @@ class ProcessState:
 def _folder() -> str | None:
     try:
         return os.getcwd()  # noqa: PTH109  # a tenth of the time of `Path.cwd`, at every turn
-    except FileNotFoundError:  # it has been removed: then there is none to come back to
+    except FileNotFoundError:  # it has been removed, so it cannot be restored
         return None

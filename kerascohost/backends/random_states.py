@@ -10,12 +10,12 @@ from kerascohost.backends.base import get_backend
 
 
 def random_state() -> bytes:
-    """The random states that all programs of a process share: Python's, NumPy's, the backend's."""
+    """Returns the random states of the process: Python's, NumPy's and the backend's."""
     return pickle.dumps((random.getstate(), np.random.get_state(), get_backend().random_state()))
 
 
 def set_random_state(state: bytes) -> None:
-    """Goes back to what `random_state` returned."""
+    """Restores the random states that `random_state` returned."""
     of_python, of_numpy, of_backend = pickle.loads(state)
     random.setstate(of_python)
     np.random.set_state(of_numpy)
@@ -23,15 +23,15 @@ def set_random_state(state: bytes) -> None:
 
 
 def is_drawn_from(expected: bytes, found: bytes, ended: bytes, at_most: int = 5000) -> bool:
-    """Returns whether numbers were drawn from Python's or NumPy's state where they should not be.
+    """Returns whether a program drew Python's or NumPy's random numbers from a wrong state.
 
-    Both make blocks of 624 words (Mersenne Twister).
+    Both generators (Mersenne Twister) make their numbers in blocks of 624 words.
 
     Args:
-        expected: The state that was found before the draws.
-        found: The state after them.
-        ended: The state that should have been found.
-        at_most: How many blocks of words are followed.
+        expected: The state from which the program drew, if it did.
+        found: The state after the program's draws.
+        ended: The state from which the program should have drawn.
+        at_most: The number of blocks after `expected` in which `found` is looked for.
     """
     states = zip(*map(_twisters, (expected, found, ended)), strict=True)
     return any(
@@ -41,7 +41,7 @@ def is_drawn_from(expected: bytes, found: bytes, ended: bytes, at_most: int = 50
 
 
 def _twisters(state: bytes) -> list[tuple[np.ndarray, int]]:
-    """The words of Python's and of NumPy's generator, and how many of them are used up."""
+    """Returns the words of Python's and of NumPy's generator, and how many of them are used."""
     (_, of_python, _), of_numpy, _ = pickle.loads(state)
     python = np.array(of_python[:-1], "uint32"), of_python[-1]
     return [python, (of_numpy[1], of_numpy[2])]

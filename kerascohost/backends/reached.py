@@ -1,4 +1,4 @@
-"""What can be reached from Keras's objects and from `tf.data` pipelines, by their private names."""
+"""Objects that Keras's objects and `tf.data` pipelines refer to by private names."""
 
 import functools
 import sys
@@ -9,10 +9,10 @@ import keras
 
 from kerascohost.backends.base import Thing
 
-# A `tf.data.Dataset`: a class that is there only where TensorFlow is.
+# A `tf.data.Dataset`: the class exists only where TensorFlow is installed.
 Dataset: TypeAlias = Any
 
-# What has attributes that Keras reads while it traces or runs hooks.
+# Classes whose attributes Keras reads while it traces steps or calls hooks.
 KERAS = (
     keras.Layer,
     keras.optimizers.Optimizer,
@@ -27,7 +27,8 @@ KERAS = (
 # references: what is kept refers to the model.)
 TRACED_WITH = "_kerascohost_traced_with"
 
-# Public attributes which training, building or saving sets, or which `trainable` is told by.
+# Public attributes that training, building or saving sets, and `trainable`, which `tracing.reads`
+# compares by a place of its own.
 _BOOKKEEPING = frozenset(
     {
         "built", "compiled", "history", "model", "name", "params", "stop_training",
@@ -39,7 +40,7 @@ _BOOKKEEPING = frozenset(
 
 @functools.cache
 def _own_of_layers() -> frozenset[str]:
-    """The private attributes that layers and models of Keras's have of themselves."""
+    """Returns the names of the private attributes of Keras's own layers and models."""
     inputs = keras.Input((1,), name="_0")
     # Zeros: other initializers draw a seed from the program's random numbers.
     dense = keras.layers.Dense(1, kernel_initializer="zeros", name="_1")
@@ -49,10 +50,10 @@ def _own_of_layers() -> frozenset[str]:
 
 
 def is_bookkeeping(thing: Thing, name: str) -> bool:
-    """Whether an attribute is Keras's own note, and not something that a step or a hook reads.
+    """Returns whether Keras has an attribute for its own use, so that it need not be compared.
 
-    Private attributes of a user's own class are the user's, unless Keras's base class sets them.
-    `_self_`: what TensorFlow's tracking sets.
+    A private attribute of a user's own class counts only if Keras's base class sets it. `_self_`:
+    the prefix of the attributes that TensorFlow's tracking sets.
     """
     if not isinstance(thing, KERAS):
         return False
@@ -65,7 +66,7 @@ def is_bookkeeping(thing: Thing, name: str) -> bool:
 
 
 def learning_rate(optimizer: Thing) -> float | None:
-    """The learning rate that an optimizer holds in a variable, or `None` with a schedule.
+    """Returns the learning rate that an optimizer holds in a variable; `None` with a schedule.
 
     `_learning_rate`: the public property calls a schedule instead of returning it. `_value`:
     reading the public `value` may be observed.
@@ -76,21 +77,24 @@ def learning_rate(optimizer: Thing) -> float | None:
 
 
 def schedule(optimizer: Thing) -> Thing:
-    """The learning-rate schedule of an optimizer; `_learning_rate`: see `learning_rate`."""
+    """Returns the learning-rate schedule of an optimizer, or `None`.
+
+    `_learning_rate`: see `learning_rate`.
+    """
     rate = getattr(optimizer, "_learning_rate", None)
     return None if isinstance(rate, keras.Variable) else rate
 
 
 def profiles(callback: Thing) -> bool:
-    """Whether a callback turns TensorFlow's profiler on, of which a process has one.
+    """Returns whether a callback uses TensorFlow's profiler, of which a process has only one.
 
-    `_should_trace`: what `TensorBoard` makes of `profile_batch`.
+    `_should_trace`: the attribute that `TensorBoard` sets according to `profile_batch`.
     """
     return isinstance(callback, keras.callbacks.TensorBoard) and callback._should_trace
 
 
 def trained_with(layer: keras.Layer) -> list[Thing]:
-    """The layer and all that training it changes: its inner layers and their variables.
+    """Returns the objects that training a layer changes: itself, its inner layers, their variables.
 
     `_flatten_layers`: only it finds layers inside layers.
     """
@@ -99,7 +103,7 @@ def trained_with(layer: keras.Layer) -> list[Thing]:
 
 
 def handles(variables: list[keras.Variable]) -> list[Thing]:
-    """On TensorFlow, what functions that use these variables capture of them.
+    """Returns the handles of variables, which functions on TensorFlow capture; none elsewhere.
 
     `_value`: reading the public `value` may be observed.
     """
@@ -109,25 +113,25 @@ def handles(variables: list[keras.Variable]) -> list[Thing]:
 
 
 def is_handle(thing: Thing) -> bool:
-    """Whether this is TensorFlow's handle of a variable."""
+    """Returns whether this is TensorFlow's handle of a variable."""
     return getattr(getattr(thing, "dtype", None), "name", None) == "resource"
 
 
 def is_dataset(thing: Thing) -> bool:
-    """Whether this is a `tf.data.Dataset`; TensorFlow is not imported for it."""
+    """Returns whether this is a `tf.data.Dataset`; TensorFlow is not imported for it."""
     tensorflow = sys.modules.get("tensorflow")
     return tensorflow is not None and isinstance(thing, tensorflow.data.Dataset)
 
 
 def pipeline(dataset: Dataset) -> Iterator[Dataset]:
-    """A dataset and those that it is made from; `_inputs`: there is no public way to them."""
+    """Yields a dataset and those that it is made from; `_inputs`: no public name leads to them."""
     yield dataset
     for source in dataset._inputs():
         yield from pipeline(source)
 
 
 def mapped(dataset: Dataset) -> list[Thing]:
-    """The Python functions of one dataset's `map`, `filter` and so on.
+    """Returns the Python functions of one dataset's `map`, `filter` and so on.
 
     `_functions`, `_func`: there is no public way to them.
     """
@@ -135,10 +139,10 @@ def mapped(dataset: Dataset) -> list[Thing]:
 
 
 def captured(dataset: Dataset) -> list[Thing]:
-    """The handles of variables that one dataset's functions draw from: states of seeds.
+    """Returns the handles of the seeds' states that one dataset's functions draw from.
 
-    They are told by their integers: other variables, as those of an adapted `Normalization`, are
-    read only. `_functions`: there is no public way to them.
+    They are recognized by their integer types: other variables, such as those of an adapted
+    `Normalization`, are only read. `_functions`: there is no public way to them.
     """
     graphs = [wrapped.function.graph for wrapped in dataset._functions()]
     variables = [variable for graph in graphs for variable in graph.variables]
@@ -146,7 +150,7 @@ def captured(dataset: Dataset) -> list[Thing]:
 
 
 def is_shuffle(dataset: Dataset) -> bool:
-    """Whether one dataset shuffles, each time in another order.
+    """Returns whether one dataset shuffles, each time in another order.
 
     `_ShuffleDataset`: the class has no public name.
     """
@@ -154,7 +158,10 @@ def is_shuffle(dataset: Dataset) -> bool:
 
 
 def cache_file(dataset: Dataset) -> str | None:
-    """The file that one dataset caches to; `_filename`: there is no public way to it."""
+    """Returns the file that one dataset caches to, or `None`.
+
+    `_filename`: there is no public way to it.
+    """
     if type(dataset).__name__ != "CacheDataset":
         return None
     return dataset._filename.numpy().decode() or None

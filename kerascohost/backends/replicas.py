@@ -21,8 +21,8 @@ def applied_in_pieces(model: keras.Model, samples_per_replica: int) -> Iterator[
     """Applies the model, within the block, to `samples_per_replica` rows of its inputs at a time.
 
     The outputs are concatenated, so that the loss over them is the mean over the replicas, and
-    losses added in the model's calls are weighted likewise. A difference is only made to layers
-    that compute over the whole batch, as BatchNormalization does.
+    losses added in the model's calls are weighted likewise. Only layers that compute
+    over the whole batch, such as BatchNormalization, give other results.
 
     Args:
         model: The model. Its `call` is replaced for the calling thread.

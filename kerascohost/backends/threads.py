@@ -1,4 +1,4 @@
-"""Keras in another thread: what it keeps per thread, carried over."""
+"""The state that Keras keeps per thread, used in other threads."""
 
 import contextlib
 import random
@@ -8,27 +8,32 @@ from typing import Any
 import keras
 import numpy as np
 
-# Default dtype policy, global seed, automatic names: each thread begins with none of them, and
-# nothing public hands them on. (The oldest supported Keras has no `GLOBAL_SETTINGS_TRACKER`.)
+# Each thread has a default dtype policy, a global seed and counts of automatic names of its own; no
+# public function copies them to another thread. (The oldest supported Keras has no
+# `GLOBAL_SETTINGS_TRACKER`.)
 from keras.src.backend.common import global_state
 
-# Makes the generator that `keras.random` takes seeds from where it is given none.
+# Returns the generator from which `keras.random` takes a seed when it is given none.
 from keras.src.random.seed_generator import global_seed_generator
 
 State = list[dict[str, Any]]
 
 
 def thread_state() -> State:
-    """What Keras keeps for the thread that asks; not a copy."""
+    """Returns the state that Keras keeps for the calling thread; not a copy."""
     trackers = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
     return [vars(getattr(global_state, name)) for name in trackers if hasattr(global_state, name)]
 
 
 @contextlib.contextmanager
 def as_in_thread(theirs: State) -> Iterator[None]:
-    """Lets Keras do in this thread what it would do in another one, whose `thread_state` is given.
+    """Copies the state that Keras keeps for another thread into that of this thread.
 
-    What is made meanwhile for the first time, such as the global generator of seeds, is theirs too.
+    At the end of the block, objects that Keras has made in it for the first time, such as the
+    global seed generator, are added to the other thread's state.
+
+    Args:
+        theirs: The other thread's `thread_state`.
     """
     mine = thread_state()
     for own, other in zip(mine, theirs, strict=True):
@@ -42,7 +47,7 @@ def as_in_thread(theirs: State) -> Iterator[None]:
 
 _SEEDS = "global_seed_generator"
 
-# What of it programs set, or draw from; the rest is Keras's own work in progress.
+# The entries that programs set or draw from; the others belong to calls in progress.
 _SETTINGS = (
     "custom_objects_scope_dict",
     "dtype_policy",
@@ -56,16 +61,16 @@ _SETTINGS = (
 
 
 def settings(state: State) -> State:
-    """Returns a copy of what programs set in the state of a thread."""
+    """Returns a copy of the entries of a thread's state that programs set."""
     return [{key: part[key] for key in _SETTINGS if key in part} for part in state]
 
 
 @contextlib.contextmanager
 def configured(theirs: State) -> Iterator[None]:
-    """Lets Keras find the settings of `theirs` in this thread within the block.
+    """Applies the settings in `theirs` to this thread within the block.
 
-    What the block leaves there is in `theirs` afterwards. A global generator of seeds that it makes
-    is this thread's, too.
+    At the end of the block `theirs` is updated to the present settings, and this thread's own are
+    restored. If neither had a global seed generator, both have the one that the block made.
     """
     own = settings(thread_state())
     _set(thread_state(), theirs)
@@ -91,15 +96,15 @@ def _set(parts: State, others: State) -> None:
 class OwnSeeds:
     """A copy of Keras's global seed generator, for the steps of one model.
 
-    Steps that run side by side would take turns in drawing from the one of all.
+    With the global one, steps that run side by side would draw from it alternately.
     """
 
     def __init__(self) -> None:
-        # Named, as its automatic name would count among those of the program.
+        # It is given a name, as an automatic one would change the automatic names of the program.
         self._own = keras.random.SeedGenerator(0, name=_SEEDS)
 
     def begin(self) -> None:
-        """Takes up the state of the global generator, or that which it would be made with."""
+        """Copies the state of the global generator, or the one that it would be made with."""
         known = vars(global_state.GLOBAL_STATE_TRACKER).get(_SEEDS)
         if known is not None:
             self._begun = known.state.numpy()
@@ -110,7 +115,7 @@ class OwnSeeds:
         self._own.state.assign(self._begun)
 
     def advance_global_rng(self) -> None:
-        """Moves the global generator to where this one is, unless another has moved it."""
+        """Sets the global generator to this one's state, unless it was used since `begin`."""
         drawn = self._own.state.numpy()
         if np.array_equal(drawn, self._begun):
             return
@@ -120,7 +125,7 @@ class OwnSeeds:
 
     @contextlib.contextmanager
     def given(self) -> Iterator[None]:
-        """Lets Keras find this generator in this thread."""
+        """Replaces this thread's global generator by this one, within the block."""
         state = vars(global_state.GLOBAL_STATE_TRACKER)
         outside = state.get(_SEEDS)
         state[_SEEDS] = self._own

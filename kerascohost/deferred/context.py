@@ -50,7 +50,7 @@ class _Call:
 
     Attributes:
         model: The model.
-        variable: The name by which the program calls the model where it calls `fit`.
+        variable: The name that the program has for the model where it calls `fit`.
         fit: The fit; `None` once it has been trained and its data released.
         history: The `History` that the caller was given.
         label: The name of this fit.
@@ -85,12 +85,14 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     training, or at the end of the block.
 
     Args:
-        layout: As in `Cohort`.
-        group_factor: As in `Cohort`.
-        replicas: As in `Cohort`.
-        verbose: Replaces each fit's own `verbose`, if given.
-        names: A dict from names to objects, in which the names of models are looked up; by default
-            the variables of the code around the block.
+        layout: As in `Cohort`: `"joined"` (default), `"stacked"` or `"auto"`.
+        group_factor: As in `Cohort`: a positive integer, or a dict from names to integers. Default
+            1.
+        replicas: As in `Cohort`: a positive integer, or a dict from names to integers. Default 1.
+        verbose: 0, 1, 2 or `"auto"`, which replaces each fit's own `verbose`. Default `None`: it is
+            not replaced.
+        names: A dict from names to objects, in which the names of models are looked up. Default
+            `None`: the variables of the code around the block.
 
     Attributes:
         history: The `CohortHistory` of all fits, once the block has ended. A second fit of one
@@ -139,7 +141,21 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
     @property
     def history(self) -> CohortHistory:
-        """The `CohortHistory` of all fits, once the block has ended."""
+        """The `CohortHistory` of all fits, once the block has ended.
+
+        Raises:
+            CohortError: If the block has not ended.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> net.compile("adam", loss="mse")
+        >>> with cohost() as run:
+        ...     h = net.fit(np.ones((8, 4)), np.ones((8, 1)), epochs=2, verbose=0)
+        >>> run.history["net"].epoch
+        [0, 1]
+        """
         if self._histories is None:
             raise DeferredHistoryError(
                 "Expected `history` to be read after the `with` block. Received: the block has not "
@@ -502,7 +518,7 @@ class DefersFits(Protocol):
     def defer(
         self, model: keras.Model, arguments: FitArguments, caller: FrameType
     ) -> keras.callbacks.History:
-        """Takes a call of `fit`; returns `NotImplemented` if Keras's own is to be run."""
+        """Receives a call of `fit`; returns `NotImplemented` if Keras's own is to be run."""
 
     def train_if_met(self, model: keras.Model) -> None:
         """Trains its fits if a fit of `model` in an inner context conflicts with one of them."""
@@ -528,7 +544,7 @@ class _Contexts(threading.local):
 
     @contextlib.contextmanager
     def none(self) -> Iterator[None]:
-        """Within the block, calls of `fit`, as callbacks make them, are Keras's own."""
+        """Leaves calls of `fit`, such as those of callbacks, to Keras's own within the block."""
         outside, self.stack = self.stack, []
         try:
             yield
@@ -541,7 +557,7 @@ _contexts = _Contexts()
 
 @contextlib.contextmanager
 def deferred_by(context: DefersFits) -> Iterator[None]:
-    """Within the block, `context` takes this thread's fits."""
+    """Passes this thread's calls of `fit` to `context`, within the block."""
     _contexts.enter(context)
     try:
         yield

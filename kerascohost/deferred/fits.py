@@ -70,7 +70,7 @@ class DeferredHistory(keras.callbacks.History):
         self._reason = "its `fit` was not run: the block around it failed"
 
     def fill(self, history: keras.callbacks.History) -> None:
-        """Takes over what the training recorded."""
+        """Replaces the attributes by those of the `History` that the training recorded."""
         self.__dict__.clear()
         self.__dict__.update(vars(history))
 
@@ -84,7 +84,7 @@ class DeferredFit:
         history: The `History` that the caller was given, if any.
         entered: Makes a context in which the process is as the fit would find it alone; by default
             one with random states of its own.
-        is_deferred: Whether the program goes on before the fit is trained, so that it must be
+        is_deferred: Whether the program continues before the fit is trained, so that it must be
             trained with the values that its call read.
 
     Attributes:
@@ -139,7 +139,7 @@ class DeferredFit:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Within the block, the process and what the fit reads are as the fit would find them."""
+        """Restores, within the block, the process's state and the values that the fit reads."""
         with self.entered(), self.snapshot.as_read():
             yield
 
@@ -170,11 +170,11 @@ class DeferredFit:
         return known and not (self.draws and self._may_end_early)
 
     def draws_after(self, other: "DeferredFit") -> bool:
-        """Returns whether this fit draws from where `other` ends, which is known only then."""
+        """Returns whether this fit draws from a random state known only when `other` ends."""
         return self.draws and other is self.source and not other.end_is_known
 
     def continues(self, earlier: "DeferredFit") -> None:
-        """Takes over the random state after `earlier`, which has ended, if this fit follows it."""
+        """Copies the random state after `earlier`, which has ended, if this fit follows it."""
         if earlier is self.source or self.called_in == earlier.called_in == earlier.expected:
             self.process.random = earlier.process.random
 
@@ -310,8 +310,8 @@ class DeferredRunner:
 
 
 def _entered(fit: DeferredFit, member: Member, run: Run) -> Run:
-    """Runs `run` with the process as it would find it alone; yields and returns what it does."""
-    answer: Any = None  # the first answer of a generator must be `None`
+    """Runs `run` inside `fit.inside()`; yields its requests and returns its result."""
+    answer: Any = None  # the first value sent to a generator must be `None`
     began = time.perf_counter()
     member.forget_history()
     fit.has_begun = True

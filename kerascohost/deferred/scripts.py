@@ -235,7 +235,7 @@ class _ScriptState:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Within the block, the process has the script's state."""
+        """Applies the script's state to the process, within the block."""
         outside = sys.argv, sys.path
         main, known = sys.modules["__main__"], set(sys.modules)
         sys.argv, sys.path = self._argv, self._path
@@ -269,7 +269,7 @@ class _ScriptState:
 
     @contextlib.contextmanager
     def _own_methods(self) -> Iterator[None]:
-        """Within the block, `keras.Model` has the script's wrappers of its methods."""
+        """Sets the script's wrappers of methods of `keras.Model`, within the block."""
         outside = _methods()
         _set_methods(outside, self._methods)
         try:

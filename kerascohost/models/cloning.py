@@ -1,4 +1,4 @@
-"""clones(): copies of a model with initial weights and hyperparameters of their own."""
+"""Copies of a model, with initial weights and hyperparameters of their own."""
 
 import inspect
 import random
@@ -28,19 +28,20 @@ def clones(
     Args:
         model: A compiled `keras.Model` that can be made from its config; or a function that builds
             one, which is then called `n` times.
-        n: The number of clones.
-        seed: Makes the initial weights and the random numbers of the layers (`Dropout`)
-            reproducible. Default: other ones at each call.
+        n: An integer of at least 1, the number of clones.
+        seed: An integer that makes the initial weights and the random numbers of the layers
+            (`Dropout`) reproducible. Default `None`: other ones at each call.
         **overrides: For each hyperparameter a sequence of `n` values. It is named as in the config
             of the optimizer (`learning_rate`, `weight_decay`, …), the loss (`label_smoothing`) or,
             for all layers that have it, the layers (`rate`, `units`) and their regularizers (`l2`).
             A function that builds models is called with those of them that it has arguments for.
 
     Returns:
-        The clones: `keras.Model`s named after the model, with a number.
+        A list of the clones: `keras.Model`s named after the model, with a number.
 
     Raises:
-        CohortError: If the model cannot be copied, or nothing in it has that name.
+        CohortError: If `n` is not a positive integer, a sequence does not have `n` values, the
+            model is not compiled or cannot be copied, or nothing in it has the name of an override.
 
     Example:
 
@@ -77,7 +78,7 @@ def _check_overrides(n: int, overrides: Mapping[str, Sequence[Argument]]) -> Non
             )
 
 
-# What people write for names that are longer.
+# Common abbreviations of names, for the hint in an error.
 _SHORT = {"lr": "learning_rate", "wd": "weight_decay", "dropout": "rate"}
 
 
@@ -94,7 +95,7 @@ class _Seeds:
 def _built(
     build: Callable[..., keras.Model], own: dict[str, Argument], seeds: _Seeds
 ) -> keras.Model:
-    """A model from the user's function, under random states of its own."""
+    """Returns a model from the user's function, which is called under random states of its own."""
     known = inspect.signature(build).parameters
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
     given = {name: value for name, value in own.items() if accepts_all or name in known}
@@ -119,7 +120,7 @@ def _copy(model: keras.Model, own: dict[str, Argument], seeds: _Seeds) -> keras.
     for part in ("loss", "metrics", "weighted_metrics"):
         config[part] = tree.map_structure(lambda p: _fresh(p, own, names), config[part])
     before = random.getstate()
-    random.seed(next(seeds))  # what Keras draws the seeds from that no config tells
+    random.seed(next(seeds))  # Keras draws from it the seeds that are in no config
     try:
         copy = _layers(model, own, names, seeds)
     finally:
@@ -142,7 +143,7 @@ def _copy(model: keras.Model, own: dict[str, Argument], seeds: _Seeds) -> keras.
 def _optimizer(
     optimizer: keras.optimizers.Optimizer, own: dict[str, Argument], names: set[str]
 ) -> keras.optimizers.Optimizer:
-    """A new optimizer, which takes all overrides that its config knows."""
+    """Returns a new optimizer, with the overrides that its config has names for."""
     config = optimizer.get_config()
     found = names & config.keys()
     names -= found
@@ -150,7 +151,7 @@ def _optimizer(
 
 
 def _fresh(part: Argument, own: dict[str, Argument], names: set[str]) -> Argument:
-    """A copy of a loss or a metric; names and functions can be shared."""
+    """Returns a copy of a loss or a metric, and anything else, such as a name, as it is."""
     if not isinstance(part, (keras.losses.Loss, keras.metrics.Metric)):
         return part
     config = part.get_config()
@@ -162,7 +163,7 @@ def _fresh(part: Argument, own: dict[str, Argument], names: set[str]) -> Argumen
 def _layers(
     model: keras.Model, own: dict[str, Argument], names: set[str], seeds: _Seeds
 ) -> keras.Model:
-    """The model anew, from the configs of its layers."""
+    """Returns a new model, made from the configs of the layers."""
     pending = set(names)  # what the optimizer or the loss has not taken
 
     def anew(layer: keras.Layer) -> keras.Layer:
@@ -188,7 +189,7 @@ def _layers(
 def _changed(
     config: Argument, own: dict[str, Argument], names: set[str], seeds: _Seeds
 ) -> Argument:
-    """A layer's config, and all those in it, with the overrides and with new seeds."""
+    """Returns a layer's config, and all configs in it, with the overrides and with new seeds."""
     if isinstance(config, Mapping):
         changed = {}
         for key, value in config.items():
@@ -211,7 +212,7 @@ def _names(model: keras.Model) -> Iterator[str]:
 
 
 def _keep_what_is_not_initial(model: keras.Model, copy: keras.Model) -> None:
-    """Frozen weights are not for training to begin with; adapted ones describe the data."""
+    """Copies the weights that have no initial values: those of frozen and of adapted layers."""
     pairs = zip(backends.flat_layers(model), backends.flat_layers(copy), strict=True)
     for layer, its_copy in list(pairs)[1:]:  # the first is the model itself
         its_copy.trainable = layer.trainable

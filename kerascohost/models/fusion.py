@@ -16,16 +16,17 @@ def group(x: Tree, k: int) -> Tree:
 
     Args:
         x: An array or tensor, or a nested structure of them, of shape `(n * k, ...)`.
-        k: The group factor, at least 1.
+        k: An integer of at least 1, the group factor.
 
     Returns:
         The same structure, with arrays of shape `(n, k, ...)`. NumPy arrays are not copied.
 
     Raises:
-        CohortError: If `k` does not divide the number of samples.
+        CohortError: If `k` is not such an integer, or does not divide the number of samples.
 
     Example:
 
+    >>> import numpy as np
     >>> group(np.arange(6), 2).tolist()
     [[0, 1], [2, 3], [4, 5]]
     """
@@ -57,6 +58,7 @@ def ungroup(x: Tree) -> Tree:
 
     Example:
 
+    >>> import numpy as np
     >>> ungroup(np.array([[0, 1], [2, 3]])).tolist()
     [0, 1, 2, 3]
     """
@@ -76,10 +78,15 @@ class GroupBatch(keras.layers.Layer):
     """Reads every `k` neighbouring samples of a batch as one: `(n * k, ...)` to `(n, k, ...)`.
 
     Args:
-        k: The group factor, at least 1.
+        k: An integer of at least 1, the group factor. It has to divide the number of samples.
+        **kwargs: The arguments of `keras.layers.Layer`, such as `name`.
+
+    Raises:
+        CohortError: If `k` is not such an integer.
 
     Example:
 
+    >>> import numpy as np
     >>> tuple(GroupBatch(2)(np.zeros((6, 5))).shape)
     (3, 2, 5)
     """
@@ -90,16 +97,50 @@ class GroupBatch(keras.layers.Layer):
         self.k = k
 
     def call(self, inputs: Tensor) -> Tree:
-        """Returns the inputs in their other shape."""
+        """Returns the inputs in groups.
+
+        Args:
+            inputs: A tensor of shape `(n * k, ...)`.
+
+        Returns:
+            A tensor of shape `(n, k, ...)`.
+
+        Example:
+
+        >>> import numpy as np
+        >>> GroupBatch(2).call(np.arange(4)).tolist()
+        [[0, 1], [2, 3]]
+        """
         return keras.ops.reshape(inputs, (-1, self.k, *inputs.shape[1:]))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Returns the shape of the outputs."""
+        """Returns the shape of the outputs.
+
+        Args:
+            input_shape: The shape of the inputs, a tuple of integers or `None`.
+
+        Returns:
+            A tuple of integers or `None`.
+
+        Example:
+
+        >>> GroupBatch(2).compute_output_shape((6, 5))
+        (3, 2, 5)
+        """
         n = input_shape[0]
         return (None if n is None else n // self.k, self.k, *input_shape[1:])
 
     def get_config(self) -> dict[str, Argument]:
-        """Returns what is needed to make the layer again."""
+        """Returns the arguments from which the layer can be made again.
+
+        Returns:
+            A dict of arguments by name.
+
+        Example:
+
+        >>> GroupBatch(2).get_config()["k"]
+        2
+        """
         return {**super().get_config(), "k": self.k}
 
 
@@ -107,18 +148,47 @@ class GroupBatch(keras.layers.Layer):
 class UngroupBatch(keras.layers.Layer):
     """Undoes `GroupBatch`: a batch of shape `(n, k, ...)` becomes one of shape `(n * k, ...)`.
 
+    Args:
+        **kwargs: The arguments of `keras.layers.Layer`, such as `name`.
+
     Example:
 
+    >>> import numpy as np
     >>> tuple(UngroupBatch()(np.zeros((3, 2, 5))).shape)
     (6, 5)
     """
 
     def call(self, inputs: Tensor) -> Tree:
-        """Returns the inputs in their other shape."""
+        """Returns the inputs without groups.
+
+        Args:
+            inputs: A tensor of shape `(n, k, ...)`.
+
+        Returns:
+            A tensor of shape `(n * k, ...)`.
+
+        Example:
+
+        >>> import numpy as np
+        >>> UngroupBatch().call(np.array([[0, 1], [2, 3]])).tolist()
+        [0, 1, 2, 3]
+        """
         return keras.ops.reshape(inputs, (-1, *inputs.shape[2:]))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Returns the shape of the outputs."""
+        """Returns the shape of the outputs.
+
+        Args:
+            input_shape: The shape of the inputs, a tuple of integers or `None`.
+
+        Returns:
+            A tuple of integers or `None`.
+
+        Example:
+
+        >>> UngroupBatch().compute_output_shape((3, 2, 5))
+        (6, 5)
+        """
         n, k, *rest = input_shape
         return (None if n is None or k is None else n * k, *rest)
 
@@ -140,12 +210,15 @@ def fuse(
     one on. So the history of a fused model has a `<member>_loss` for every output.
 
     Args:
-        models: Built models: a dict from names to models, or a list of models, which then go by
-            their own names. To use one model several times, see `replicas`.
-        group_factor: How many samples are read as one, for all members or as a dict from names.
-        replicas: How many times a member is applied, with the same weights, to separate inputs; for
-            all members or as a dict from names.
-        name: The name of the fused model.
+        models: Built models (`keras.Model`): a dict from names to models, or a list of models, each
+            of which is then a member under its own `name`. To use one model several times, see
+            `replicas`.
+        group_factor: The number of samples that are read as one: a positive integer for all
+            members, or a dict from names to integers. Default `None`: 1.
+        replicas: The number of times that a member is applied, with the same weights, to separate
+            inputs: a positive integer for all members, or a dict from names to integers. Default
+            `None`: 1.
+        name: A string, the name of the fused model. Default `None`: Keras chooses one.
 
     Returns:
         A `keras.Model`, not compiled.
@@ -155,6 +228,7 @@ def fuse(
 
     Example:
 
+    >>> import keras, numpy as np
     >>> cnn = keras.Sequential(
     ...     [keras.Input((20, 20, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
     >>> mlp = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
@@ -183,7 +257,7 @@ def fuse(
 
 
 def _as_layer(member: str, model: keras.Model) -> keras.Model:
-    """The model under another name, as the outputs of the fused model bear the member's."""
+    """Returns the model under another name, as the fused model's outputs have the member's."""
     if not getattr(model, "inputs", None):
         raise CohortError(
             "Expected a model that knows its inputs. Received: one that is not built from "
@@ -199,7 +273,7 @@ def _as_layer(member: str, model: keras.Model) -> keras.Model:
 def _applied(
     core: keras.Model, model: keras.Model, label: str, k: int
 ) -> tuple[list[keras.KerasTensor], list[keras.KerasTensor]]:
-    """One application of a member: its inputs and its outputs, named after it."""
+    """Applies a member once; returns its inputs and its outputs, named after it."""
     inputs, ungrouped = [], []
     for i, tensor in enumerate(model.inputs):
         suffix = f"_{i}" if len(model.inputs) > 1 else ""

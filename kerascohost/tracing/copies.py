@@ -1,4 +1,4 @@
-"""Copies of the arguments of `fit`, made at the call, so that later changes do not reach them."""
+"""Copies of the arguments of `fit`, made at the call, so that later changes do not affect them."""
 
 import copy
 import sys
@@ -23,7 +23,7 @@ _copies: weakref.WeakValueDictionary[_Memory, np.ndarray] = weakref.WeakValueDic
 
 
 def copied(path: str, value: UserObject, compare: Callable[[Place], None]) -> UserObject:
-    """Returns an argument of `fit` that later changes by the program do not reach.
+    """Returns an argument of `fit` in a form that later changes by the program do not affect.
 
     Containers are rebuilt; arrays and DataFrames are copied. Callbacks, tensors, datasets and
     generators are returned as they are.

@@ -1,6 +1,6 @@
 """Places where Python code looks up values, such as globals, attributes and items of containers.
 
-A place knows the value that it had when it was found, and can restore it.
+A place stores the value that it had when it was found, and can restore it.
 """
 
 import collections
@@ -19,7 +19,7 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 CONTAINERS = (list, dict, set, collections.deque)
 
-# Any object that a user's program holds: only a look at it tells what it is.
+# Any object of a user's program; its type is only known at run time.
 UserObject: TypeAlias = Any
 
 Container: TypeAlias = (
@@ -47,7 +47,7 @@ def is_same(a: UserObject, b: UserObject) -> bool:
 
 
 def fingerprint(value: UserObject) -> Hashable:
-    """Returns what to compare a value by: its type and a plain value, or else its identity."""
+    """Returns a key to compare a value by: its type and a plain value, or else its identity."""
     return (type(value).__name__, value) if isinstance(value, PLAIN) else id(value)
 
 
@@ -86,7 +86,7 @@ class Place:
         return not is_same(self.old, self.read())
 
     def token(self) -> Hashable:
-        """Returns what is equal for equal old values."""
+        """Returns a key that is equal for equal old values."""
         return fingerprint(self.old)
 
     def difference(self, then: str = "the call") -> str:
@@ -158,7 +158,7 @@ class Attribute(Place):
 
 
 class Cell(Place):
-    """A variable of a function around a function."""
+    """A variable of an enclosing function."""
 
     def __init__(self, path: str, cell: types.CellType, name: str):
         self._cell, self.name = cell, name
@@ -213,7 +213,7 @@ class Items(Place):
         return not all(map(is_same, old, new))
 
     def token(self) -> Hashable:
-        """Returns what is equal for equal items in the same order."""
+        """Returns a key that is equal for equal items in the same order."""
         items = self.old.items() if isinstance(self.old, dict) else enumerate(self.old)
         return tuple((fingerprint(key), fingerprint(value)) for key, value in items)
 

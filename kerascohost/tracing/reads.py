@@ -80,6 +80,7 @@ _TRAINING_METHODS = frozenset(
 _WRITERS = ("add_scalar", "execute", "log", "log_metric", "log_metrics", "write", "writerow")
 # Attributes that these methods set are set before any step or hook reads them.
 _BEGINNINGS = frozenset({"__init__", "__post_init__", "build"})
+# Methods that are called without their names in the code.
 _CALLED_UNNAMED = frozenset({"__call__", "__getitem__", "__iter__", "__len__", "__next__"})
 # Functions that draw random numbers without being given a generator are recognized by the object
 # whose methods they are, or by the module that defines them.
@@ -172,7 +173,7 @@ class _Code:
             else:
                 continue
             for attribute in rest:
-                # Not `getattr`, which a module may answer by a warning or an import.
+                # Not `getattr`, as a module may define `__getattr__`, which may warn or import.
                 thing = vars(thing).get(attribute) if _is_module(thing) else None
             yield thing
 
@@ -249,7 +250,7 @@ def _title(function: types.FunctionType, path: str) -> str:
 
 
 class _Named:
-    """Something whose attributes are read by name: an object, a class or a module."""
+    """An object, class or module whose attributes are read by name."""
 
     def __init__(self, thing: UserObject, path: str):
         self.thing = thing
@@ -566,7 +567,7 @@ class StepReads:
     """A record of what the steps of a model read while they are traced.
 
     Keras traces the steps of a compiled model once. The values that they read then stay in them
-    until the model is compiled again. `remember` keeps a record of these values for equally long,
+    until the model is compiled again. `remember` stores a record of these values for as long,
     for steps that a cohort traces anew.
 
     Args:
@@ -687,9 +688,9 @@ class StepReads:
         return None
 
     def restored(self) -> tuple[Hashable, ...]:
-        """Returns what is restored for the member's steps.
+        """Returns a key for the values that are restored for the member's steps.
 
-        The result is equal for members that find the same values.
+        It is equal for members whose steps read the same restored values.
         """
         steps = {id(place) for place in self._steps.places}
         places = [place for place in self._restored if id(place) in steps]
@@ -742,7 +743,7 @@ class Snapshot(StepReads):
     Args:
         model: The model.
         arguments: All arguments of its `fit`, by name.
-        is_deferred: Whether the program goes on before the training. If not, nothing is copied or
+        is_deferred: Whether the program continues before the training. If not, nothing is copied or
             compared.
 
     Attributes:

@@ -4,12 +4,13 @@ Arguments of `fit` that are used here:
 
 - `x`, `y`, `sample_weight`: read as batches, of arrays or of a stream.
 - `class_weight`: turned into sample weights, by Keras's data adapter.
-- `batch_size`: with the group factor, the rows of a step, where the data is arrays.
-- `shuffle`: the order of the rows of arrays.
+- `batch_size`: times the group factor and the replicas, the rows of a step, if the data is arrays.
+- `shuffle`: the order of the rows of arrays; passed to Keras's data adapter, which shuffles the
+  batches of a `PyDataset` by it.
 - `steps_per_epoch`: the end of an epoch.
 
-A validation comes here, too: `member` passes its data, with `validation_batch_size` as `batch_size`
-and `validation_steps` as `steps_per_epoch`.
+The data of validations is read here, too: `member` passes `validation_data`, with
+`validation_batch_size` as `batch_size` and `validation_steps` as `steps_per_epoch`.
 """
 
 import itertools
@@ -27,10 +28,10 @@ from kerascohost.backends import Chunk, Tensor, Tree, adapters
 from kerascohost.backends.adapters import RowOrder
 from kerascohost.errors import CohortError
 
-# Large enough for a call of a program not to be felt, small enough for a hundred members.
+# In bytes: large enough that calls of a program cost little, small enough for a hundred members.
 _CHUNK_BYTES = 8 * 2**20
 
-# Stands among batches where those before it are to be trained before anything is read.
+# Marks a position among batches: those before it are trained before anything more is read.
 _PAUSE = object()
 
 # TensorFlow's and JAX's tensors that are not one block of numbers, by name, as neither is imported.
@@ -47,14 +48,14 @@ def batches(
     group: int = 1,
     steps_per_execution: int = 1,
 ) -> "ArrayBatches | StreamBatches":
-    """The batches of one member, epoch by epoch.
+    """Returns the batches of one member, epoch by epoch.
 
     They are the batches that `keras.Model.fit` would see, in the same order; nothing is padded,
     repeated or dropped.
 
     Args:
         data: `(x, y, sample_weight)`, each as `fit` takes it.
-        row_order: The backend's way to shuffle, see `kerascohost.backends`.
+        row_order: The backend's `row_order`, see `kerascohost.backends.base.Backend`.
         batch_size: Rows per batch; `None` is 32, as in `fit`.
         steps_per_epoch: As in `fit`.
         shuffle: As in `fit`.
@@ -128,7 +129,7 @@ class ArrayBatches:
         self._order = row_order(self._num_rows, rows, shuffle) if shuffle else None
         self._pass: tuple[np.ndarray | None, int] | None = None
         self._begun_at: int | None = None  # the step of the pass at which a running epoch began
-        # `fit` on TensorFlow traces with their number, then.
+        # Then `fit` on TensorFlow traces with the number of rows of a batch.
         self._is_fixed = self._num_rows % rows == 0
 
     @property
@@ -143,7 +144,7 @@ class ArrayBatches:
 
     @property
     def form(self) -> Hashable:
-        """Equal for data whose batches are of the same structure, types and shapes."""
+        """A key that is equal for data whose batches have the same structure, types and shapes."""
         first = self.peek()
         told = tree.map_structure(lambda a: None if a is None else (a.shape, str(a.dtype)), first)
         return repr(told), self._num_rows % self._rows
@@ -153,16 +154,16 @@ class ArrayBatches:
         return math.ceil(self._num_rows / self._rows)
 
     def peek(self, whole: bool = False) -> Tree:
-        """The first rows, `whole` or not, for their shapes; nothing to come is touched."""
+        """Returns the rows of a first step, for their shapes; nothing is consumed."""
         rows = slice(0, min(self._rows, self._num_rows))
         return _map(lambda column: column.take(rows, 1)[0], self._columns)
 
     def reset(self) -> None:
-        """Goes back to the start of the data, as `evaluate` does before it begins."""
+        """Returns to the start of the data, as `evaluate` does before it begins."""
         self._pass = None
 
     def read_to_build(self) -> Tree:
-        """Takes the first batch as `fit` does to build a model; see `RowOrder`."""
+        """Returns the first batch, read as `fit` reads it to build a model; see `RowOrder`."""
         if self._order is not None:
             self._order.consume_build_draw()
         return self.peek()
@@ -177,14 +178,14 @@ class ArrayBatches:
             self._order.advance_global_rng(self._pass[1] if self._pass is not None else None)
 
     def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
-        """The chunks of the next epoch; arrays may be read ahead, so `at_most` does not matter."""
+        """Yields the chunks of the next epoch; arrays may be read ahead: `at_most` is ignored."""
         order, step = self._next_pass()
         self._begun_at, self.steps_taken = step, 0
         due = self._whole_executions(self.steps_per_epoch)
         left = self._whole_executions(self._num_steps - step)
         if self._per_epoch and due > left:
             _warn_out_of_data()
-        # With `steps_per_epoch` the next epoch goes on where this one ends.
+        # With `steps_per_epoch` the next epoch continues where this one ends.
         goes_on = self._per_epoch and due < left
         stop = min(self._num_steps, step + due)
         self._pass = (order, stop) if goes_on else None
@@ -203,10 +204,10 @@ class ArrayBatches:
         return (self._order() if self._order is not None else None), 0
 
     def _window(self, order: np.ndarray | None, step: int, stop: int) -> Chunk:
-        """The chunk that holds the batches from `step` on, but not beyond `stop`.
+        """Returns the chunk that holds the batches from `step` on, but not beyond `stop`.
 
-        All chunks of full batches have one shape; the last one reaches back over batches that have
-        been taken already.
+        All chunks of full batches have one shape: the last one begins with batches that have been
+        taken already.
         """
         full = self._num_rows // self._rows
         if step >= full:  # what is left over, or all there is
@@ -229,7 +230,7 @@ class StreamBatches:
     """Batches that are made elsewhere: by a dataset, a `PyDataset`, a `DataLoader` or a generator.
 
     They are read in the order of `fit`, which also calls `on_epoch_begin` and `on_epoch_end`. Where
-    code of the user's could tell, no batch is read before those before it have been trained.
+    the user's code could notice a difference, a batch is read only after all before it are trained.
 
     Args:
         epochs: Keras's own iterator over their epochs.
@@ -257,13 +258,15 @@ class StreamBatches:
         return self._epochs.num_batches
 
     def peek(self, whole: bool = False) -> Tree:
-        """A batch such as are to come, for its shapes; it stays to come.
+        """Returns a batch with the shapes of those to come; none is consumed.
 
-        `None` where the first step cannot be read yet without anyone noticing, unless it must be
-        `whole`: then it is read in any case.
+        Args:
+            whole: Whether the batch must be that of a whole step, which may be merged from several.
+                It is read in any case then. Otherwise the result is `None` where the user's code
+                would notice that a batch is read now.
 
         Raises:
-            CohortError: If there is none.
+            CohortError: If there is no batch.
         """
         if self._first_known is not None and not whole:
             return self._first_known
@@ -281,11 +284,11 @@ class StreamBatches:
 
     @property
     def fixed_rows(self) -> int | None:
-        """The rows of each batch of an epoch that has begun, if the data's type says them."""
+        """The number of rows of the present epoch's batches, if the data's type says it."""
         return self._rows if self._are_fixed else None
 
     def reset(self) -> None:
-        """Goes back to the start of the data, as `fit` and `evaluate` do before they begin.
+        """Returns to the start of the data, as `fit` and `evaluate` do before they begin.
 
         A batch that was only peeked at is still to come, and nothing has to be read again.
         """
@@ -294,10 +297,10 @@ class StreamBatches:
             self._is_reset = True
 
     def read_to_build(self) -> Tree:
-        """Takes the first batch as `fit` does to build a model: it begins an epoch, and drops it.
+        """Returns the first batch of a new epoch and consumes it, as `fit` does to build a model.
 
         Raises:
-            CohortError: If there is none.
+            CohortError: If there is no batch.
         """
         first = next(self._items(), None)
         if first is None:
@@ -308,7 +311,7 @@ class StreamBatches:
         """Does nothing: such data has its own random state, or that of its member."""
 
     def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
-        """The chunks of the next epoch, each of no more than `at_most` steps."""
+        """Yields the chunks of the next epoch, each of no more than `at_most` steps."""
         items, self._waiting = self._waiting or self._items(), None
         self._is_reset = False
         first = next(items, None)
@@ -329,16 +332,16 @@ class StreamBatches:
             yield Chunk(data, 0, len(run), is_usual, is_fixed=self._are_fixed)
 
     def _padding(self, run: list[Tree]) -> list[Tree]:
-        """Batches beyond the chunk's stop: they let runs of many lengths share few shapes."""
+        """Returns batches to append beyond the chunk's stop, so that runs have few lengths."""
         if not backends.get_backend().COMPILES_PER_SHAPE:
             return []
         return [run[-1]] * (2 ** math.ceil(math.log2(len(run))) - len(run))
 
     def _items(self) -> Iterator[Tree]:
-        """The batches of the next epoch, one for each step, in whole executions as far as it goes.
+        """Yields the batches of the next epoch, one for each step, in whole executions.
 
-        Before `on_epoch_end` comes a pause.
-        What `fit` does when the data ends early is the business of Keras's iterator.
+        Yields `_PAUSE` before `on_epoch_end` is called. Keras's iterator does what `fit` does when
+        the data ends early.
         """
         self._is_reset = self.ran_out = False
         with self._epochs.catch_stop_iteration():
@@ -346,7 +349,7 @@ class StreamBatches:
                 first = next(source, None)
                 if first is None:
                     self.ran_out = True
-                    raise StopIteration  # for Keras's iterator, which takes note
+                    raise StopIteration  # noted by Keras's iterator, as an end of the data
                 yield _checked(first)
                 for _ in range(self._epochs.steps_per_execution - 1):
                     following = next(source, None)
@@ -370,7 +373,7 @@ class _Column:
         self._is_tensor = not self._is_frame and keras.ops.is_tensor(array)
         # NumPy does not copy here: it is given an array, or shares its memory.
         self._array: Tensor = array if self._is_frame or self._is_tensor else np.asarray(array)
-        if self._array.ndim == 0:  # NumPy's form of what it does not know
+        if self._array.ndim == 0:  # NumPy makes this of a type that it does not know
             raise _not_dense(type(array).__name__)
 
     def __len__(self) -> int:
@@ -382,7 +385,7 @@ class _Column:
         return math.prod(row.shape) * getattr(row.dtype, "itemsize", 8)
 
     def take(self, rows: slice | np.ndarray, steps: int) -> Tree:
-        """The rows as `(steps, batch, ...)`."""
+        """Returns the rows as `(steps, batch, ...)`."""
         if self._is_tensor:
             values = self._tensor_rows(rows)
             return keras.ops.reshape(values, (steps, values.shape[0] // steps, *values.shape[1:]))
@@ -402,7 +405,7 @@ class _Column:
 
 
 def _check_spec(dataset: Data) -> None:
-    """Refuses a `tf.data.Dataset` that Keras would make dense on its way through NumPy."""
+    """Raises an error for a `tf.data.Dataset` that Keras would make dense for NumPy."""
     for spec in tree.flatten(getattr(dataset, "element_spec", None)):
         kind = type(spec).__name__.removesuffix("Spec")
         if kind in _NOT_DENSE:
@@ -416,7 +419,7 @@ def _checked(batch: Tree) -> Tree:
 
 
 def _check_dense(array: Tensor) -> None:
-    """Refuses what is not one block of numbers or strings."""
+    """Raises an error for data that is not one block of numbers or strings."""
     kind = type(array)
     if kind.__name__ in _NOT_DENSE or kind.__module__.startswith("scipy.sparse"):
         raise _not_dense(kind.__name__)
@@ -453,7 +456,7 @@ def _warn_out_of_data() -> None:
 def _runs(items: Iterator[Tree], limit: int) -> Iterator[list[Tree]]:
     """Cuts `items` into lists of at most `limit` neighbours of equal shapes.
 
-    Where reading fails, what was read before comes first.
+    If reading fails, the items read before are yielded before the exception is raised.
     """
     run: list[Tree] = []
     while True:
@@ -472,7 +475,7 @@ def _runs(items: Iterator[Tree], limit: int) -> Iterator[list[Tree]]:
         if pauses:
             continue
         run.append(item)
-        if len(run) == limit:  # handed over at once: a generator must not be asked for more
+        if len(run) == limit:  # yielded at once, before the next item is requested of a generator
             yield run
             run = []
 

@@ -46,26 +46,28 @@ class Cohort:
     """Several Keras models, trained together as one program, each exactly as if alone.
 
     Args:
-        models: The compiled models: a dict from names to models, or a list of models, which then
-            go by their own names. They may not share variables or optimizers; to apply one model
-            several times, see `replicas`.
-        layout: `"joined"`: each member's own step, side by side in one program. `"stacked"`:
-            members of one architecture are trained by one vectorised step, to floating-point
-            tolerance; the others are joined. `"auto"`: stacked where that is expected to be faster
-            on this backend, joined elsewhere. See `plan`. While a stack trains, a model has its own
-            state whenever a callback of its own may look; other members' callbacks may find it as
-            it was when last looked at.
-        group_factor: How many batches of a member are merged into one step, for all members or as
-            a dict from names (a member not named there: 1). The member ends as its own `fit` with a
-            `batch_size` that many times larger.
-        replicas: How many times a member is applied in one step, with the same weights, to separate
-            batches; the loss is their mean. The member ends as its own `fit` with a `batch_size`
-            that many times larger, but for layers that look at a whole batch, such as
-            BatchNormalization: they see each replica's. For all members or as a dict from names.
+        models: The compiled models (`keras.Model`): a dict from names to models, or a list of
+            models, each of which is then a member under its own `name`. They may not share
+            variables or optimizers; to apply one model several times, see `replicas`.
+        layout: A string. `"joined"` (default): each member's own step, side by side in one program.
+            `"stacked"`: members of one architecture are trained by one vectorised step, to
+            floating-point tolerance; the others are joined. `"auto"`: stacked where that is
+            expected to be faster on this backend, joined elsewhere. See `plan`. While a stack
+            trains, the variables of a model are up to date whenever its own callbacks are called;
+            callbacks of other members may find earlier values in it.
+        group_factor: The number of batches of a member that are merged into one step: a positive
+            integer for all members, or a dict from names to integers. Default 1, also for members
+            that the dict does not name. The member ends as its own `fit` with a `batch_size` that
+            many times larger.
+        replicas: The number of times that a member is applied in one step, with the same weights,
+            to separate batches; the loss is their mean. A positive integer for all members, or a
+            dict from names to integers. Default 1. The member ends as its own `fit` with a
+            `batch_size` that many times larger, but for layers that compute over a whole batch,
+            such as BatchNormalization: they compute over the batch of each replica.
 
     Attributes:
         members: A dict from names to the models.
-        layout: As given.
+        layout: The layout that was given.
         group_factor: A dict from names to group factors.
         replicas: A dict from names to numbers of replicas.
         history: The `CohortHistory` of the last `fit`, also of one that failed or was interrupted.
@@ -116,17 +118,17 @@ class Cohort:
 
     @property
     def members(self) -> dict[str, keras.Model]:
-        """The models by name."""
+        """The models: a dict from names to `keras.Model`s."""
         return {name: member.model for name, member in self._members.items()}
 
     @property
     def group_factor(self) -> dict[str, int]:
-        """The number of batches of each member that are merged into one step, by name."""
+        """The number of batches of each member that are merged into one step: a dict by name."""
         return {name: member.group_factor for name, member in self._members.items()}
 
     @property
     def replicas(self) -> dict[str, int]:
-        """The number of times that each member is applied in one step, by name."""
+        """The number of times that each member is applied in one step: a dict by name."""
         return {name: member.replicas for name, member in self._members.items()}
 
     @property
@@ -149,7 +151,19 @@ class Cohort:
 
     @property
     def plan(self) -> Plan:
-        """The `Plan`: which members are stacked together, and why the others are joined."""
+        """The `Plan`: which members are stacked together, and why the others are joined.
+
+        Example:
+
+        >>> import keras
+        >>> nets = [
+        ...     keras.Sequential([keras.Input((4,)), keras.layers.Dense(units)], name=f"net{units}")
+        ...     for units in (2, 3)]
+        >>> for net in nets:
+        ...     net.compile("adam", loss="mse")
+        >>> Cohort(nets).plan.summary
+        '2 joined (net2, net3)'
+        """
         self._assign()
         return self._scheduler.stacks.plan(list(self._members.values()))
 
@@ -158,7 +172,7 @@ class Cohort:
         self._scheduler.stacks.assign(member for member in members if member.model.built)
 
     def __reduce__(self) -> tuple[Argument, ...]:
-        """Returns what pickling and copying take: the models and how they are to be trained.
+        """Returns what is pickled and copied: the models and the arguments of the cohort.
 
         The copy has no history and nothing compiled. Models are pickled and copied by Keras.
         """
@@ -200,32 +214,58 @@ class Cohort:
 
         Args:
             x: Input data: arrays, tensors, a DataFrame, a `tf.data.Dataset`, a
-                `keras.utils.PyDataset`, a torch `DataLoader` or a generator of batches.
-            y: Targets, where `x` is arrays.
-            batch_size: Samples per batch, default 32. A step of a member takes
-                `group_factor * replicas` times as many.
-            epochs: The number of epochs, those before `initial_epoch` included.
-            verbose: 1: a progress bar per member; 2: a line per epoch; 0: silence; `"auto"`: 1 in a
-                terminal and in a notebook, 2 where output goes to a file.
-            callbacks: A list of `keras.callbacks.Callback`. A list for all members is copied, so
-                that each member has callbacks of its own.
-            validation_split: Fraction of the arrays, from their end, to validate on.
-            validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset to validate on.
-            shuffle: Whether to shuffle arrays before each epoch; `"batch"` shuffles inside batches.
-            class_weight: A dict from class indices to weights.
-            sample_weight: Weights of the samples.
-            initial_epoch: The epoch at which to start.
-            steps_per_epoch: Steps until an epoch is over.
-            validation_steps: Steps of a validation.
-            validation_batch_size: Samples per validation batch; default: as in training.
-            validation_freq: Epochs between validations, or the epochs after which to validate.
-            **unknown: What `keras.Model.fit` does not have is refused.
+                `keras.utils.PyDataset`, a torch `DataLoader` or a generator of batches. Arrays have
+                the shape `(samples, ...)`.
+            y: Targets `(samples, ...)`, if `x` is arrays. Default `None`.
+            batch_size: An integer, the samples per batch. Default `None`: 32. A step of a member
+                takes `group_factor * replicas` times as many samples.
+            epochs: An integer, the epoch at which to end: the number of epochs, those before
+                `initial_epoch` included. Default 1.
+            verbose: 1: a progress bar per member; 2: a line per epoch; 0: silence; `"auto"`
+                (default): 1 in a terminal and in a notebook, 2 where output goes to a file.
+            callbacks: A list of `keras.callbacks.Callback`. Default `None`. A list for all members
+                is copied, so that each member has callbacks of its own.
+            validation_split: A float from 0 to less than 1, the fraction of the arrays, from their
+                end, to validate on. Default 0.
+            validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset to validate on. Default
+                `None`.
+            shuffle: A boolean, whether to shuffle arrays before each epoch, or `"batch"` to shuffle
+                them inside each batch. Default `True`.
+            class_weight: A dict from class indices (integers) to weights (floats). Default `None`.
+            sample_weight: An array of weights, one for each sample. Default `None`.
+            initial_epoch: An integer, the epoch at which to start. Default 0.
+            steps_per_epoch: An integer, the steps in an epoch. Default `None`: until the data ends.
+            validation_steps: An integer, the steps of a validation. Default `None`: until the data
+                ends.
+            validation_batch_size: An integer, the samples per validation batch. Default `None`: as
+                many as in a step of the training.
+            validation_freq: An integer, the epochs from one validation to the next, or a list of
+                the epochs, counted from 1, after which to validate. Default 1.
+            **unknown: Arguments that `keras.Model.fit` does not have, which are refused.
 
         Returns:
             The `CohortHistory`: each member's `History` by name.
 
         Raises:
-            CohortError: Before any training, if something asked for cannot work.
+            CohortError: If something asked for cannot work, before any training wherever that is
+                possible; or if a call of this cohort is running already.
+            Exception: What a member's own `fit` would raise, with a note that names the member
+                where it is known. The training of all members ends then.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> def model(units):
+        ...     net = keras.Sequential(
+        ...         [keras.Input((4,)), keras.layers.Dense(units), keras.layers.Dense(1)])
+        ...     net.compile("adam", loss="mse")
+        ...     return net
+        >>> cohort = Cohort({"small": model(4), "large": model(64)})
+        >>> history = cohort.fit(
+        ...     np.ones((100, 4)), np.zeros((100, 1)), batch_size={"small": 10}, epochs=2,
+        ...     validation_split=0.2, verbose=0)
+        >>> sorted(history["small"].history)
+        ['loss', 'val_loss']
         """
         for name, value in unknown.items():
             raise CohortError(errors.not_of_fit(name, value, _FIT_DEFAULTS))
@@ -272,12 +312,13 @@ class Cohort:
         `fit` does so itself, on TensorFlow not before its first step.
 
         Args:
-            x: As in `fit`.
-            y: As in `fit`.
-            batch_size: As in `fit`.
+            x: As in `fit`: data for all members, or a dict by member.
+            y: As in `fit`. Default `None`.
+            batch_size: As in `fit`: samples per batch. Default `None`: 32.
 
         Raises:
-            CohortError: If a member cannot be trained on its data.
+            CohortError: If a member cannot be trained on its data, or if a call of this cohort is
+                running already.
 
         Example:
 
@@ -298,8 +339,20 @@ class Cohort:
         """Ends the running `fit` after the steps that it is in; may be called from any thread.
 
         Each member ends as if a callback of its own had set `model.stop_training`: it is validated
-        if that is due, its callbacks see the end of the epoch and of the training, and its history
-        holds the epoch as far as it came.
+        if that is due, its callbacks are called at the end of the epoch and of the training, and
+        its history has the metrics of the epoch's steps so far.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)], name="net")
+        >>> net.compile("adam", loss="mse")
+        >>> cohort = Cohort([net])
+        >>> stopping = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: cohort.stop())
+        >>> history = cohort.fit(
+        ...     np.ones((8, 4)), np.ones((8, 1)), epochs=5, callbacks={"net": stopping}, verbose=0)
+        >>> history["net"].epoch
+        [0]
         """
         for model in self.members.values():
             model.stop_training = True
@@ -317,19 +370,38 @@ class Cohort:
     ) -> dict[str, Logs]:
         """Evaluates all members together, each as its own `evaluate` would.
 
+        All arguments but `return_dict` are one value for all members or a dict by member.
+
         Args:
-            x: Input data, for all or as a dict by member, like all that follow.
-            y: Targets.
-            batch_size: Samples per batch, default 32.
-            verbose: 1: a progress bar per member; 2: a line each; 0: silence; or `"auto"`.
-            sample_weight: Weights of the samples.
-            steps: How many batches to take.
-            callbacks: Callbacks for the evaluation.
-            return_dict: Whether each member's result is a dict of metrics by name, instead of a
-                number or a list.
+            x: Input data, as in `fit`.
+            y: Targets, if `x` is arrays. Default `None`.
+            batch_size: An integer, the samples per batch. Default `None`: 32.
+            verbose: 1: a progress bar per member; 2: a line per member; 0: silence; `"auto"`
+                (default): as in `fit`.
+            sample_weight: An array of weights, one for each sample. Default `None`.
+            steps: An integer, the number of batches to evaluate on. Default `None`: until the data
+                ends.
+            callbacks: A list of `keras.callbacks.Callback`, copied as in `fit`. Default `None`.
+            return_dict: A boolean, whether each member's result is a dict of metrics by name,
+                instead of a number or a list. Default `False`.
 
         Returns:
             A dict from each member's name to what its `evaluate` returns.
+
+        Raises:
+            CohortError: If something asked for cannot work, or if a call of this cohort is running
+                already.
+            Exception: What a member's own `evaluate` would raise, with a note that names the member
+                where it is known.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> net = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="zeros")], name="net")
+        >>> net.compile("adam", loss="mse")
+        >>> Cohort([net]).evaluate(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+        {'net': 1.0}
         """
         arguments: dict[str, EvaluateArguments] = self._split(
             x=x,
@@ -358,16 +430,34 @@ class Cohort:
     ) -> dict[str, Tree]:
         """Predicts with all members, each as its own `predict` would.
 
+        All arguments are one value for all members or a dict by member.
+
         Args:
-            x: Input data, for all or as a dict by member, like all that follow.
-            batch_size: Samples per batch, default 32.
-            verbose: 1: a progress bar per member; 2: a line each; 0: silence; or `"auto"`.
-            steps: How many batches to take.
-            callbacks: Callbacks for the prediction.
+            x: Input data, as in `fit`.
+            batch_size: An integer, the samples per batch. Default `None`: 32.
+            verbose: 1: a progress bar per member; 2: a line per member; 0: silence; `"auto"`
+                (default): as in `fit`.
+            steps: An integer, the number of batches to predict. Default `None`: until the data
+                ends.
+            callbacks: A list of `keras.callbacks.Callback`, copied as in `fit`. Default `None`.
 
         Returns:
-            A dict from each member's name to its predictions: NumPy arrays, structured as the
-            model's output.
+            A dict from each member's name to its predictions: NumPy arrays `(samples, ...)`,
+            structured as the model's output.
+
+        Raises:
+            CohortError: If something asked for cannot work, or if a call of this cohort is running
+                already.
+            Exception: What a member's own `predict` would raise, with a note that names the member
+                where it is known.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)], name="net")
+        >>> net.compile("adam", loss="mse")
+        >>> Cohort([net]).predict(np.ones((8, 4)), verbose=0)["net"].shape
+        (8, 3)
         """
         arguments: dict[str, PredictArguments] = self._split(
             x=x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks

@@ -2,16 +2,19 @@
 
 Arguments of `fit` that are used here:
 
-- `epochs`, `initial_epoch`: the epochs to train.
-- `callbacks`: called as `fit` calls them.
-- `verbose`: checked, and passed to callbacks in their `params`.
-- `validation_split`: takes `validation_data` from the end of the arrays.
-- `validation_data`: built as batches for the validation.
+- `epochs`, `initial_epoch`: the epochs to train; `epochs` is passed to callbacks in their `params`.
+- `callbacks`: called as `fit` calls them; classes in place of instances are refused.
+- `verbose`: checked if it is a string, and passed to callbacks in their `params`.
+- `validation_split`: checked; takes `validation_data` from the end of the arrays if none is given.
+- `validation_data`: built as batches for the validation; arrays are checked like `x` and `y`.
 - `validation_batch_size`, `validation_steps`: of these batches; the default of the first is
   `batch_size`, times the group factor and the replicas.
 - `validation_freq`: the epochs after which to validate.
-- `x`, `y`: checked against the inputs and the loss of the model, then passed to `batches`, as are
-  `sample_weight`, `class_weight`, `batch_size`, `shuffle` and `steps_per_epoch`.
+- `x`, `y`: checked against the inputs and the loss of the model; `x` may not be `None`.
+- `batch_size`, `epochs`, `initial_epoch`, `steps_per_epoch`: refused if they are not counts.
+
+`x`, `y`, `sample_weight`, `class_weight`, `batch_size`, `shuffle` and `steps_per_epoch` are passed
+to `batches`.
 """
 
 import contextlib
@@ -52,10 +55,11 @@ class StepRequest:
         kind: `"train"`, `"test"` or `"predict"`.
         chunk: Where its batches are.
         start: The first batch of the chunk to take.
-        stop: The batch before which it must look up.
-        has_batch_hooks: Whether callbacks are called after few steps, all through its training.
+        stop: The batch before which to stop, as the chunk ends or hooks are to be called there.
+        has_batch_hooks: Whether hooks of callbacks are called between steps of its training.
         metrics_reset: Whether the model's metrics have been reset since its last steps.
-        must_sync: Whether somebody may look at the model, or change it, after these steps.
+        must_sync: Whether code may read or change the model after these steps, so that its own
+            variables must have their new values.
     """
 
     kind: StepKind
@@ -88,8 +92,12 @@ class Member:
         replicas: How many times the model is applied in one step.
 
     Attributes:
-        snapshot: What its steps are traced with, if its fit is deferred.
-        finds_otherwise: Whether its steps are traced with something that has changed since.
+        snapshot: The record of the values that its steps are traced with, if its fit is deferred.
+        finds_otherwise: Whether its steps are traced with earlier values of something that has
+            changed since.
+        samples_per_replica: The number of rows of each replica in a step; 0 with one replica only.
+        samples_per_step: The number of rows of a full step; `None` before a batch is known.
+        validated: The epochs, counted from 0, after which the model was validated.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -116,7 +124,7 @@ class Member:
         self._last_logs: Logs = {}
 
     def prepare_fit(self, fit: FitArguments) -> None:
-        """Takes the arguments of `fit`, reads a first batch and builds the model from it.
+        """Prepares a fit: stores its arguments, reads a first batch and builds the model from it.
 
         Raises:
             CohortError: If the model or the data cannot be trained as asked.
@@ -156,7 +164,7 @@ class Member:
             self.samples_per_replica = self._rows_per_replica(self._train)
 
     def _prepare_validation(self, data: Tree) -> None:
-        """Gets ready what is validated on; where reading it runs code of the user's, when due."""
+        """Prepares the validation data; if reading it runs the user's code, only when it is due."""
         self._validation = None
         if data is None:
             return
@@ -176,17 +184,17 @@ class Member:
 
     @contextlib.contextmanager
     def traced(self, kind: StepKind) -> Iterator[None]:
-        """Returns a context in which steps of this kind are traced with what they are to read.
+        """Returns a context in which steps of this kind are traced with the values to be read.
 
-        That is what they read when they were first traced, or else what its fit read at its call.
-        Exceptions say that they are this member's.
+        These are the values that they read when they were first traced, or else those at the call
+        of a deferred fit. Exceptions get this member's name.
         """
         with errors.about(self.name), self.as_read(kind):
             yield
 
     @contextlib.contextmanager
     def as_read(self, kind: StepKind) -> Iterator[None]:
-        """Returns a context with what steps of this kind are to read, and the seeds they draw."""
+        """Returns a context with the values and the seeds that steps of this kind must read."""
         found = reads.remembered(self.model, kind) if self._is_traced else None
         found = found or self.snapshot
         with contextlib.ExitStack() as entered:
@@ -201,23 +209,24 @@ class Member:
         return backends.get_backend().execution(self.model) != "eager"
 
     def remember_trace(self, kind: StepKind) -> None:
-        """Stores what the steps of this kind, which have been traced and have run, read."""
+        """Stores the values that steps of this kind, which have just been traced, have read."""
         if not self._is_traced or reads.remembered(self.model, kind) is not None:
             return
         with self.as_read(kind):
             known = reads.remember(self.model, kind, self._forms.get(kind))
         known.check(
             self.name, self._forms.get(kind)
-        )  # this fit's later traces, of other shapes, are to find it, too
+        )  # later traces of this fit, for batches of other shapes, must read the same values
 
     def _recall_traces(self, **batches: Tree) -> None:
-        """Gets ready what steps are to read, and the seeds that they draw.
+        """Prepares the values that steps must read, and the seeds that they draw.
 
         Args:
-            batches: Their data, by the kind of step.
+            batches: The data of the steps, by their kind.
 
         Raises:
-            CohortError: If what they were first traced with has changed and cannot be restored.
+            CohortError: If a value that they were first traced with has changed and cannot be
+                restored.
         """
         self._forms = {kind: getattr(data, "form", None) for kind, data in batches.items()}
         found = {}
@@ -236,13 +245,13 @@ class Member:
             self._seeds.begin()
 
     def forget_history(self) -> None:
-        """Makes the model's `history` that of a training which has not begun."""
+        """Gives the model an empty `History`, as before the first epoch of a training."""
         history = keras.callbacks.History()
         history.epoch = []
         self.model.history = history
 
     def prepare_evaluate(self, evaluate: EvaluateArguments) -> None:
-        """Takes the arguments of `evaluate`, as `prepare_fit` those of `fit`."""
+        """Prepares an evaluation, as `prepare_fit` prepares a fit."""
         check_trainable_here(self.model)
         _check_arguments(evaluate)
         data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
@@ -252,7 +261,7 @@ class Member:
             self._recall_traces(test=self._evaluated)
 
     def prepare_predict(self, predict: PredictArguments) -> None:
-        """Takes the arguments of `predict`, as `prepare_fit` those of `fit`."""
+        """Prepares a prediction, as `prepare_fit` prepares a fit."""
         _check_arguments(predict)
         data = (predict["x"], None, None)
         with self._as_if_alone(predict["x"]):
@@ -275,13 +284,13 @@ class Member:
         return batches(data, backends.get_backend().row_order, *args, **kwargs)
 
     def _as_if_alone(self, *data: Data) -> adapters.OwnRandom | contextlib.nullcontext[None]:
-        """A context in which data that runs code of the user's draws random numbers of its own."""
+        """Returns a context in which data that runs user code has a random state of its own."""
         needed = any(adapters.runs_python(_inputs_of(one)) for one in data)
         self._random = adapters.OwnRandom() if needed else contextlib.nullcontext()
         return self._random
 
     def _drawing(self, run: Run) -> Run:
-        """`run`, with the random numbers of the data that it was prepared with."""
+        """Runs `run` in the context that `_as_if_alone` returned for its data."""
         answer: Any = None
         try:
             while True:
@@ -297,8 +306,8 @@ class Member:
     def _build(self, batches: Batches, kind: StepKind = "train") -> Tree:
         """Builds the model from its first batch; returns it, or `None` where it is not known yet.
 
-        Batches are read, and dropped, as `fit` reads and drops them before its first epoch: after
-        the building, until when a dataset that prefetches goes on.
+        A batch is read and dropped where `fit` does so before its first epoch. As in `fit`, the
+        data is reset only after the building: a dataset that prefetches reads on until then.
         """
         first = batches.read_to_build() if backends.reads_to_build(self.model) else None
         is_read = first is not None
@@ -321,14 +330,14 @@ class Member:
         self._check_shapes(batch)
 
     def _check_shapes(self, batch: Tree) -> None:
-        """Raises what the model itself would raise for data of another shape."""
+        """Raises an error if a batch does not have the shapes that the model expects."""
         wanted = getattr(self.model, "inputs", None)
         if not wanted or batch is None:
             return
         x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         given = tree.flatten(x)
         if any(leaf is None for leaf in given):
-            return  # an optional input is missing; symbols cannot tell
+            return  # an optional input is missing, which `compute_output_spec` cannot check
         if len(given) == len(wanted) and all(map(_fits, given, wanted)):
             return
         if isinstance(x, (list, tuple)) and len(given) > len(wanted):
@@ -355,7 +364,7 @@ class Member:
         return rows // self.replicas
 
     def training(self, callbacks: CallbackList) -> Run:
-        """Trains as `fit` does, with `callbacks` besides the fit's own."""
+        """Returns a run that trains as `fit` does, with `callbacks` added to the fit's own."""
         return self._drawing(self._training(callbacks))
 
     def _training(self, callbacks: CallbackList) -> Run:
@@ -383,9 +392,9 @@ class Member:
         dispatch.on_train_end(training_logs)
 
     def _reset_metrics(self) -> None:
-        """Resets as `fit` does, which does not reach metrics that its first step has yet to build.
+        """Resets the metrics as `fit` does, which leaves out those that its first step builds.
 
-        Their values differ from those of a reset only if another model has used them before.
+        Their values differ from those after a reset only if another model has used them before.
         """
         self.model.reset_metrics()
         for variable, value in self._unbuilt:
@@ -395,7 +404,7 @@ class Member:
     def _trained_epoch(
         self, epoch: int, dispatch: keras.callbacks.CallbackList, limit: int | None
     ) -> Run:
-        """One epoch and the validation that is due after it; returns the logs of both."""
+        """Runs one epoch and the validation that is due after it; returns the logs of both."""
         logs = dict((yield from self._epoch("train", self._train, dispatch, limit)))
         if self._validation is not None and _is_due(epoch, self._fit["validation_freq"]):
             if not isinstance(self._validation, Batches):
@@ -424,7 +433,7 @@ class Member:
         callbacks: CallbackList,
         return_dict: bool,
     ) -> Run:
-        """A run that is only an evaluation; returns what `evaluate` returns."""
+        """Returns a run that evaluates, with the result of `evaluate`."""
         return self._drawing(self._evaluation(evaluate, callbacks, return_dict))
 
     def _evaluation(
@@ -438,7 +447,7 @@ class Member:
         return logs if return_dict else backends.flat_results(self.model, logs)
 
     def prediction(self, predict: PredictArguments, callbacks: CallbackList) -> Run:
-        """A run that is only a prediction; returns what `predict` returns."""
+        """Returns a run that predicts, with the result of `predict`."""
         return self._drawing(self._prediction(predict, callbacks))
 
     def _prediction(self, predict: PredictArguments, callbacks: CallbackList) -> Run:
@@ -470,8 +479,10 @@ class Member:
         dispatch: keras.callbacks.CallbackList,
         limit: int | None,
     ) -> Run:
-        """The steps of one epoch; returns its logs, as `fit` would hand them to `on_epoch_end`."""
-        if getattr(self.model, _STOPS[kind]):  # set before the first step, it ends the epoch there
+        """Runs the steps of one epoch; returns its logs, as `fit` passes them to `on_epoch_end`."""
+        if getattr(
+            self.model, _STOPS[kind]
+        ):  # if set already, the epoch ends after its first execution
             limit = self.model.steps_per_execution
         must_sync = _is_watched(self.model, dispatch, batches)
         counted = backends.seed_counts(self.model) if kind == "train" else {}
@@ -510,19 +521,20 @@ class Member:
     ) -> Generator[StepRequest, tuple[int, Tree], tuple[int, bool]]:
         """Requests the steps of one pass over the data, and calls the hooks of batches.
 
-        They come in the rhythm of `steps_per_execution`, however chunks and turns fall.
+        Hooks are called before and after each `steps_per_execution` steps, wherever chunks and
+        turns end.
 
         Args:
             kind: The kind of the steps.
             batches: Their data.
-            dispatch: Whose hooks are called.
-            limit: The steps between hooks; `None`: there are no hooks.
-            take: Called with what each request has given.
-            told: Returns what the hook after an execution is given.
+            dispatch: The callbacks.
+            limit: The number of steps between hooks; `None` if there are no hooks.
+            take: Called with the outcome of each request.
+            told: Returns the logs to pass to the hook after an execution.
             must_sync: As in `StepRequest`.
 
         Returns:
-            How many steps were done, and whether the model's `stop_...` ended them.
+            The number of steps done, and whether the model's `stop_...` attribute ended them.
         """
         on_begin = getattr(dispatch, f"on_{kind}_batch_begin")
         on_end = getattr(dispatch, f"on_{kind}_batch_end")
@@ -561,7 +573,7 @@ class Member:
         return step, False
 
     def _metrics_or(self, logs: Logs, kind: StepKind) -> Tree:
-        """The metrics, unless a step of the model's own makes other logs: then the last step's."""
+        """Returns the metrics, or the last step's logs if the model's own step makes other ones."""
         if not backends.has_own_step(self.model, kind):
             return logs
         metrics = self.model.get_metrics_result()
@@ -607,10 +619,10 @@ class Member:
 
 
 def check_trainable_here(model: keras.Model) -> None:
-    """Refuses what a cohort would train otherwise than the model's own `fit`.
+    """Raises an error if a cohort would train the model otherwise than its own `fit` does.
 
     Raises:
-        CohortError: With the reason.
+        CohortError: If it would; the message says why.
     """
     if not model.compiled:
         raise errors.CohortError("You must call `compile()` before using the model in a cohort.")
@@ -633,7 +645,7 @@ _COUNTS = ("batch_size", "epochs", "initial_epoch", "steps", "steps_per_epoch")
 
 
 def _check_arguments(given: Mapping[str, Argument]) -> None:
-    """Refuses what Keras would stumble over only later, or not at all."""
+    """Raises an error for values that Keras would refuse only later, or not at all."""
     if given["x"] is None:
         raise errors.CohortError("Expected `x`, the data. Received: x=None.")
     verbose = given["verbose"]
@@ -686,7 +698,7 @@ def _looks_at_batches(callback: keras.callbacks.Callback, kind: StepKind) -> boo
 def _is_watched(
     model: keras.Model, dispatch: keras.callbacks.CallbackList, batches: Batches
 ) -> bool:
-    """Returns whether code may look at more than logs between steps, or at the end of training."""
+    """Returns whether code may read more than logs between steps, or at the end of training."""
     optimizer = model.optimizer
     wrapped = getattr(optimizer, "inner_optimizer", None)
     return (
@@ -694,7 +706,7 @@ def _is_watched(
         or backends.resets_in_its_own_way(model)
         or backends.has_own_step(model, "train")
         or backends.has_own_step(model, "test")
-        or isinstance(batches, StreamBatches)  # which runs code of the user's
+        or isinstance(batches, StreamBatches)  # reading them may run the user's code
         or not all(map(_is_ours, dispatch.callbacks))
     )
 
@@ -726,7 +738,7 @@ def _is_due(epoch: int, validation_freq: int | Sequence[int]) -> bool:
 
 
 def _as_floats(logs: Logs) -> dict[str, Tree]:
-    """Logs as Python floats where they are scalars, nested ones flattened, as in `evaluate`."""
+    """Returns logs with scalars as Python floats and nested ones flattened, as in `evaluate`."""
     plain: dict[str, Tree] = {}
     for name, value in sorted((logs or {}).items()):
         if isinstance(value, dict):
@@ -740,7 +752,7 @@ def _as_floats(logs: Logs) -> dict[str, Tree]:
 
 
 def _inputs_of(data: Tree) -> Tree:
-    """The inputs in a `validation_data`, which may be a tuple."""
+    """Returns the inputs in a `validation_data`, which may be a tuple."""
     return keras.utils.unpack_x_y_sample_weight(data)[0] if isinstance(data, tuple) else data
 
 
@@ -763,6 +775,6 @@ def _symbolic(array: Tensor) -> Tree:
 
 
 def _rows_in_order(outputs: Tree) -> np.ndarray:
-    """The outputs of several steps, `(steps, batch, ...)`, as one `(rows, ...)` NumPy array."""
+    """Returns outputs of several steps, `(steps, batch, ...)`, as a NumPy array `(rows, ...)`."""
     outputs = keras.ops.convert_to_numpy(outputs)
     return outputs.reshape((outputs.shape[0] * outputs.shape[1], *outputs.shape[2:]))

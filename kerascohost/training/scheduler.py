@@ -17,25 +17,25 @@ from kerascohost.results.progress import Progress
 from kerascohost.training.member import Member, Run, StepRequest
 from kerascohost.training.stacks import ActiveStack, Stacks
 
-# What a run returned: logs, predictions, metrics; or the exception that ended it.
+# The result of a run: logs, predictions or metrics; or the exception that ended it.
 Outcome: TypeAlias = Any
 
-# What members share whose steps one program does: the kind of step, and more; see `_placement`.
+# The key of members that share a program: the kind of step, and more; see `_placement`.
 _Placement: TypeAlias = tuple[StepKind, bool, bool, str, str | None]
 
 # A turn should last about this long (in seconds): short enough for Stop and the progress bars,
-# long enough for the dispatch of a call not to be felt.
+# long enough that the dispatch of a call costs little.
 _TURN_SECONDS = 0.5
 
 
 @dataclasses.dataclass
 class Task:
-    """Something that a member is to do: to train, to evaluate or to predict.
+    """A task of a member: to train, to evaluate or to predict.
 
     Attributes:
-        member: The member, ready for it.
-        run: Its state machine for this.
-        bar: Where its progress is shown.
+        member: The member, prepared for the task.
+        run: The member's state machine for the task.
+        bar: The progress bar.
     """
 
     member: Member
@@ -50,7 +50,7 @@ class Scheduler:
         layout: `"joined"`, `"stacked"` or `"auto"`, see `Stacks`.
 
     Attributes:
-        stacks: Which members are stacked.
+        stacks: The stacks of the members.
     """
 
     def __init__(self, layout: str = "joined") -> None:
@@ -64,16 +64,16 @@ class Scheduler:
         tasks: Iterable[Task],
         ended: Callable[[Task, Outcome], Iterable[Task]] | None = None,
     ) -> dict[str, Outcome]:
-        """Takes turns until every task has ended.
+        """Runs turns until every task has ended.
 
         Args:
             tasks: The tasks to begin with, of members with different names.
             ended: Called with each task that has ended and what it returned, or the exception that
-                ended it; the tasks that it returns join in. Without it, the first exception ends
+                ended it; the tasks that it returns are added. Without it, the first exception ends
                 all tasks.
 
         Returns:
-            What each task returned, by its member's name.
+            The result of each task, by its member's name.
         """
         tasks = list(tasks)
         observed.looked_at([task.member.model for task in tasks], "a cohort works with {}")
@@ -94,13 +94,13 @@ class Scheduler:
         """Calls each program that is needed for the requests of the members.
 
         Yields:
-            What was asked of the program, and what came of it: for each member its logs, or the
-            exception that it raised; members that are missing have done nothing yet.
+            The steps requested of the program, and its outcomes: for each member its logs, or the
+            exception that it raised. Members without an outcome have done nothing yet.
         """
         calls, rest = self.stacks.plan_calls(requests)
         for active, names in calls:
             if active not in self.stacks.active_stacks:
-                continue  # given up by a call before: its members find their places next turn
+                continue  # dissolved after an earlier call; its members are sorted again next turn
             program = self._stack_program(active, requests[names[0]].kind)
             ranges = self._in_step(program, {name: requests[name] for name in names})
             outcomes = self._call_stack(active, program, ranges)
@@ -131,21 +131,21 @@ class Scheduler:
     ) -> dict[str, Outcome]:
         try:
             return program(ranges)
-        except NotStackableError as error:  # before any step counts: the next turn does without
+        except NotStackableError as error:  # no step was done; the next turn runs without the stack
             self.stacks.disband(active, error)
             return {}
         except Exception as error:
             outcomes = self._replay(program.kind, ranges)
             if not any(isinstance(outcome, Exception) for outcome in outcomes.values()):
-                # No member is to blame, so it is the step of all.
+                # No member fails alone, so the failure is one of the stack's step.
                 self.stacks.disband(active, NotStackableError(reason(error)))
             return outcomes
 
     def _programs_for(self, requests: dict[str, StepRequest]) -> list[tuple["_Program", list[str]]]:
         """Returns the programs for these requests, each with the members that it serves.
 
-        A program that once was made for several members serves each subset of them, so what is
-        traced and compiled is every member's step once per kind, however they meet.
+        A program that was made for several members serves each subset of them, so that every
+        member's step is traced and compiled once per kind.
         """
         groups: dict[_Placement, list[str]] = {}
         for name, request in requests.items():
@@ -168,14 +168,14 @@ class Scheduler:
         return turn
 
     def _placement(self, name: str, request: StepRequest) -> _Placement:
-        """Members of one placement share a program."""
+        """Returns a key that is equal for members that share a program."""
         member, backend = self._members[name], backends.get_backend()
         needs_shape = backend.COMPILES_PER_SHAPE or (
             request.kind == "train" and member.samples_per_replica
         )
         apart = bool(needs_shape) and not request.chunk.is_first_shape
         execution = backend.execution(member.model)
-        # What is not compiled gains nothing from company, and is best stopped by its own failure.
+        # A program that is not compiled gains nothing from more members, and its failure stops all.
         alone = execution == "eager" or request.kind == "predict" or self._is_heavy(name)
         return (request.kind, apart, request.has_batch_hooks, execution, name if alone else None)
 
@@ -315,7 +315,7 @@ class _Tasks:
         self._scheduler.stacks.assign(members)
 
     def _show_models(self, outcomes: dict[str, Outcome]) -> None:
-        """Syncs state to models where callbacks may look at it, or steps have failed."""
+        """Stores state in the models that callbacks may read, or whose steps have failed."""
         self._scheduler.stacks.sync_to_models(
             name
             for name, outcome in outcomes.items()
@@ -355,12 +355,12 @@ class _Tasks:
 
 
 class _Program:
-    """A compiled program, and what the scheduler knows of it.
+    """A compiled program, with its speed and the signatures of its members.
 
     Attributes:
         kind: `"train"`, `"test"` or `"predict"`.
         is_protected: Whether a call that fails leaves the members as they were before it.
-        signatures: For each member that it serves, what it was made for.
+        signatures: For each member that it serves, the member's signature when it was made.
     """
 
     def __init__(self, kind: StepKind, members: list[Member], run: Program | None = None):

@@ -15,13 +15,13 @@ from kerascohost.tracing.reads import paths_of
 
 
 def check_arguments(arguments: Mapping[str, Mapping[str, Argument]]) -> None:
-    """Raises if members were given the same object that its use for one of them changes.
+    """Raises an error if members were given one object that changes while one of them uses it.
 
     Args:
         arguments: Each member's arguments, by name.
 
     Raises:
-        CohortError: It names the argument and two members.
+        CohortError: If they were; the message names the argument and two members.
     """
     owner: dict[int, str] = {}
     for key in ("x", "validation_data", "callbacks"):
@@ -39,7 +39,7 @@ def check_arguments(arguments: Mapping[str, Mapping[str, Argument]]) -> None:
 
 
 def stateful(value: Argument) -> list[Argument]:
-    """Returns those objects of an argument whose use for one member changes what another finds."""
+    """Returns the objects in an argument that change while a member uses them."""
 
     def changes(thing: Argument) -> bool:
         if isinstance(thing, keras.utils.PyDataset):
@@ -61,7 +61,7 @@ def stateful(value: Argument) -> list[Argument]:
 
 
 def _parts(value: Argument) -> list[Argument]:
-    """The objects that an argument consists of."""
+    """Returns the objects that an argument consists of."""
     if isinstance(value, keras.callbacks.CallbackList):
         return backends.callbacks_in(value)
     return [value] if hasattr(value, "__next__") else tree.flatten(value)
@@ -76,7 +76,7 @@ def _described(thing: Argument) -> str:
 
 
 def _check_paths(arguments: Mapping[str, Mapping[str, Argument]]) -> None:
-    """Refuses callbacks of two members that write to one place: one would find the other's file."""
+    """Raises an error if callbacks of two members write to one file or folder."""
     owners: dict[Path, str] = {}
     for name, given in arguments.items():
         for callback in _parts(given.get("callbacks")):
@@ -91,10 +91,10 @@ def _check_paths(arguments: Mapping[str, Mapping[str, Argument]]) -> None:
 
 
 def own_callbacks(callbacks: Callbacks, names: Collection[str]) -> dict[str, Callbacks]:
-    """Returns callbacks of its own for each member: copies, as a callback holds one model's state.
+    """Returns for each member its own copies of callbacks, as a callback holds one model's state.
 
     Args:
-        callbacks: What was given for all members.
+        callbacks: The callbacks that were given for all members.
         names: The members' names.
 
     Raises:
@@ -115,7 +115,7 @@ def own_callbacks(callbacks: Callbacks, names: Collection[str]) -> dict[str, Cal
 
 
 def _copied(callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
-    """Copies that share among themselves what the callbacks share, but not their model."""
+    """Returns copies, which share objects as the callbacks do; their models are not copied."""
     models = {id(model): model for model in (callback.model for callback in callbacks)}
     try:
         return copy.deepcopy(callbacks, models)
@@ -129,10 +129,10 @@ def _copied(callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.C
 def check_models(models: Mapping[str, keras.Model]) -> None:
     """Raises if one model's training changes what another one holds.
 
-    Neither could then end as if alone. What no training changes may be shared.
+    Otherwise neither would end as if alone. Objects that no training changes may be shared.
 
     Raises:
-        CohortError: It names two members and what they share.
+        CohortError: If so; the message names two members and what they share.
     """
     check_optimizers(models)
     _check(
@@ -157,7 +157,7 @@ def check_optimizers(models: Mapping[str, keras.Model]) -> None:
     """Raises if two models have the same optimizer.
 
     Raises:
-        CohortError: It names both.
+        CohortError: If they have; the message names both.
     """
     _check(
         models,

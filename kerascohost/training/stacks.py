@@ -31,7 +31,7 @@ class ActiveStack:
         self.members = list(members)
         models = [member.model for member in members]
         make = backends.get_backend().StackedState
-        assert make is not None  # where it is, `cannot_stack` has refused every model
+        assert make is not None  # otherwise `cannot_stack` has refused every model
         self.state = make(stack, models)
         self.programs: dict[StepKind, _Program] = {}
         self.differs = list(dict.fromkeys(ref.name for ref in stack.float_refs))
@@ -41,7 +41,7 @@ class ActiveStack:
 
     @functools.cached_property
     def counts_rows_by_type(self) -> bool:
-        """Returns whether members whose batches are of unlike types are called apart."""
+        """Returns whether members whose batches are of unlike types need separate calls."""
         return backends.counts_rows_by_type(self.members[0].model)
 
     def program(self, kind: StepKind) -> Program:
@@ -70,7 +70,7 @@ class Stacks:
         self._metrics_reset: set[str] = set()
 
     def assign(self, members: Iterable[Member]) -> None:
-        """Finds a place for those members that have none, or that have been compiled anew."""
+        """Sorts members that are new, or have been compiled again, into stacks."""
         if self.layout == "joined":
             return
         fresh = [m for m in members if self._stamps.get(m.name) != _stamp(m)]
@@ -117,7 +117,10 @@ class Stacks:
         return backends.get_backend().stacks_badly(members[0].model)
 
     def disband(self, active: ActiveStack, error: stacking.NotStackableError) -> None:
-        """Gives up a stack whose step could not be traced, or a traced float that was the cause."""
+        """Dissolves a stack whose step could not be traced.
+
+        If traced floats may be the cause, its members are sorted again, by the values of these.
+        """
         names = active.stack.names
         self._leave(active)
         refused = {ref.path for ref in active.stack.float_refs if ref.refused}
@@ -133,12 +136,12 @@ class Stacks:
     def plan_calls(
         self, requests: dict[str, StepRequest]
     ) -> tuple[list[tuple[ActiveStack, list[str]]], dict[str, StepRequest]]:
-        """The calls that stacks should make now, and the requests of all members that are in none.
+        """Returns the calls that stacks should make now, and the other members' requests.
 
         Members of a stack are called together if they request steps of one kind with batches of one
-        shape (and type, where metrics depend on it). What few of them request, such as a last
-        partial batch or a validation, is done first: so all come to their full batches together
-        again.
+        shape (and type, where metrics depend on it). Other steps than those of training on full
+        batches, such as validations, are done first, so that all members reach their next full
+        batches together.
         """
         groups: dict[ActiveStack, dict[tuple[Hashable, ...], list[str]]] = {}
         rest: dict[str, StepRequest] = {}
@@ -179,7 +182,7 @@ class Stacks:
                 program.release_data()
 
     def sync_to_models(self, names: Iterable[str]) -> None:
-        """Gives these members their own variables back."""
+        """Stores the values in their stacks in the own variables of these members."""
         by_stack: dict[ActiveStack, list[str]] = {}
         for name in names:
             if name in self._active_of:
@@ -231,7 +234,7 @@ def _shape(request: StepRequest) -> tuple[Hashable, ...]:
 
 
 def _obstacle(member: Member) -> str | None:
-    """Why this member can be in no stack, whatever the others are."""
+    """Returns why this member can be in no stack, whatever the others are, or `None`."""
     if not member.model.compiled:
         return "is not compiled"  # it can still predict
     backend = backends.get_backend()

@@ -103,8 +103,8 @@ class Program:
         logs, states = run(states, data, self._bounds(ranges))
         jax.block_until_ready(states)  # a failure must show before anything is written back
         _write_back([owned[i] for i in busy], [states[i] for i in busy])
-        # Not left to `np.array`: an interrupt while it asks a JAX array for its buffer is lost, as
-        # it takes every exception for the answer that there is none (NumPy 2.4).
+        # Not by `np.array`: it drops an interrupt that comes while it requests the buffer of a JAX
+        # array, as it takes any exception to mean that there is none (NumPy 2.4).
         return jax.device_get({self.members[i].name: logs[i] for i in busy})
 
     def release_data(self) -> None:

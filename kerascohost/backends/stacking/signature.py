@@ -27,7 +27,7 @@ from kerascohost.backends.reached import TRACED_WITH
 if TYPE_CHECKING:
     from kerascohost.backends.stacking.traced_float import TracedFloat
 
-# What has places for values: the `__dict__` of an object, a dict or a list.
+# An object that holds values: the `__dict__` of an object, a dict or a list.
 Holder: TypeAlias = MutableMapping[Thing, Thing] | list[Thing]
 
 # Attributes of Keras's objects that do not determine what a step computes. Private ones are Keras's
@@ -59,7 +59,7 @@ _IDENTICAL = (type, types.ModuleType, types.BuiltinFunctionType, np.dtype, np.uf
 
 
 class NotStackableError(Exception):
-    """Raised for models that cannot be trained by one vectorised step.
+    """An error for models that cannot be trained by one vectorised step.
 
     Args:
         why: The reason, as a phrase about the model.
@@ -80,8 +80,8 @@ class FloatRef:
         key: The key or index.
 
     Attributes:
-        refused: Whether the value there has to be a Python number. (The exception that says so may
-            not arrive: Keras replaces it by one that adds where it happened.)
+        refused: Whether the value there has to be a Python number. (Stored
+            here, as Keras may replace the exception that says so by one of its own.)
     """
 
     def __init__(self, path: str, holder: Holder, key: Thing):
@@ -142,7 +142,7 @@ class FieldRef(FloatRef):
 
 
 class StepSignature:
-    """Everything that determines what a model's steps compute.
+    """The properties of a model that determine what its steps compute.
 
     Two models may stack if their `entries` are equal.
 
@@ -180,7 +180,7 @@ class StepSignature:
 
     @property
     def state(self) -> list[tuple[str, Hashable]]:
-        """All entries and floats: equal until anything changes but the values of variables."""
+        """The entries and floats: equal until anything but the values of variables changes."""
         return self.entries[1:] + [(ref.path, ref.value) for ref in self.float_refs]
 
     def _visit(self, path: str, thing: Thing) -> None:
@@ -423,7 +423,7 @@ class Stack:
 
     Attributes:
         names: The members, in the order of their rows.
-        variables: For each member its variables, in an order that all share.
+        variables: For each member its variables, in an order that is the same for all.
         float_refs: The prototype's places of the traced floats.
         values: For each of `float_refs`, the members' values.
     """
@@ -477,7 +477,7 @@ class ReadSnapshot(Protocol):
     """The values that a deferred fit read at its call, which its model is traced with."""
 
     def restored(self) -> tuple[Hashable, ...]:
-        """Returns what is restored for the model's steps."""
+        """Returns a key for the values that are restored for the model's steps."""
 
     def as_read(self) -> AbstractContextManager[None]:
         """Restores the values within the block."""

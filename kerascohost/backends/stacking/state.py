@@ -20,7 +20,7 @@ class StackedState:
     """The state of a stack while it trains: each variable of all members in one array.
 
     A member's row is loaded from its own variables before it is trained, and stored in them when
-    somebody may look at the model or change it. In between the model's own variables are stale.
+    code may read or change the model. In between the model's own variables are stale.
 
     Args:
         stack: The stack.

@@ -13,7 +13,7 @@ from keras import tree
 from keras.src.backend.tensorflow.trainer import potentially_ragged_concat
 from tensorflow.python.eager import (
     context,  # holds the global seed, which nothing public reads
-    record,  # knows whether there is a tape
+    record,  # for `could_possibly_record`
 )
 
 from kerascohost.backends import (
@@ -399,7 +399,7 @@ def _seeded_order(num_rows: int, batch_size: int, by_batch: bool, seed: int) -> 
 def is_recording() -> bool:
     """Returns whether this thread traces a function, or records operations on a tape.
 
-    `record.could_possibly_record`: nothing public tells whether there is a tape.
+    `record.could_possibly_record`: no public function returns whether there is a tape.
     """
     return not tf.executing_eagerly() or record.could_possibly_record()
 
@@ -407,7 +407,7 @@ def is_recording() -> bool:
 def variables_read_by(function: tf.types.experimental.PolymorphicFunction) -> list[tf.Variable]:
     """Returns the variables that a `tf.function` reads, in all of its traces.
 
-    `_list_all_concrete_functions`: nothing public tells what has been traced.
+    `_list_all_concrete_functions`: no public function returns what has been traced.
     """
     traced = function._list_all_concrete_functions()
     return [variable for concrete in traced for variable in concrete.variables]

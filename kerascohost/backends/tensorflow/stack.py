@@ -36,7 +36,7 @@ _Step: TypeAlias = Callable[[Tensors, Tensors, Tensors], T]
 
 
 class StackedState(stacking.StackedState):
-    """See `stacking.StackedState`; the arrays are `tf.Variable`s."""
+    """The state of a stack, see `stacking.StackedState`; its arrays are `tf.Variable`s."""
 
     def __init__(self, stack: Stack, models: Sequence[keras.Model]):
         super().__init__(stack, models)
@@ -83,7 +83,7 @@ class StackedState(stacking.StackedState):
 
 
 def _never_one(names: list[str]) -> list[str]:
-    """Returns the names, a single one twice.
+    """Returns the names; a single one is repeated.
 
     Operations may treat an axis of size 1 as if there were none. The copy computes the same as the
     member, and its results are dropped.
@@ -165,7 +165,7 @@ class Program:
         """Does nothing, as no data is stored."""
 
     def _take_up(self, names: list[str], rows: list[int], changed: Tensors) -> None:
-        """Writes the rows.
+        """Writes the new rows to the state.
 
         Not part of the compiled function: if that failed, some rows would have been written.
         """

@@ -41,7 +41,7 @@ _MOST_MEMBERS: contextvars.ContextVar[int] = contextvars.ContextVar("most member
 
 @contextlib.contextmanager
 def rules(most_members: int) -> Iterator[None]:
-    """Gives `tf.vectorized_map` the rules of this module, within the block, and stops its logs.
+    """Adds the rules of this module to `tf.vectorized_map`, and stops its logs, within the block.
 
     Only in the calling thread: others may trace something of their own at the same time.
 
