@@ -1,6 +1,5 @@
 """Measurement of the layout in which given models train fastest on this machine."""
 
-import html
 import math
 import statistics
 import time
@@ -34,6 +33,7 @@ from kerascohost.layouts import memory
 from kerascohost.layouts.sample_data import sample_data
 from kerascohost.layouts.suggestions import MOST, suggest_group_factors
 from kerascohost.results import plotting
+from kerascohost.results.table import Table
 from kerascohost.training.cohort import Cohort
 
 # A speed-up is known well enough when its 95 % interval reaches no further than this (as a part of
@@ -222,7 +222,8 @@ class BenchmarkResult:
 
     def to_markdown(self) -> str:
         """Returns the table in GitHub's Markdown."""
-        cells = [list(self._text), *self._text.to_numpy().tolist()]
+        text = self._table.frame
+        cells = [list(text), *text.to_numpy().tolist()]
         lines = ["| " + " | ".join(map(str, row)) + " |" for row in cells]
         return "\n".join([lines[0], "|" + " --- |" * len(cells[0]), *lines[1:]])
 
@@ -235,23 +236,20 @@ class BenchmarkResult:
         return self.frame.to_csv(path, index=False)
 
     @property
-    def _text(self) -> pd.DataFrame:
-        measured = self.frame[self.frame["speedup"].notna()]
-        return pd.DataFrame([_described(row) for _, row in measured.iterrows()])
-
-    @property
-    def _said(self) -> list[str]:
-        """The reason for the best layout, and why layouts were not measured."""
-        missing = self.frame[self.frame["speedup"].isna()]
+    def _table(self) -> Table:
+        """The measured layouts, the reason for the best, and why others were not measured."""
+        is_measured = self.frame["speedup"].notna()
+        rows = [_described(row) for _, row in self.frame[is_measured].iterrows()]
+        missing = self.frame[~is_measured]
         pairs = zip(missing["layout"], missing["note"], strict=True)
-        return [self.reason, *(f"{layout} was not measured: {note}" for layout, note in pairs)]
+        notes = [f"{layout} was not measured: {note}" for layout, note in pairs]
+        return Table(pd.DataFrame(rows), [self.reason, *notes])
 
     def __repr__(self) -> str:
-        return "\n\n".join([self._text.to_string(index=False), *self._said])
+        return self._table.text()
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<p>{html.escape(line)}</p>" for line in self._said)
-        return f"{self._text.to_html(index=False, border=0)}{said}"
+        return self._table.html()
 
 
 class _Bench:
