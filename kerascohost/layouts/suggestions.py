@@ -11,7 +11,7 @@ from kerascohost.errors import CohortError
 from kerascohost.results.table import Table
 
 if TYPE_CHECKING:
-    from kerascohost.layouts.benchmark import BenchmarkResult
+    from kerascohost.layouts.result import BenchmarkResult
 
 # A number of samples, the time of a step, or times of a step by group factor.
 Measure: TypeAlias = float | Mapping[int, float]

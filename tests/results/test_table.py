@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 import kerascohost as kc
-from kerascohost.layouts.benchmark import BenchmarkResult
+from kerascohost.layouts.result import BenchmarkResult
 
 NAME = "<b>'R&D'"
 ESCAPED = "&lt;b&gt;&#x27;R&amp;D&#x27;"
