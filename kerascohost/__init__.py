@@ -7,8 +7,9 @@ from kerascohost import environment  # noqa: F401  # first: it raises if Keras h
 # isort: split
 from kerascohost.deferred.context import cohost
 from kerascohost.errors import CohortError
-from kerascohost.layouts.benchmark import BenchmarkResult, benchmark
+from kerascohost.layouts.benchmark import benchmark
 from kerascohost.layouts.memory import MemoryEstimate, estimate_memory
+from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.layouts.suggestions import GroupFactors, suggest_group_factors
 from kerascohost.models.cloning import clones
 from kerascohost.models.fusion import GroupBatch, UngroupBatch, fuse, group, ungroup

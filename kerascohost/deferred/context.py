@@ -318,8 +318,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             self._by_name |= self._factors_of({fit.name: fit.model for fit in fits}, ends)
             with _contexts.none():
                 self._together.run(fits, ended)
-            if self._layout != "joined" and any(fit.arguments["verbose"] != 0 for fit in fits):
-                print(f"{self._layout}: {self._together.plan.summary}")
+            self._together.print_plan(fits)
         except BaseException:
             self._together = DeferredRunner(self._by_name, self._layout)
             raise

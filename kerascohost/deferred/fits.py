@@ -14,7 +14,6 @@ from kerascohost.arguments import FitArguments
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.deferred import draws
 from kerascohost.errors import CohortError
-from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress
 from kerascohost.tracing.reads import Snapshot
 from kerascohost.training.member import Member, Run
@@ -235,10 +234,10 @@ class DeferredRunner:
         self._waiting: list[DeferredFit] = []
         self._positions = itertools.count()
 
-    @property
-    def plan(self) -> Plan:
-        """The plan of the members: which were stacked together, and why others were joined."""
-        return self._scheduler.stacks.plan(self._members.values())
+    def print_plan(self, fits: Iterable[DeferredFit]) -> None:
+        """Prints which members were stacked together, unless all of `fits` are silent."""
+        verbose = [fit.arguments["verbose"] for fit in fits]
+        self._scheduler.stacks.print_plan(self._members.values(), verbose)
 
     def run(
         self, fits: Iterable[DeferredFit], ended: Callable[[DeferredFit], Iterable[DeferredFit]]

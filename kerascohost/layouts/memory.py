@@ -16,6 +16,7 @@ from kerascohost.arguments import Data, PerMember, counts_per_member, named_mode
 from kerascohost.backends import Tree
 from kerascohost.errors import CohortError
 from kerascohost.patching import patched
+from kerascohost.results.table import Table
 from kerascohost.training.cohort import Cohort
 
 P = ParamSpec("P")
@@ -59,17 +60,16 @@ class MemoryEstimate:
             for member, total in zip(self.frame["member"], self.frame["total"], strict=True)
         }
 
+    @property
+    def _table(self) -> Table:
+        sentence = f"All together: {self.total_mb:,.1f} MB, and the data."
+        return Table(self.frame, [sentence], float_format="{:.1f}".format)
+
     def __repr__(self) -> str:
-        table = self.frame.to_string(index=False, float_format="{:.1f}".format)
-        return f"{table}\n\n{self._sentence}"
+        return self._table.text()
 
     def _repr_html_(self) -> str:
-        table = self.frame.to_html(index=False, float_format="{:.1f}".format, border=0)
-        return f"{table}<p>{self._sentence}</p>"
-
-    @property
-    def _sentence(self) -> str:
-        return f"All together: {self.total_mb:,.1f} MB, and the data."
+        return self._table.html()
 
 
 def estimate_memory(

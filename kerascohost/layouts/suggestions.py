@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from kerascohost.errors import CohortError
+from kerascohost.results.table import Table
 
 if TYPE_CHECKING:
-    from kerascohost.layouts.benchmark import BenchmarkResult
+    from kerascohost.layouts.result import BenchmarkResult
 
 # A number of samples, the time of a step, or times of a step by group factor.
 Measure: TypeAlias = float | Mapping[int, float]
@@ -51,7 +52,7 @@ class GroupFactors(dict[str, int]):
         self.tried = tried
 
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False, border=0, float_format="{:.4g}".format)
+        return Table(self.frame, float_format="{:.4g}".format).html()
 
 
 def suggest_group_factors(

@@ -29,7 +29,8 @@ from kerascohost.arguments import LAYOUTS
 from kerascohost.deferred import scripts
 from kerascohost.deferred.context import cohost
 from kerascohost.errors import CohortError
-from kerascohost.layouts.benchmark import BenchmarkResult, benchmark
+from kerascohost.layouts.benchmark import benchmark
+from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.notebook import namespace
 from kerascohost.notebook.namespace import Value
 from kerascohost.results.history import CohortHistory

@@ -17,7 +17,8 @@ from kerascohost import backends, errors
 from kerascohost.arguments import CHOSEN_LAYOUTS, MEASURED_LAYOUTS, Argument, Data
 from kerascohost.backends import threads
 from kerascohost.errors import CohortError
-from kerascohost.layouts.benchmark import BenchmarkResult, benchmark
+from kerascohost.layouts.benchmark import benchmark
+from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.layouts.suggestions import suggest_group_factors
 from kerascohost.notebook import data, live, namespace, source
 from kerascohost.notebook.namespace import Value, Variables

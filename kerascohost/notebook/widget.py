@@ -17,7 +17,7 @@ from IPython.display import DisplayHandle, display
 
 from kerascohost.arguments import CHOSEN_LAYOUTS
 from kerascohost.errors import CohortError
-from kerascohost.layouts.benchmark import BenchmarkResult
+from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.notebook import controls, namespace
 from kerascohost.notebook.data import Validation
 from kerascohost.notebook.live import MemberProgress

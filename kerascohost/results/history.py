@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kerascohost.results import plotting
+from kerascohost.results.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,11 +120,11 @@ class CohortHistory(Mapping[str, keras.callbacks.History]):
         return f"{member}: {len(getattr(history, 'epoch', []))} epochs{values}"
 
     def _repr_html_(self) -> str:
-        return self._text.to_html(border=0)
+        return Table(self._text, index=True).html()
 
     def _repr_pretty_(self, printer: Printer, cycle: bool) -> None:
         """Prints the table in a terminal, for IPython."""
-        printer.text(self._text.to_string() if len(self) else repr(self))
+        printer.text(Table(self._text, index=True).text() if len(self) else repr(self))
 
     @property
     def _text(self) -> pd.DataFrame:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from kerascohost.results.table import Table
+
 
 class Plan:
     """The placement of the members of a cohort in its program.
@@ -58,11 +60,11 @@ class Plan:
         return ", ".join(parts)
 
     @property
-    def _text(self) -> pd.DataFrame:
-        return self.frame.astype(object).where(self.frame.notna(), "")
+    def _table(self) -> Table:
+        return Table(self.frame.astype(object).where(self.frame.notna(), ""), [self.summary])
 
     def __repr__(self) -> str:
-        return f"{self._text.to_string(index=False)}\n\n{self.summary}"
+        return self._table.text()
 
     def _repr_html_(self) -> str:
-        return f"{self._text.to_html(index=False, border=0)}<p>{self.summary}</p>"
+        return self._table.html()

@@ -292,10 +292,10 @@ class Cohort:
                 member.forget_history()
             self._history = None
             try:
-                if self.layout != "joined":
-                    self._assign()
-                    if any(arguments[name]["verbose"] != 0 for name in arguments):
-                        print(f"{self.layout}: {self.plan.summary}")
+                self._assign()
+                self._scheduler.stacks.print_plan(
+                    self._members.values(), [own["verbose"] for own in arguments.values()]
+                )
                 self._run("train", arguments, lambda member, bar: member.training([bar]))
             finally:
                 self._history = self._recorded()

@@ -194,6 +194,16 @@ class Stacks:
         """Returns the placement of these members, with reasons."""
         return Plan([self._row(member) for member in members])
 
+    def print_plan(self, members: Iterable[Member], verbose: Iterable[int | str]) -> None:
+        """Prints the plan in a line, unless nothing is to be stacked or all members are silent.
+
+        Args:
+            members: The members.
+            verbose: The `verbose` of each `fit`.
+        """
+        if self.layout != "joined" and any(value != 0 for value in verbose):
+            print(f"{self.layout}: {self.plan(members).summary}")
+
     def _row(self, member: Member) -> dict[str, str | int | None]:
         active = self._active_of.get(member.name)
         told = {"member": member.name, "batch_size": member.samples_per_step}

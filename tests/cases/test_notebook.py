@@ -10,7 +10,8 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from kerascohost.layouts.benchmark import BenchmarkResult, _ratio, _student
+from kerascohost.layouts.result import BenchmarkResult
+from kerascohost.layouts.speedup import ratio, student
 from kerascohost.notebook import namespace
 from kerascohost.notebook.session import CohostSession
 from kerascohost.notebook.widget import CohostWidget
@@ -139,15 +140,15 @@ def test_nan_is_told_from_nothing():
 
 
 def test_intervals_are_student_s():
-    middle, low, high = _ratio([1.0, 1.2], [0.01, 0.02])
+    middle, low, high = ratio([1.0, 1.2], [0.01, 0.02])
     logs = np.log([100, 60])
     half = 12.706 * logs.std(ddof=1) / math.sqrt(2)
     assert middle == pytest.approx(math.exp(logs.mean()))
     assert (low, high) == pytest.approx(
         (math.exp(logs.mean() - half), math.exp(logs.mean() + half))
     )
-    assert _ratio([1.0], [0.5]) == (2.0, 0.0, math.inf)
-    assert _ratio([1.0, 1e-99], [1e-99, 1.0])[2] > 1e300  # and no OverflowError
+    assert ratio([1.0], [0.5]) == (2.0, 0.0, math.inf)
+    assert ratio([1.0, 1e-99], [1e-99, 1.0])[2] > 1e300  # and no OverflowError
 
 
 @pytest.mark.parametrize(
@@ -155,14 +156,14 @@ def test_intervals_are_student_s():
     [(1, 12.706), (2, 4.303), (5, 2.571), (6, 2.447), (10, 2.228), (30, 2.042), (1000, 1.962)],
 )
 def test_quantiles_of_student_s_t(freedom, quantile):
-    assert _student(freedom) == pytest.approx(quantile, rel=2e-3)
+    assert student(freedom) == pytest.approx(quantile, rel=2e-3)
 
 
 def test_of_few_rounds_only_what_is_known_is_said():
     times = {"separate": [1.0, 1.2], "joined": [0.01, 0.0101]}
     rows = []
     for layout, own in times.items():
-        speedup, low, high = _ratio(times["separate"], own)
+        speedup, low, high = ratio(times["separate"], own)
         rows.append({"layout": layout, "speedup": speedup, "low": low, "high": high})
     frame = pd.DataFrame(rows).assign(
         samples_per_s=1.0, step_ms=1.0, compile_s=1.0, memory_mb=1.0, batch_size="m: 32",

@@ -12,8 +12,8 @@ from numpy.testing import assert_array_equal
 import kerascohost as kc
 from kerascohost import backends
 from kerascohost.layouts import memory
-from kerascohost.layouts.benchmark import BenchmarkResult
 from kerascohost.layouts.benchmark import benchmark as benchmark_function
+from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.results.plotting import plot_benchmark
 
 SMALL = {"steps": 4, "repeats": 2, "budget_s": 5, "progress": False}
