@@ -104,9 +104,9 @@ def benchmark(
         replicas = _cohorts(models.replicas) if replicas == "auto" else replicas
     check_count("steps", steps)
     check_count("repeats", repeats)
-    if not budget_s >= 0:
+    if not 0 <= budget_s < math.inf:
         raise CohortError(
-            f"Expected `budget_s` to be no less than 0 seconds. Received: {budget_s!r}"
+            f"Expected `budget_s` to be finite and no less than 0 seconds. Received: {budget_s!r}"
         )
     for name, model in named.items():
         with errors.about(name):
