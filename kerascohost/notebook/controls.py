@@ -1,4 +1,4 @@
-"""The parts of the widget: its style, and functions that make its controls."""
+"""The style of the widget, and functions that make its controls."""
 
 import html
 import io

@@ -1,52 +1,29 @@
-"""The state of the widget, as traits, and all its actions; without a widget library."""
+"""What is done with the choices: train, benchmark, suggest; without a widget library."""
 
 import contextlib
-import keyword
 import math
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
 
-import keras
 import pandas as pd
 import traitlets
 
-from kerascohost import backends, errors
-from kerascohost.arguments import CHOSEN_LAYOUTS, MEASURED_LAYOUTS, Argument, Data
-from kerascohost.backends import threads
+from kerascohost import errors
+from kerascohost.arguments import MEASURED_LAYOUTS, Argument
 from kerascohost.errors import CohortError
 from kerascohost.layouts.benchmark import benchmark
 from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.layouts.suggestions import suggest_group_factors
-from kerascohost.notebook import data, live, namespace, source
+from kerascohost.notebook import live
+from kerascohost.notebook.choices import Choices
 from kerascohost.notebook.namespace import Value, Variables
+from kerascohost.notebook.worker import Tells, Worker
 from kerascohost.results.history import CohortHistory
 from kerascohost.training.cohort import Cohort
 
-# The largest factor that the widget offers; there is no limit in code.
-MOST_FACTOR = 16
 
-# Progress and curves are updated at most this often (in seconds), and drawing either takes at most
-# this share of the time, as it slows down the training.
-_EVERY = 0.25
-_SHARE = 0.03
-
-# Held by the one training or benchmark that runs: the backends do not support training in several
-# threads at once.
-_running = threading.Lock()
-
-# The value of a trait that the thread beside a training or benchmark updates.
-_Told: TypeAlias = (
-    str | live.TrainingProgress | live.BenchmarkProgress | pd.DataFrame | CohortHistory
-)
-
-# Functions that return the current values of traits, by the names of the traits.
-_Tells: TypeAlias = Mapping[str, Callable[[], _Told]]
-
-
-class CohostSession(traitlets.HasTraits):
+class CohostSession(Choices):
     """A choice of models from a namespace, of their data and layout, and their training.
 
     It has everything that `CohostWidget` offers: set the traits, call `suggest`, `benchmark`,
@@ -100,18 +77,7 @@ class CohostSession(traitlets.HasTraits):
     3
     """
 
-    models = traitlets.Dict()
-    selected = traitlets.List(traitlets.Unicode())
-    x = traitlets.Dict()
-    y = traitlets.Dict()
-    validation = traitlets.Dict()
-    batch_size = traitlets.Dict()
-    epochs = traitlets.Dict()
-    layout: "traitlets.Enum[str]" = traitlets.Enum(CHOSEN_LAYOUTS, "joined")
-    group_factor = traitlets.Dict()
-    replicas = traitlets.Dict()
     budget_s = traitlets.Float(20.0, min=1.0)
-    output = traitlets.Unicode("history")
     work = traitlets.Unicode(read_only=True)
     status = traitlets.Unicode("idle", read_only=True)
     progress = traitlets.Dict(read_only=True)
@@ -120,163 +86,20 @@ class CohostSession(traitlets.HasTraits):
     history = traitlets.Instance(CohortHistory, allow_none=True, read_only=True)
     errors = traitlets.Dict(read_only=True)
     message = traitlets.Unicode(read_only=True)
-    refreshed = traitlets.Int(read_only=True)
 
     def __init__(self, variables: Variables, **values: Value):
-        super().__init__()
-        self._variables = variables
-        self._data: dict[str, Data] = {}
-        self._given: Mapping[str, keras.Model] = {}  # by the names that the user selected
-        self._guard = threading.RLock()
-        self._thread: threading.Thread | None = None
-        self._without: set[str] = set()  # models without fitting data at the last refresh
         self.stops = 0
         self._busy: list[str] = []  # the models in training or measurement
         self._cohort: Cohort | None = None
-        self._keras_state = threads.thread_state()
-        self.refresh()
-        for name, value in values.items():
-            setattr(self, name, value)
-
-    # Models and data
-
-    @traitlets.validate("selected")
-    def _check_names(self, proposal: traitlets.Bunch) -> list[str]:
-        if not set(proposal.value) <= set(self.models):
-            self._given = namespace.chosen(self._variables, proposal.value)
-            self.refresh()  # the model may be new, or listed by another name
-        for name in proposal.value:
-            if name not in self.models:
-                raise CohortError(
-                    f"Expected names of models. Received: {name!r}."
-                    f"{errors.did_you_mean(name, self.models)}"
-                )
-        return proposal.value
+        self._worker = Worker(self, self._fail)  # before the first `refresh`, which uses it
+        super().__init__(variables, **values)
 
     def refresh(self) -> None:
         """Reads the namespace again; choices for models that are still there remain."""
-        if threading.current_thread() is threading.main_thread():
-            self._keras_state = threads.thread_state()
-        with self._guard:
-            self._data = data.data_in(self._variables)
-            self.models = namespace.models_in(self._variables, self._given)
-            self.selected = [name for name in self.selected if name in self.models]
-            for name in self.models:
-                self._choose_for(name)
-            self.set_trait("refreshed", self.refreshed + 1)
-
-    def _choose_for(self, name: str) -> None:
-        """Sets a model's choices where there are none yet, or their data is gone."""
-        inputs = self.x_options(name)
-        if self.x.get(name) not in inputs or (name in self._without and len(inputs) > 1):
-            self.x = self.x | {name: inputs[0]}
-        (self._without.add if len(inputs) == 1 else self._without.discard)(name)
-        targets = self.y_options(name)
-        if self.y.get(name) not in targets:
-            self.y = self.y | {name: targets[0]}
-        validations = self.validation_options(name)
-        if self.validation.get(name) not in validations:
-            aside = [names for names in validations if _is_for_validation(names)]
-            self.validation = self.validation | {name: aside[0] if aside else ()}
-        defaults = {"batch_size": 32, "epochs": 5, "group_factor": 1, "replicas": 1}
-        for trait, value in defaults.items():
-            if name not in getattr(self, trait):
-                self.choose(trait, {name: value})
-
-    def choose(self, trait: str, values: Mapping[str, Argument]) -> None:
-        """Sets a trait for some models.
-
-        Args:
-            trait: A trait that is a dict by model; or `"factors"`, which is `"replicas"` in the
-                layout "replicated" and `"group_factor"` in others.
-            values: The new values by model.
-        """
-        if trait == "factors":
-            trait = "replicas" if self.layout == "replicated" else "group_factor"
-        setattr(self, trait, getattr(self, trait) | values)
-
-    def x_options(self, name: str) -> list[str]:
-        """Returns names of data that fit a model's inputs, the likeliest first, then `""`."""
-        return [*data.inputs_for(name, self.models[name], self._data), ""]
-
-    def y_options(self, name: str) -> list[str]:
-        """Returns names of targets for the chosen `x`, the likeliest first; `[""]` for none."""
-        found = data.targets_for(name, self.models[name], self.x.get(name, ""), self._data)
-        return found or [""]
-
-    def validation_options(self, name: str) -> list[data.Validation]:
-        """Returns the validation data to choose from: none, a fraction of `x`, or other data."""
-        own = self.x.get(name, "")
-        fractions: list[data.Validation] = (
-            [] if own == "" or data.is_dataset(self._data[own]) else [(0.1,), (0.2,)]
-        )
-        others = data.validation_for(name, self.models[name], self._data)
-        return [(), *fractions, *(names for names in others if names[0] != own)]
-
-    def described(self, name: str) -> str:
-        """Returns the shape of a variable's data, or the class of a dataset."""
-        return data.described(self._data[name])
-
-    @traitlets.observe("x")
-    def _follow_x(self, change: traitlets.Bunch) -> None:
-        """Chooses new targets for models whose inputs have changed."""
-        chosen = {
-            name: self.y_options(name)[0]
-            for name in self.models
-            if self.y.get(name) not in self.y_options(name)
-            or change.old is traitlets.Undefined
-            or change.old.get(name) != self.x.get(name)
-        }
-        self.y = self.y | chosen
-
-    def rows(self, name: str) -> int | None:
-        """Returns the number of samples that a model is trained on; `None` if unknown."""
-        chosen = self._data.get(self.x.get(name, ""))
-        return None if chosen is None else data.rows_of(chosen)
-
-    def takes_batch_size(self, name: str) -> bool:
-        """Returns whether the model's data has a batch size to choose, unlike a dataset."""
-        chosen = self._data.get(self.x.get(name, ""))
-        return chosen is None or not data.is_dataset(chosen)
+        self._worker.follow_main_thread()
+        super().refresh()
 
     # Layouts
-
-    @property
-    def impossible(self) -> dict[str, str]:
-        """The layouts that cannot be chosen, with the reason."""
-        if backends.get_backend().StackProgram is not None:
-            return {}
-        return dict.fromkeys(("stacked", "auto"), "steps are not compiled on this backend")
-
-    @traitlets.validate("layout")
-    def _check_layout(self, proposal: traitlets.Bunch) -> str:
-        if proposal.value in self.impossible:
-            raise traitlets.TraitError(
-                f"Expected a layout that is available. Received: layout={proposal.value!r}, "
-                f"{self.impossible[proposal.value]}."
-            )
-        return proposal.value
-
-    @property
-    def factors(self) -> dict[str, int]:
-        """The number of batches of each selected model in a step of the chosen layout."""
-        given = {"grouped": self.group_factor, "replicated": self.replicas}.get(self.layout, {})
-        return {name: given.get(name, 1) for name in self.selected}
-
-    @property
-    def effective_batch_size(self) -> dict[str, int | None]:
-        """The number of samples of each selected model in a step; `None` for a dataset."""
-        return {
-            name: self.batch_size[name] * factor if self.takes_batch_size(name) else None
-            for name, factor in self.factors.items()
-        }
-
-    def most_factor(self, name: str) -> int:
-        """Returns the largest factor for which the model has samples, at most `MOST_FACTOR`."""
-        rows = self.rows(name)
-        if rows is None or not self.takes_batch_size(name):
-            return MOST_FACTOR
-        return max(1, min(MOST_FACTOR, rows // self.batch_size[name]))
 
     def suggest(self) -> None:
         """Sets factors with which the models end their epochs together.
@@ -346,31 +169,6 @@ class CohostSession(traitlets.HasTraits):
 
     # Training and benchmarks
 
-    @property
-    def call(self) -> source.Call:
-        """The call that `train` makes, as code and as arguments."""
-        own = {
-            name: source.Fit(
-                x=self.x[name],
-                y=self.y.get(name, ""),
-                validation=tuple(self.validation.get(name, ())),
-                batch_size=self.batch_size[name] if self.takes_batch_size(name) else None,
-                epochs=self.epochs[name],
-            )
-            for name in self.selected
-        }
-        return source.Call(own, self.layout, self.factors, self.output)
-
-    @property
-    def code(self) -> str:
-        """Python code that does the same as `train`."""
-        return self.call.python()
-
-    @property
-    def cell(self) -> str:
-        """A notebook cell that does the same as `train`."""
-        return self.call.cell()
-
     def train(self) -> None:
         """Starts to train the selected models.
 
@@ -389,7 +187,7 @@ class CohostSession(traitlets.HasTraits):
             told = live.LiveTraining(self.selected, lambda: self.stops)
             cohort.progress = lambda name, *_: live.LiveProgress(name, told)
             self._cohort = cohort
-            tells: _Tells = {"progress": told.progress, "curves": told.curves}
+            tells = {"progress": told.progress, "curves": told.curves}
             self._start("train", "training", lambda: self._train(cohort, arguments), tells)
 
     def benchmark(self) -> None:
@@ -403,7 +201,7 @@ class CohostSession(traitlets.HasTraits):
             self._check_selected()
             arguments = self._benchmark_arguments()
             told = live.LiveBenchmark(lambda: self.stops)
-            tells: _Tells = {"progress": told.progress}
+            tells = {"progress": told.progress}
             self._start(
                 "benchmark", "benchmarking", lambda: self._benchmark(arguments, told), tells
             )
@@ -449,9 +247,7 @@ class CohostSession(traitlets.HasTraits):
         Returns:
             Whether the session is idle.
         """
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
+        self._worker.wait(timeout)
         return self.status == "idle"
 
     def _train(self, cohort: Cohort, arguments: dict[str, Argument]) -> str:
@@ -459,9 +255,10 @@ class CohostSession(traitlets.HasTraits):
         try:
             cohort.fit(**arguments, verbose=0)
         finally:
+            self._cohort = None
             if any(getattr(model, "history", None) for model in cohort.members.values()):
                 self._variables[self.output] = cohort.history  # type: ignore[index]  # a notebook's can
-                self._tell_one("history", lambda: cohort.history)
+                self._worker.tell("history", lambda: cohort.history)
         seconds = time.perf_counter() - began
         how = "Stopped" if self.stops else "Trained"
         return f"{how} after {seconds:.1f} s; the CohortHistory is in `{self.output}`."
@@ -496,74 +293,10 @@ class CohostSession(traitlets.HasTraits):
         own = {name: factors[name] for name in self.selected}
         return own if any(factor > 1 for factor in own.values()) else {}
 
-    def _start(self, where: str, status: str, action: Callable[[], str], tells: _Tells) -> None:
-        """Starts a training or benchmark in a thread.
-
-        Args:
-            where: The part of the widget that shows its errors.
-            status: The status while it runs.
-            action: Does it; returns a sentence on how it ended.
-            tells: The traits to update meanwhile.
-        """
-        if not _running.acquire(blocking=False):
-            raise CohortError("Expected one training or benchmark at a time. Received: a second.")
+    def _start(self, work: str, status: str, action: Callable[[], str], tells: Tells) -> None:
         self.stops = 0
         self._busy = list(self.selected)
-        self.set_trait("work", where)
-        self._tell_one("message", lambda: "")
-        self._tell_one("progress", tells["progress"])
-        self._tell_one("status", lambda: status)
-        self._thread = threading.Thread(
-            target=self._run, args=(where, action, tells), name=f"kerascohost-{status}", daemon=True
-        )
-        self._thread.start()
-
-    def _run(self, where: str, action: Callable[[], str], tells: _Tells) -> None:
-        """Runs `action` in this thread, and `_tell` in another one meanwhile."""
-        ended = threading.Event()
-        teller = threading.Thread(target=self._tell, args=(ended, tells), daemon=True)
-        teller.start()
-        message = ""
-        try:
-            with threads.as_in_thread(self._keras_state):
-                message = action()
-        except Exception as error:
-            self._fail(where, errors.in_words(error))
-        finally:
-            ended.set()
-            teller.join()
-            self._cohort = None
-            _running.release()
-            self._tell_one("message", lambda: message)
-            self._tell_one("status", lambda: "idle")
-
-    def _tell(self, ended: threading.Event, tells: _Tells) -> None:
-        """Updates traits until the event, and once more after it."""
-        due = dict.fromkeys(tells, 0.0)
-        while not ended.wait(_EVERY):
-            for trait, tell in tells.items():
-                began = time.perf_counter()
-                if began >= due[trait]:
-                    self._tell_one(trait, tell)
-                    now = time.perf_counter()
-                    due[trait] = now + (now - began) / _SHARE
-        for trait, tell in tells.items():
-            self._tell_one(trait, tell)
-
-    def _tell_one(self, trait: str, tell: Callable[[], _Told]) -> None:
-        """Updates one trait; an exception of an observer is added to `errors` and not raised."""
-        try:
-            self._told(trait, tell())
-        except Exception as error:
-            text = f"The {trait} could not be shown. {type(error).__name__}: {error}"
-            self._fail(self.work, text)
-
-    def _told(self, trait: str, value: _Told) -> None:
-        """Sets a trait if its value is new."""
-        old = getattr(self, trait)  # if a frame, `==` would compare cell by cell
-        is_same = value.equals(old) if isinstance(value, pd.DataFrame) else value == old
-        if not is_same:
-            self.set_trait(trait, value)
+        self._worker.start(work, status, action, tells)
 
     # Errors
 
@@ -587,53 +320,3 @@ class CohostSession(traitlets.HasTraits):
 
     def _fail(self, where: str, text: str) -> None:
         self.set_trait("errors", self.errors | {where: text})
-
-    def _check_selected(self) -> None:
-        if not self.selected:
-            there_are = ", ".join(self.models) or "none; build and compile a keras.Model first"
-            raise _about("models", f"Expected models to take part. There are: {there_are}.")
-        for name in self.selected:
-            if not self.models[name].compiled:
-                raise _about(
-                    "models", f"Member {name!r}: you must call `compile()` before training it."
-                )
-
-    def _check_data(self) -> None:
-        for name in self.selected:
-            if self.x.get(name, "") == "":
-                shape = getattr(self.models[name], "input_shape", "its inputs")
-                raise _about(
-                    "data",
-                    f"Member {name!r}: expected data to train on. Received: none; nothing in the "
-                    f"namespace is chosen that fits {shape}.",
-                )
-            for trait in ("x", "y"):
-                chosen = getattr(self, trait).get(name, "")
-                if chosen and chosen not in self._data:
-                    raise _about(
-                        "data",
-                        f"Member {name!r}: expected the name of data as {trait}. Received: "
-                        f"{chosen!r}.{errors.did_you_mean(chosen, self._data)}",
-                    )
-
-    def _check_output(self) -> None:
-        """Raises if the history would replace another object."""
-        name = self.output
-        there = self._variables.get(name)
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise CohortError(f"Expected a variable's name for the history. Received: {name!r}.")
-        if there is not None and not isinstance(there, (CohortHistory, keras.callbacks.History)):
-            raise CohortError(
-                f"Expected a name for the history that is free. Received: {name!r}, which holds a "
-                f"{type(there).__name__}."
-            )
-
-
-def _about(where: str, text: str) -> CohortError:
-    error = CohortError(text)
-    error.where = where  # type: ignore[attr-defined]  # read by `_doing`
-    return error
-
-
-def _is_for_validation(names: data.Validation) -> bool:
-    return bool(names) and isinstance(names[0], str) and data.is_for_validation(names[0])

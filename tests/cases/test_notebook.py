@@ -77,7 +77,7 @@ def test_a_failure_of_who_looks_on_is_told_and_the_work_goes_on():
 
 def test_a_failure_while_drawing_is_shown_and_ends_nothing(monkeypatch):
     widget = CohostWidget(session=session())
-    work, part = widget.session, widget._train
+    work, part = widget.session, widget._panels.train
 
     def fails(*_):
         raise KeyError("marker")
