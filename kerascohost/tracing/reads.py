@@ -485,7 +485,8 @@ class _Walk:
     def _object(self, thing: UserObject, path: str) -> None:
         for name in ("__wrapped__", "python_function"):  # of `jax.jit`, `tf.function`, `lru_cache`
             self.walk(vars(thing).get(name) if hasattr(thing, "__dict__") else None, path)
-            if callable(thing) and _is_of_package(type(thing)):
+            # Not of its instance: a `Mock` has any attribute, and makes a new one for each.
+            if callable(thing) and _is_of_package(type(thing)) and hasattr(type(thing), name):
                 self.walk(getattr(thing, name, None), path)
         if isinstance(thing, (keras.callbacks.History, keras.callbacks.CallbackList)):
             return

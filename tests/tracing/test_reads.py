@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import types
+from unittest import mock
 
 import keras
 import numpy as np
@@ -163,3 +164,9 @@ def test_a_module_is_not_asked_for_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "lazy", lazy)
     model = net(lambda y, p: keras.ops.mean(p - (lazy.rate if y is None else y)))
     assert not fit_of(model).conflicts_with(fit_of(net()))
+
+
+def test_a_mock_has_not_every_attribute_that_it_is_asked_for():
+    model = net()
+    with mock.patch.object(model.optimizer, "assign_sub", autospec=True):
+        assert not fit_of(model).conflicts_with(fit_of(net()))
