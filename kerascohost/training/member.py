@@ -237,7 +237,7 @@ class Member:
         for kind, one in found.items():
             one.check(self.name, self._forms[kind])
             self.finds_otherwise |= one.differs
-        if self._is_traced:
+        if self._is_traced and "train" in batches:
             backends.check_trainable(self.model)
         read = self.snapshot or next(iter(found.values()), None) or reads.StepReads(self.model)
         if read.draws_seeds:

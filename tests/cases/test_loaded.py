@@ -36,3 +36,18 @@ def test_a_loaded_model_stacks_with_the_one_that_was_saved(make, tmp_path):
     for model in (made, loaded):
         for value, expected in zip(model.get_weights(), alone.get_weights(), strict=True):
             np.testing.assert_allclose(value, expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_model_loaded_from_hdf5_predicts_and_evaluates(tmp_path):
+    """Keras builds its optimizer for no variables, which only a training needs."""
+    made = functional()
+    made.compile("adam", keras.losses.MeanSquaredError())
+    made.save(tmp_path / "model.h5")
+    loaded = keras.models.load_model(tmp_path / "model.h5")
+    cohort = kc.Cohort({"loaded": loaded})
+    np.testing.assert_allclose(
+        cohort.predict(X, verbose=0)["loaded"], made.predict(X, verbose=0), atol=1e-6
+    )
+    loss = cohort.evaluate(X, Y, verbose=0)["loaded"]
+    assert loss == pytest.approx(made.evaluate(X, Y, verbose=0), abs=1e-6)
