@@ -218,9 +218,10 @@ class CohostSession(Choices):
                 return
             self.stops += 1
             self.set_trait("status", "stopping")
-            if self._cohort is not None:
-                self._cohort.stop()
-                for model in self._cohort.members.values() if self.stops > 1 else ():
+            cohort = self._cohort  # the thread forgets it when it has ended
+            if cohort is not None:
+                cohort.stop()
+                for model in cohort.members.values() if self.stops > 1 else ():
                     model.stop_evaluating = True
 
     def caution(self, code: str) -> str:
