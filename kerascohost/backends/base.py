@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kerascohost.backends.adapters import RowOrder
+    from kerascohost.backends.row_order import RowOrder
     from kerascohost.backends.stacking import StackedState
 
 # The three kinds of steps that a model has.

@@ -10,7 +10,7 @@ import keras
 from kerascohost import backends, errors
 from kerascohost.arguments import FitArguments
 from kerascohost.backends import adapters
-from kerascohost.backends.adapters import RowOrder
+from kerascohost.backends.row_order import RowOrder
 from kerascohost.tracing.reads import names_of
 
 

@@ -25,7 +25,7 @@ from keras import tree
 from kerascohost import backends
 from kerascohost.arguments import Data
 from kerascohost.backends import Chunk, Tensor, Tree, adapters
-from kerascohost.backends.adapters import RowOrder
+from kerascohost.backends.row_order import RowOrder
 from kerascohost.errors import CohortError
 
 # In bytes: large enough that calls of a program cost little, small enough for a hundred members.

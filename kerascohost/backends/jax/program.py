@@ -19,12 +19,12 @@ from kerascohost.backends import (
     has_own_step,
     symbolic_build,
 )
-from kerascohost.backends.adapters import RowOrder, shuffled_rows
 from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
 from kerascohost.backends.jax import stack
 from kerascohost.backends.jax.stack import as_before, empty_logs
 from kerascohost.backends.keras_internals import CONVOLUTIONS, flat_layers
 from kerascohost.backends.replicas import applied_in_pieces
+from kerascohost.backends.row_order import RowOrder, shuffled_rows
 
 COMPILED_FUNCTION = None  # they are given what they read
 COMPILES_PER_SHAPE = True

@@ -26,9 +26,9 @@ from kerascohost.backends import (
     symbolic_build,
     variables,
 )
-from kerascohost.backends.adapters import RowOrder, shuffled_rows
 from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
 from kerascohost.backends.replicas import applied_in_pieces
+from kerascohost.backends.row_order import RowOrder, shuffled_rows
 from kerascohost.backends.tensorflow import stack
 
 COMPILED_FUNCTION = type(tf.function(lambda: None))

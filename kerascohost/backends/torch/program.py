@@ -12,9 +12,9 @@ from keras import tree
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
 from kerascohost.backends import symbolic_build
-from kerascohost.backends.adapters import RowOrder
 from kerascohost.backends.base import Execution, Logs, StepKind, Tree
 from kerascohost.backends.eager import Program as Program
+from kerascohost.backends.row_order import RowOrder
 
 COMPILED_FUNCTION = None
 COMPILES_PER_SHAPE = False
