@@ -108,7 +108,7 @@ class GroupBatch(keras.layers.Layer):
         Example:
 
         >>> import numpy as np
-        >>> GroupBatch(2).call(np.arange(4)).tolist()
+        >>> np.asarray(GroupBatch(2).call(np.arange(4))).tolist()
         [[0, 1], [2, 3]]
         """
         return keras.ops.reshape(inputs, (-1, self.k, *inputs.shape[1:]))
@@ -170,7 +170,7 @@ class UngroupBatch(keras.layers.Layer):
         Example:
 
         >>> import numpy as np
-        >>> UngroupBatch().call(np.array([[0, 1], [2, 3]])).tolist()
+        >>> np.asarray(UngroupBatch().call(np.array([[0, 1], [2, 3]]))).tolist()
         [0, 1, 2, 3]
         """
         return keras.ops.reshape(inputs, (-1, *inputs.shape[2:]))

@@ -1,4 +1,4 @@
-"""What the user chooses: models of a namespace, their data, a layout, and the call they make."""
+"""Choices of the user: models of a namespace, their data, a layout, and the call they make."""
 
 import keyword
 import threading

@@ -1,4 +1,4 @@
-"""What is done with the choices: train, benchmark, suggest; without a widget library."""
+"""Actions on the choices: train, benchmark, suggest; without a widget library."""
 
 import contextlib
 import math

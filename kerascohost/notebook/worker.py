@@ -42,7 +42,7 @@ class Worker:
         self._keras_state = threads.thread_state()
 
     def follow_main_thread(self) -> None:
-        """Lets Keras do in the thread what it would do in the main thread, if called from there."""
+        """Takes over Keras's state of this thread for those to come, if this is the main thread."""
         if threading.current_thread() is threading.main_thread():
             self._keras_state = threads.thread_state()
 
