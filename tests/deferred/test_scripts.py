@@ -181,7 +181,10 @@ except KeyboardInterrupt:
         assert [process.stdout.readline()[4:] for _ in paths] == ["ready\n"] * 2
         time.sleep(8)  # until both train; an interrupt before that ends them likewise
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        try:
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()  # a lost interrupt fails this test, and not the whole run by its time
     assert process.returncode == 130
     assert "[a] saved after True" in output
     assert "[b] saved after True" in output
