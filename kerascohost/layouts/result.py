@@ -34,20 +34,7 @@ class Row(TypedDict, total=False):
     note: str
 
 
-COLUMNS = [
-    "layout",
-    "samples_per_s",
-    "step_ms",
-    "speedup",
-    "low",
-    "high",
-    "compile_s",
-    "memory_mb",
-    "batch_size",
-    "same_training",
-    "weight_difference",
-    "note",
-]
+COLUMNS = list(Row.__annotations__)
 
 
 class BenchmarkResult:
