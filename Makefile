@@ -70,6 +70,7 @@ test-marked: $(STAMP)
 	failed=0; for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python -m pytest \
 		-n $${WORKERS:-2} --dist loadgroup -m nightly || failed=1; \
 		PAIRS=all KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n $${WORKERS:-2} \
+		-m "nightly or not nightly" \
 		tests/parity/test_stacked.py -k with_an_optimizer || failed=1; done; exit $$failed
 
 bench: $(STAMP)

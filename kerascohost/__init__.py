@@ -6,6 +6,8 @@ from kerascohost import environment  # noqa: F401  # first: it raises if Keras h
 
 # isort: split
 from kerascohost.deferred.context import cohost
+from kerascohost.deferred.executor import Executor
+from kerascohost.deferred.functions import map, together  # used as `kc.map`
 from kerascohost.errors import CohortError
 from kerascohost.layouts.benchmark import benchmark
 from kerascohost.layouts.memory import MemoryEstimate, estimate_memory
@@ -31,6 +33,7 @@ __all__ = [
     "CohortHistory",
     "CohostSession",
     "CohostWidget",
+    "Executor",
     "GroupBatch",
     "GroupFactors",
     "MemoryEstimate",
@@ -43,9 +46,11 @@ __all__ = [
     "estimate_memory",
     "fuse",
     "group",
+    "map",
     "plot_benchmark",
     "plot_losses",
     "suggest_group_factors",
+    "together",
     "ungroup",
 ]
 __version__ = "0.1.0"

@@ -31,6 +31,7 @@ from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchData
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from kerascohost.arguments import Data
+from kerascohost.backends import seeding
 from kerascohost.backends.base import RandomState, Tree
 from kerascohost.backends.row_order import RowOrder
 
@@ -93,8 +94,9 @@ def _global_random() -> _RandomStates:
 
 
 def _set_global_random(state: _RandomStates) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])
+    with seeding.unrecorded():
+        random.setstate(state[0])
+        np.random.set_state(state[1])
 
 
 class _EpochArguments(TypedDict, total=False):

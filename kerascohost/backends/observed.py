@@ -313,8 +313,22 @@ class _Hook:
     ):
         self.owner, self.name = owner, name
         self._acts = acts
-        self._usual = vars(owner).get(name, _MISSING)
-        self._replacement = replace(self._inherited if self._usual is _MISSING else self._usual)
+        self._is_removed = False
+        self._usual = usual = vars(owner).get(name, _MISSING)
+        if usual is _MISSING:
+            usual = self._inherited
+        elif type(usual) is _Hook:  # of other code of ours, which may be removed before this one
+            usual = usual.as_function()
+        self._replacement = replace(usual)
+
+    def as_function(self) -> Attribute:
+        """Returns a function that does what the attribute does while this hook is installed."""
+
+        @functools.wraps(self._replacement)
+        def call(this: Thing, *args: Thing, **kwargs: Thing) -> Thing:
+            return self.__get__(this, type(this))(*args, **kwargs)
+
+        return call
 
     def _inherited(self, this: Thing, *args: Thing) -> Thing:
         return getattr(super(self.owner, this), self.name)(*args)
@@ -339,12 +353,16 @@ class _Hook:
 
     def remove(self) -> None:
         """Restores the usual attribute, unless other code has set another one since."""
+        self._is_removed = True
         if vars(self.owner).get(self.name) is not self:
             return
-        if self._usual is _MISSING:
+        usual = self._usual
+        while isinstance(usual, _Hook) and usual._is_removed:
+            usual = usual._usual
+        if usual is _MISSING:
             delattr(self.owner, self.name)
         else:
-            setattr(self.owner, self.name, self._usual)
+            setattr(self.owner, self.name, usual)
 
 
 class _PropertyHook(_Hook):

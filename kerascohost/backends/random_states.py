@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kerascohost.backends import seeding, threads
 from kerascohost.backends.base import get_backend
 
 
@@ -17,9 +18,24 @@ def random_state() -> bytes:
 def set_random_state(state: bytes) -> None:
     """Restores the random states that `random_state` returned."""
     of_python, of_numpy, of_backend = pickle.loads(state)
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
+    with seeding.unrecorded():
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
     get_backend().set_random_state(of_backend)
+
+
+def parts(state: bytes, of_keras: threads.State) -> seeding.Parts:
+    """Returns what `random_state` returned, and the seeds in a thread's state, by its source."""
+    of_process = dict(zip(_SOURCES, map(pickle.dumps, pickle.loads(state)), strict=True))
+    return of_process | {"keras": threads.seeds(of_keras)}
+
+
+def joined(given: seeding.Parts) -> bytes:
+    """Returns the states of the process as `random_state` does, from `parts`."""
+    return pickle.dumps(tuple(pickle.loads(given[source]) for source in _SOURCES))
+
+
+_SOURCES = ("python", "numpy", "backend")
 
 
 def is_drawn_from(expected: bytes, found: bytes, ended: bytes, at_most: int = 5000) -> bool:

@@ -1,8 +1,9 @@
 """The state that Keras keeps per thread, used in other threads."""
 
 import contextlib
+import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -16,7 +17,12 @@ from keras.src.backend.common import global_state
 # Returns the generator from which `keras.random` takes a seed when it is given none.
 from keras.src.random.seed_generator import global_seed_generator
 
+from kerascohost import patching
+
 State = list[dict[str, Any]]
+
+# The global seed, and the state of the global seed generator, if there are any.
+Seeds = tuple[int | None, tuple[int, ...] | None]
 
 
 def thread_state() -> State:
@@ -63,6 +69,57 @@ _SETTINGS = (
 def settings(state: State) -> State:
     """Returns a copy of the entries of a thread's state that programs set."""
     return [{key: part[key] for key in _SETTINGS if key in part} for part in state]
+
+
+def copied_settings(state: State) -> State:
+    """Returns `settings` of their own: with a global seed generator and counts of names apart."""
+    copied = settings(state)
+    for part in copied:
+        for key in ("custom_objects_scope_dict", "object_name_uids"):
+            if key in part:
+                part[key] = copy.copy(part[key])
+    set_seeds(copied, seeds(state))
+    return copied
+
+
+def setting_seed(called: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which `called` is called before `set_random_seed` sets anything.
+
+    Programs may have imported `set_random_seed` itself, so what it calls first is replaced.
+    """
+
+    def replace(usual: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+        def set_global_attribute(name: str, value: Any) -> None:  # noqa: ANN401
+            if name == "global_random_seed":
+                called()
+            usual(name, value)
+
+        return set_global_attribute
+
+    return patching.patched(global_state, "set_global_attribute", replace)
+
+
+def set_settings(theirs: State) -> None:
+    """Sets the entries of this thread's state that programs set, see `settings`."""
+    _set(thread_state(), theirs)
+
+
+def seeds(state: State) -> Seeds:
+    """Returns the global seed of a thread, and the state of its global seed generator."""
+    generator = state[0].get(_SEEDS)
+    own = None if generator is None else tuple(map(int, generator.state.numpy()))
+    return state[0].get("global_random_seed"), own
+
+
+def set_seeds(state: State, target: Seeds) -> None:
+    """Sets what `seeds` returns, with a new global seed generator."""
+    state[0]["global_random_seed"], own = target
+    if own is None:
+        state[0][_SEEDS] = None
+        return
+    # It is given a name, as an automatic one would change the automatic names of the program.
+    state[0][_SEEDS] = generator = keras.random.SeedGenerator(0, name=_SEEDS)
+    generator.state.assign(np.array(own))
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -26,7 +26,8 @@ from kerascohost.arguments import (
     check_layout,
     counts_per_member,
 )
-from kerascohost.backends import observed
+from kerascohost.backends import Tree, observed
+from kerascohost.deferred import calls
 from kerascohost.deferred.fits import (
     DeferredFit,
     DeferredHistory,
@@ -36,9 +37,6 @@ from kerascohost.deferred.fits import (
 from kerascohost.results.history import CohortHistory
 from kerascohost.tracing.places import AnyGenerator, UserObject
 from kerascohost.training.member import check_trainable_here
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 # A program's variables by name: globals, locals, attributes of an object.
 Variables: TypeAlias = Mapping[str, UserObject]
@@ -174,12 +172,12 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     def __enter__(self) -> "cohost":
         self._calls, self._fits, self._histories = [], [], None
         self._by_name: dict[str, tuple[int, ...]] = {}
-        self._together = DeferredRunner(self._by_name, self._layout)
+        self._together: DeferredRunner[DeferredFit] = DeferredRunner(self._by_name, self._layout)
         self._failure: BaseException | None = None
         self._has_told = False
-        self._frame: FrameType | None = _caller()
+        self._frame: FrameType | None = calls.caller()
         self._thread, self._stdout = threading.get_ident(), sys.stdout
-        _contexts.enter(self)
+        calls.enter(self)
         return self
 
     def __exit__(
@@ -188,9 +186,9 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _contexts.leave(self)
+        calls.leave(self)
         self._watch.clear()
-        self._frame = _caller()
+        self._frame = calls.caller()
         try:
             self._name_members()
             if error is None:
@@ -207,11 +205,16 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             self._fits, self._calls, self._frame = [], [], None  # with their data
 
     def defer(
-        self, model: keras.Model, arguments: FitArguments, caller: FrameType
-    ) -> DeferredHistory:
+        self,
+        method: calls.Method,
+        model: keras.Model,
+        arguments: calls.Arguments,
+        caller: FrameType,
+    ) -> Tree:
         """Defers a call of `fit` to the end of the block, or until the program needs its result.
 
         Args:
+            method: The method; only `fit` is deferred.
             model: The model.
             arguments: All arguments of `fit`.
             caller: The frame that calls `fit`.
@@ -222,6 +225,13 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         Raises:
             CohortError: If the model cannot be trained in a cohort.
         """
+        if method != "fit":
+            return NotImplemented
+        return self._defer_fit(model, arguments, caller)
+
+    def _defer_fit(
+        self, model: keras.Model, arguments: FitArguments, caller: FrameType
+    ) -> DeferredHistory:
         names = {**caller.f_globals, **caller.f_locals}
         name = _name_in(names, model) or _attribute_in(names, model) or model.name
         if self._verbose is not None:
@@ -316,7 +326,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
         try:
             self._by_name |= self._factors_of({fit.name: fit.model for fit in fits}, ends)
-            with _contexts.none():
+            with calls.left_to_keras():
                 self._together.run(fits, ended)
             self._together.print_plan(fits)
         except BaseException:
@@ -506,138 +516,3 @@ def unique(name: str, taken: Iterable[str]) -> str:
     taken = set(taken)
     numbered = (f"{name}_{i}" for i in itertools.count(1))
     return next(one for one in itertools.chain([name], numbered) if one not in taken)
-
-
-# Calls of `fit`
-
-
-class DefersFits(Protocol):
-    """A receiver of the calls of `fit` of a thread: a `cohost` block, or a script."""
-
-    def defer(
-        self, model: keras.Model, arguments: FitArguments, caller: FrameType
-    ) -> keras.callbacks.History:
-        """Receives a call of `fit`; returns `NotImplemented` if Keras's own is to be run."""
-
-    def train_if_met(self, model: keras.Model) -> None:
-        """Trains its fits if a fit of `model` in an inner context conflicts with one of them."""
-
-    def tell(self, text: str) -> None:
-        """Prints a line about the fits."""
-
-
-class _Contexts(threading.local):
-    """The contexts that this thread has entered; the last one takes its fits."""
-
-    def __init__(self) -> None:
-        self.stack: list[DefersFits] = []
-        self.is_own = False  # whether a `fit` of Keras's is run by ours
-
-    def enter(self, context: DefersFits) -> None:
-        self.stack.append(context)
-        _fit_hooks.acquire()
-
-    def leave(self, context: DefersFits) -> None:
-        self.stack.remove(context)
-        _fit_hooks.release()
-
-    @contextlib.contextmanager
-    def none(self) -> Iterator[None]:
-        """Leaves calls of `fit`, such as those of callbacks, to Keras's own within the block."""
-        outside, self.stack = self.stack, []
-        try:
-            yield
-        finally:
-            self.stack = outside
-
-
-_contexts = _Contexts()
-
-
-@contextlib.contextmanager
-def deferred_by(context: DefersFits) -> Iterator[None]:
-    """Passes this thread's calls of `fit` to `context`, within the block."""
-    _contexts.enter(context)
-    try:
-        yield
-    finally:
-        _contexts.leave(context)
-
-
-def _caller() -> FrameType:
-    """Returns the frame that called the function which calls this one."""
-    return sys._getframe(2)  # noqa: SLF001  # `inspect.currentframe` may return `None`
-
-
-def _deferring_fit(
-    original: Callable[Concatenate[keras.Model, P], keras.callbacks.History],
-) -> Callable[Concatenate[keras.Model, P], keras.callbacks.History]:
-    """Returns a `fit` that gives its call to the thread's last context, if there is one."""
-    signature = inspect.signature(original)
-
-    def keras_fit(self: keras.Model, *args: P.args, **kwargs: P.kwargs) -> keras.callbacks.History:
-        outside, _contexts.is_own = _contexts.is_own, True
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            _contexts.is_own = outside
-
-    @functools.wraps(original)
-    def fit(self: keras.Model, *args: P.args, **kwargs: P.kwargs) -> keras.callbacks.History:
-        if not _contexts.stack:
-            return original(self, *args, **kwargs)
-        own = backends.overridden(self, "fit")
-        if own:
-            warnings.warn(
-                f"{type(self).__name__} {self.name!r} has its own `fit`, which runs now and apart "
-                "from the cohort.",
-                stacklevel=3,
-            )
-            return keras_fit(self, *args, **kwargs)
-        *outer, context = _contexts.stack
-        for other in outer:
-            other.train_if_met(self)
-        for name in kwargs:
-            if name not in signature.parameters:
-                raise TypeError(errors.not_of_fit(name, kwargs[name], signature.parameters))
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        # A TypedDict, which mypy does not take a comprehension for.
-        arguments: Any = {k: v for k, v in bound.arguments.items() if k != "self"}
-        history = context.defer(self, arguments, _caller())
-        return keras_fit(self, *args, **kwargs) if history is NotImplemented else history
-
-    return fit
-
-
-def _begun(
-    original: Callable[[keras.Model, str | None], T],
-) -> Callable[[keras.Model, str | None], T]:
-    """Returns a method that detects fits which were not deferred.
-
-    A wrapper that has a reference to Keras's own `fit` calls it directly.
-    """
-
-    @functools.wraps(original)
-    def begun(self: keras.Model, method_name: str | None = None) -> T:
-        if method_name == "fit" and _contexts.stack:
-            observed.looked_at([self], "fit of {} begins", writes=True)
-            if not _contexts.is_own:
-                _contexts.stack[-1].tell(
-                    f"cohost: the fit of {self.name!r} is trained now and apart, as something that "
-                    "wraps `keras.Model.fit` calls Keras's own."
-                )
-        return original(self, method_name)
-
-    return begun
-
-
-def _make_fit_hooks() -> Iterator[Any]:  # the class of hooks is private to `observed`
-    # On Keras's base class, as wrappers replace methods of `keras.Model` itself. Keras's `fit`
-    # always begins with `_assert_compile_called`.
-    trainer = keras.Model.__mro__[1]
-    for name, replace in (("fit", _deferring_fit), ("_assert_compile_called", _begun)):
-        yield observed.hook(trainer, name, replace, lambda: bool(_contexts.stack))
-
-
-_fit_hooks = observed.Hooks(_make_fit_hooks)

@@ -1,22 +1,27 @@
-"""Deferred fits, and the runner that trains them concurrently where they share no objects."""
+"""Calls that wait: deferred fits, and those of functions in turn; and the runner of them all.
+
+It runs them concurrently where they share no objects.
+"""
 
 import contextlib
 import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, Generic, SupportsIndex, TypeAlias, TypeVar
 
 import keras
 
 from kerascohost import backends, errors
 from kerascohost.arguments import FitArguments
+from kerascohost.backends import StepKind, Tree
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.deferred import draws
+from kerascohost.deferred.calls import Arguments
 from kerascohost.errors import CohortError
 from kerascohost.results.progress import Progress
 from kerascohost.tracing.reads import Snapshot
-from kerascohost.training.member import Member, Run
+from kerascohost.training.member import CallbackList, Member, Run
 from kerascohost.training.scheduler import Scheduler, Task
 from kerascohost.training.sharing import stateful
 
@@ -74,61 +79,56 @@ class DeferredHistory(keras.callbacks.History):
         self.__dict__.update(vars(history))
 
 
-class DeferredFit:
-    """One call of `fit` that waits for other fits, or is trained together with them.
+class WaitingCall:
+    """One call of a method of a model that waits for other calls, or runs together with them.
 
     Args:
         model: The model.
-        arguments: All arguments of `fit`, by name.
-        history: The `History` that the caller was given, if any.
-        entered: Makes a context in which the process is as the fit would find it alone; by default
-            one with random states of its own.
-        is_deferred: Whether the program continues before the fit is trained, so that it must be
-            trained with the values that its call read.
+        arguments: All arguments of the method, by name.
+        entered: Makes a context in which the process is as the method would find it alone.
+        is_deferred: Whether the program continues before the call is run, so that it must run with
+            the values that it read when it was made.
 
     Attributes:
-        snapshot: The record of what the training reads.
+        kind: The kind of the steps.
+        snapshot: The record of what the steps read.
         name: The member's name.
-        label: The name of this fit, if its member has several.
-        error: The exception that ended the training.
-        has_begun: Whether the training has begun.
-        validated: The epochs after which it was validated, where that is not after each.
-        seconds: The time from the begin of the training to its end, with that of other members'
-            steps in between.
-        process: The process's state, such as random states, as the fit finds and leaves it.
-        called_in: The global random state at the call.
-        expected: The global random state after a training of all epochs.
-        source: The earlier fit whose last random state this one begins with, if any.
-        changes: The identities of the objects that the training may change.
+        label: The name of this call, if its member has several.
+        error: The exception that ended it.
+        result: What it returned.
+        has_begun: Whether it has begun.
+        changes: The identities of the objects that it may change.
     """
+
+    kind: StepKind
 
     def __init__(
         self,
         model: keras.Model,
-        arguments: FitArguments,
-        history: DeferredHistory | None = None,
-        entered: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
-        is_deferred: bool = True,
+        arguments: Arguments,
+        entered: Callable[[], contextlib.AbstractContextManager[None]],
+        is_deferred: bool = False,
     ):
         self.model = model
         self.snapshot = Snapshot(model, arguments, is_deferred)
-        self.arguments = self.snapshot.arguments
-        self.history = history
+        self.arguments: Arguments = self.snapshot.arguments
         self.name = self.label = model.name
         self.error: BaseException | None = None
+        self.result: Tree = None
         self.has_begun = False
-        self.validated: list[int] = []
-        self.seconds = 0.0
-        self.process = ProcessState()
-        self.called_in = self.expected = self.process.random
-        self.source: DeferredFit | None = None
-        self._may_end_early = draws.may_end_early(model, arguments)
-        self.entered = entered or self.process.drawing  # the snapshot has the configuration
+        self.entered = entered
         changing = [thing for value in arguments.values() for thing in stateful(value)]
         things = [model, *backends.parts(model), *changing]
         self.changes = {id(thing) for thing in things} | self.snapshot.writes
 
-    def conflicts_with(self, other: "DeferredFit") -> bool:
+    def begin(self, member: Member, callbacks: CallbackList) -> Run:
+        """Prepares the call and returns its run."""
+        raise NotImplementedError
+
+    def record(self) -> None:
+        """Stores what the model's next call replaces."""
+
+    def conflicts_with(self, other: "WaitingCall") -> bool:
         """Returns whether one changes what the other changes or reads, so that one must wait."""
         return not (
             self.changes.isdisjoint(other.changes)
@@ -138,9 +138,96 @@ class DeferredFit:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Restores, within the block, the process's state and the values that the fit reads."""
+        """Restores, within the block, the process's state and the values that the call reads."""
         with self.entered(), self.snapshot.as_read():
             yield
+
+    def follow(self, earlier: "WaitingCall") -> None:
+        """Prepares to begin where `earlier` ends; only deferred fits do."""
+
+    def continues(self, earlier: "WaitingCall") -> None:
+        """Takes over from `earlier`, which has ended; only deferred fits do."""
+
+    def draws_after(self, other: "WaitingCall") -> bool:
+        """Returns whether the call draws from a random state known only when `other` ends."""
+        return False
+
+
+class Evaluation(WaitingCall):
+    """One call of `evaluate`; see `WaitingCall`."""
+
+    kind = "test"
+
+    def begin(self, member: Member, callbacks: CallbackList) -> Run:
+        """Prepares the evaluation and returns its run."""
+        member.prepare_evaluate(self.arguments)
+        return member.evaluation(self.arguments, callbacks, self.arguments["return_dict"])
+
+
+class Prediction(WaitingCall):
+    """One call of `predict`; see `WaitingCall`."""
+
+    kind = "predict"
+
+    def begin(self, member: Member, callbacks: CallbackList) -> Run:
+        """Prepares the prediction and returns its run."""
+        member.prepare_predict(self.arguments)
+        return member.prediction(self.arguments, callbacks)
+
+
+class DeferredFit(WaitingCall):
+    """One call of `fit`; see `WaitingCall`.
+
+    Args:
+        model: The model.
+        arguments: All arguments of `fit`, by name.
+        history: The `History` that the caller was given, if any.
+        entered: As in `WaitingCall`; by default a context with random states of the fit's own.
+        is_deferred: As in `WaitingCall`.
+
+    Attributes:
+        validated: The epochs after which it was validated, where that is not after each.
+        seconds: The time from the begin of the training to its end, with that of other members'
+            steps in between.
+        process: The process's state, such as random states, as the fit finds and leaves it.
+        called_in: The global random state at the call.
+        expected: The global random state after a training of all epochs.
+        source: The earlier fit whose last random state this one begins with, if any.
+    """
+
+    kind = "train"
+
+    def __init__(
+        self,
+        model: keras.Model,
+        arguments: FitArguments,
+        history: DeferredHistory | None = None,
+        entered: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
+        is_deferred: bool = True,
+    ):
+        self.process = ProcessState()
+        # The snapshot has the configuration.
+        super().__init__(model, arguments, entered or self.process.drawing, is_deferred)
+        self.history = history
+        self.validated: list[int] = []
+        self.called_in = self.expected = self.process.random
+        self.source: DeferredFit | None = None
+        self.seconds = 0.0
+        self._may_end_early = draws.may_end_early(model, arguments)
+
+    def begin(self, member: Member, callbacks: CallbackList) -> Run:
+        """Prepares the fit and returns its run."""
+        member.prepare_fit(self.arguments)
+        self.validated = member.validated
+        return self._timed(member.training(callbacks), member)
+
+    def _timed(self, run: Run, member: Member) -> Run:
+        began = time.perf_counter()
+        member.forget_history()
+        try:
+            return (yield from run)
+        finally:
+            self.seconds = time.perf_counter() - began
 
     def draw_ahead(self, is_built: bool = False) -> None:
         """Moves the global random state to where this fit leaves it if it runs all its epochs.
@@ -152,9 +239,9 @@ class DeferredFit:
         """
         self.expected = draws.advance(self.model, self.arguments, is_built)
 
-    def follow(self, earlier: "DeferredFit") -> None:
+    def follow(self, earlier: WaitingCall) -> None:
         """Begins with the last random state of `earlier`, if the program left it unchanged."""
-        if self.called_in == earlier.expected:
+        if isinstance(earlier, DeferredFit) and self.called_in == earlier.expected:
             self.source = earlier if earlier.draws else earlier.source
 
     @property
@@ -168,12 +255,15 @@ class DeferredFit:
         known = self.source is None or self.source.end_is_known
         return known and not (self.draws and self._may_end_early)
 
-    def draws_after(self, other: "DeferredFit") -> bool:
+    def draws_after(self, other: WaitingCall) -> bool:
         """Returns whether this fit draws from a random state known only when `other` ends."""
-        return self.draws and other is self.source and not other.end_is_known
+        source = self.source
+        return self.draws and source is not None and other is source and not source.end_is_known
 
-    def continues(self, earlier: "DeferredFit") -> None:
+    def continues(self, earlier: WaitingCall) -> None:
         """Copies the random state after `earlier`, which has ended, if this fit follows it."""
+        if not isinstance(earlier, DeferredFit):
+            return
         if earlier is self.source or self.called_in == earlier.called_in == earlier.expected:
             self.process.random = earlier.process.random
 
@@ -216,8 +306,11 @@ class DeferredFit:
         self._recorded = self.model.history
 
 
-class DeferredRunner:
-    """Trains fits together; each begins when no earlier fit that it conflicts with is left.
+AnyCall = TypeVar("AnyCall", bound=WaitingCall)
+
+
+class DeferredRunner(Generic[AnyCall]):
+    """Runs calls together; each begins when no earlier call that it conflicts with is left.
 
     Args:
         factors: The group factor and the replicas, by the name of each member that has any.
@@ -230,18 +323,16 @@ class DeferredRunner:
         self._factors = {} if factors is None else factors
         self._scheduler = Scheduler(layout)
         self._members: dict[str, Member] = {}
-        self._running: dict[str, DeferredFit] = {}
-        self._waiting: list[DeferredFit] = []
+        self._running: dict[str, AnyCall] = {}
+        self._waiting: list[AnyCall] = []
         self._positions = itertools.count()
 
-    def print_plan(self, fits: Iterable[DeferredFit]) -> None:
+    def print_plan(self, fits: Iterable[WaitingCall]) -> None:
         """Prints which members were stacked together, unless all of `fits` are silent."""
         verbose = [fit.arguments["verbose"] for fit in fits]
         self._scheduler.stacks.print_plan(self._members.values(), verbose)
 
-    def run(
-        self, fits: Iterable[DeferredFit], ended: Callable[[DeferredFit], Iterable[DeferredFit]]
-    ) -> None:
+    def run(self, fits: Iterable[AnyCall], ended: Callable[[AnyCall], Iterable[AnyCall]]) -> None:
         """Trains `fits`, and those that are added while they run.
 
         Args:
@@ -262,7 +353,13 @@ class DeferredRunner:
             fit.follow(earlier)
         self._scheduler.run(self._next_tasks(), self._on_end)
 
-    def drop_after(self, failed: DeferredFit) -> None:
+    def dismiss(self, name: str) -> None:
+        """Releases the member of this name, and what was compiled for it alone."""
+        member = self._members.pop(name, None)
+        if member is not None:
+            self._scheduler.dismiss(member)
+
+    def drop_after(self, failed: AnyCall) -> None:
         """Drops the fits that wait for one that failed: alone, they would not have been called."""
         self._waiting = [fit for fit in self._waiting if not fit.conflicts_with(failed)]
 
@@ -280,27 +377,28 @@ class DeferredRunner:
                 self._running[fit.name] = fit
         return tasks
 
-    def _can_start(self, fit: DeferredFit) -> bool:
+    def _can_start(self, fit: AnyCall) -> bool:
         earlier = itertools.takewhile(lambda other: other is not fit, self._waiting)
         before = [*self._running.values(), *earlier]
         return not any(fit.conflicts_with(other) or fit.draws_after(other) for other in before)
 
-    def _task(self, fit: DeferredFit) -> Task:
+    def _task(self, fit: AnyCall) -> Task:
         member = self._members.get(fit.name)
         if member is None or member.model is not fit.model:
             member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
         member.snapshot = fit.snapshot
         self._members[fit.name] = member
+        bar = Progress(fit.label, fit.kind, fit.arguments["verbose"], next(self._positions))
         with fit.inside():
-            member.prepare_fit(fit.arguments)
-        fit.validated = member.validated
-        bar = Progress(fit.label, "train", fit.arguments["verbose"], next(self._positions))
-        return Task(member, _entered(fit, member, member.training([bar])), bar)
+            run = fit.begin(member, [bar])
+        return Task(member, _entered(fit, member, run), bar)
 
     def _on_end(self, task: Task, outcome: Exception | None) -> list[Task]:
         fit = self._running.pop(task.member.name)
         if isinstance(outcome, Exception):
             fit.error = outcome
+        else:
+            fit.result = outcome
         for later in self._waiting:
             if later.conflicts_with(fit) or later.draws_after(fit):
                 later.continues(fit)
@@ -308,11 +406,9 @@ class DeferredRunner:
         return self._next_tasks()
 
 
-def _entered(fit: DeferredFit, member: Member, run: Run) -> Run:
+def _entered(fit: WaitingCall, member: Member, run: Run) -> Run:
     """Runs `run` inside `fit.inside()`; yields its requests and returns its result."""
     answer: Any = None  # the first value sent to a generator must be `None`
-    began = time.perf_counter()
-    member.forget_history()
     fit.has_begun = True
     try:
         while True:
@@ -328,4 +424,3 @@ def _entered(fit: DeferredFit, member: Member, run: Run) -> Run:
             run.close()
             member.close()
         fit.record()
-        fit.seconds = time.perf_counter() - began

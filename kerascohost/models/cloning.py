@@ -10,6 +10,7 @@ from keras import tree
 
 from kerascohost import backends, errors
 from kerascohost.arguments import Argument
+from kerascohost.backends import seeding
 from kerascohost.errors import CohortError
 
 
@@ -101,7 +102,8 @@ def _built(
     given = {name: value for name, value in own.items() if accepts_all or name in known}
     before = backends.random_state()
     try:
-        keras.utils.set_random_seed(next(seeds))
+        with seeding.unrecorded():
+            keras.utils.set_random_seed(next(seeds))
         model = build(**given)
     finally:
         backends.set_random_state(before)
@@ -120,11 +122,12 @@ def _copy(model: keras.Model, own: dict[str, Argument], seeds: _Seeds) -> keras.
     for part in ("loss", "metrics", "weighted_metrics"):
         config[part] = tree.map_structure(lambda p: _fresh(p, own, names), config[part])
     before = random.getstate()
-    random.seed(next(seeds))  # Keras draws from it the seeds that are in no config
-    try:
-        copy = _layers(model, own, names, seeds)
-    finally:
-        random.setstate(before)
+    with seeding.unrecorded():
+        random.seed(next(seeds))  # Keras draws from it the seeds that are in no config
+        try:
+            copy = _layers(model, own, names, seeds)
+        finally:
+            random.setstate(before)
     if names:
         known = sorted({*_names(model), *model.optimizer.get_config()})
         name = names.pop()

@@ -120,6 +120,18 @@ class Scheduler:
         """Makes `member` known under its name, perhaps instead of another one."""
         self._members[member.name] = member
 
+    def dismiss(self, member: Member) -> None:
+        """Releases a member that has no more tasks, and the programs of such members only."""
+        name = member.name
+        if self._members.get(name) is member:
+            del self._members[name]
+        self._state_bytes.pop(name, None)
+        self.stacks.dismiss(member)
+        for placement, known in list(self._programs.items()):
+            known[:] = [p for p in known if not self._members.keys().isdisjoint(p.signatures)]
+            if not known:
+                del self._programs[placement]
+
     @staticmethod
     def _stack_program(active: ActiveStack, kind: StepKind) -> "_Program":
         if kind not in active.programs:
@@ -298,9 +310,8 @@ class _Tasks:
             self._scheduler.stacks.sync_to_models(self._active)
             self._scheduler.release_data()
             for task in [*self._active.values(), *self._arriving]:
-                task.run.close()
-                task.member.close()
-            for bar in self._bars:
+                self._close(task)
+            for bar in self._bars:  # together: one that is closed earlier moves the lines of others
                 bar.close()
 
     def _begin_all(self) -> None:
@@ -349,9 +360,14 @@ class _Tasks:
     def _end(self, name: str, outcome: Outcome) -> None:
         self._requests.pop(name, None)
         task = self._active.pop(name)
+        self._close(task)
+        self._arriving.extend(self._ended(task, outcome))
+
+    @staticmethod
+    def _close(task: Task) -> None:
         task.run.close()
         task.member.close()
-        self._arriving.extend(self._ended(task, outcome))
+        task.bar.set_model(None)  # the bar is kept longer than the model may be
 
 
 class _Program:

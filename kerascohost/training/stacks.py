@@ -77,10 +77,20 @@ class Stacks:
         for active in {self._active_of[m.name] for m in fresh if m.name in self._active_of}:
             self._leave(active)
             known = {m.name for m in fresh}  # a name may be used again, for another member
-            fresh += [m for m in active.members if m.name not in known]
+            fresh += [m for m in active.members if m.name not in known and m.name in self._stamps]
         self._members |= {member.name: member for member in fresh}
         self._stamps |= {member.name: _stamp(member) for member in fresh}
         self._place(fresh)
+
+    def dismiss(self, member: Member) -> None:
+        """Releases a member that has no more tasks, and its stack with the last member of it."""
+        if self._members.get(member.name) is not member:
+            return
+        del self._members[member.name], self._stamps[member.name]
+        self.reasons.pop(member.name, None)
+        active = self._active_of.get(member.name)
+        if active is not None and self._members.keys().isdisjoint(active.stack.names):
+            self._leave(active)
 
     def _leave(self, active: ActiveStack) -> None:
         active.state.sync_to_models(active.stack.names, list(self._metrics_reset))
@@ -129,7 +139,7 @@ class Stacks:
             # Members with the same floats may still be stacked.
             self._static_paths |= refused or {ref.path for ref in active.stack.float_refs}
             known = dict(self.reasons)
-            self._place([self._members[name] for name in names])
+            self._place([self._members[name] for name in names if name in self._members])
             if not refused:  # the floats were perhaps not the cause
                 self.reasons |= {n: known[n] for n in names if n not in self._active_of}
 

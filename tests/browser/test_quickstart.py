@@ -16,6 +16,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 pytestmark = lab.marks("its numbers and texts are TensorFlow's")
 
 
+@pytest.mark.nightly
 def test_all_cells_of_the_quickstart_run_in_the_browser(tmp_path):
     shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
     path = tmp_path / "notebooks" / "01-quickstart.ipynb"

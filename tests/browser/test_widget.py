@@ -108,6 +108,7 @@ def copy(page, name):
     page.keyboard.press("Control+c")
 
 
+@pytest.mark.nightly
 def test_benchmark_and_use_its_layout(opened, shots):
     with lab.browser_page(height=2400) as page:
         opened(page, [SETUP, "%cohost", "weights = digits_net.get_weights()"])

@@ -87,6 +87,7 @@ DATASETS = {
 }
 
 
+@pytest.mark.nightly
 def test_reshuffling_datasets_are_iterated_as_fit_iterates_them():
     members = {}
     for name, make in DATASETS.items():

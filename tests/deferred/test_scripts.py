@@ -46,8 +46,9 @@ def said(output, name):
 
 
 def results(lines):
-    """The lines with results, without Keras's progress bars (which name times)."""
-    return [line for line in lines if "step" not in line and "Epoch" not in line and line.strip()]
+    """The lines with results, without progress bars: Keras's (which name times), or ours."""
+    bars = ("step", "Epoch", " - ")
+    return [line for line in lines if line.strip() and not any(bar in line for bar in bars)]
 
 
 def numbers(line):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_random_fits_equal_separate_fits():
     tally = search.Tally()
-    search.search(drawn.cases(), fits.verdict, 24, SEED, tally, seconds=30)
+    search.search(drawn.cases(), fits.verdict, 24, SEED, tally, seconds=20)
     print(f"SEED={SEED}, {tally}")
     assert not tally.differing, f"SEED={SEED}, {tally}"
     assert tally.tried > tally.refused.total() + tally.failed.total()

@@ -21,7 +21,7 @@ def test_programs_end_in_a_block_as_without_one_or_are_refused():
     """`SEED` is where it begins, in another place each time; it is printed."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
     print(f"SEED={seed}")
-    report = programs.try_programs(1000, seed, seconds=20.0, shrink=60.0, say=print)
+    report = programs.try_programs(1000, seed, seconds=15.0, shrink=60.0, say=print)
     print(report)
     assert not report.differing, f"SEED={seed}\n" + "\n".join(report.differing)
     assert report.kinds["same"], "no program ran to its end"
@@ -47,6 +47,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", MUTANTS)
 def test_what_is_broken_on_purpose_is_seen(name, monkeypatch):
     program, owner, attribute, broken = MUTANTS[name]

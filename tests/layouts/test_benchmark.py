@@ -249,6 +249,7 @@ def of_a_notebook(built):
     return net
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("built", [True, False])
 def test_models_that_cannot_be_saved_train_after_it_as_if_there_had_been_none(built):
     x, y = np.ones((24, 2), "float32"), np.ones((24, 3), "float32")
@@ -291,6 +292,7 @@ def wide(units=2048):
     return net
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="no layout there is faster: nothing is compiled"
 )

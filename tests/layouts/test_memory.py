@@ -32,6 +32,7 @@ print(json.dumps([found["mb"], kc.estimate_memory(named, 128).total_mb]))
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
 @pytest.mark.parametrize(
     "names",

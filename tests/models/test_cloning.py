@@ -139,6 +139,7 @@ def assert_as_by_itself(model, alike, history, *data, **fit):
         np.testing.assert_allclose(history.history[name], values, atol=1e-4)
 
 
+@pytest.mark.nightly
 @stacks
 def test_an_ensemble_of_32_seeds():
     data = load_wine()

@@ -181,6 +181,7 @@ def test_bare_it_shows_the_models(shell):
     assert "no Keras models yet" in run(shell, "%cohost").stdout
 
 
+@pytest.mark.nightly
 def test_a_benchmark_of_some_models(shell):
     with capture_output() as shown:
         shell.run_cell("%cohost cnn mlp --benchmark --budget 1 -q -p -o found").raise_error()

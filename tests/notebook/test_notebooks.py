@@ -15,8 +15,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# These train for a minute or more.
-LONG = {"02-group-and-replicate", "03-stack", "06-when-not-to"}
+# These run for a minute or more.
+LONG = {"02-group-and-replicate", "03-stack", "05-programs", "06-when-not-to"}
 
 
 def outputs(notebook):

@@ -314,6 +314,7 @@ def test_benchmark_then_use_and_suggest(session, variables):
         session.use_layout("auto")
 
 
+@pytest.mark.nightly
 def test_a_benchmark_tells_how_long_it_has_been_at_it(session):
     told = []
     session.observe(lambda change: told.append(change.new), "progress")

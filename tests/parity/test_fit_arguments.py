@@ -307,6 +307,7 @@ def test_a_py_dataset_is_told_of_every_epoch():
     assert counts[0] == counts[1]
 
 
+@pytest.mark.nightly
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     rows=st.tuples(st.integers(3, 60), st.integers(3, 60)),

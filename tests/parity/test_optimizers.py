@@ -14,6 +14,7 @@ def test_every_optimizer_of_keras_is_found():
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", compare.in_one_process(optimizer_options.CLASSES, "optimizers"))
 def test_an_optimizer_class_ends_as_by_its_own_fit(name):
     compare.assert_member(name, optimizer_options.CLASSES, optimizer_options.member)

@@ -87,7 +87,14 @@ PAIRS = (
 )
 
 
-@pytest.mark.parametrize(("family", "optimizer"), PAIRS)
+# Of these, on every change: a family and an optimizer of each kind.
+QUICK = {"Dense", "BatchNormalization", "Conv2D", "Dropout"}
+
+
+@pytest.mark.parametrize(
+    ("family", "optimizer"),
+    [pytest.param(*pair, marks=[] if pair[0] in QUICK else pytest.mark.nightly) for pair in PAIRS],
+)
 def test_a_layer_family_with_an_optimizer(family, optimizer):
     make = functools.partial(optimizer_options.made, optimizer)
     members = twins(family, layer_families.member, make, optimizer_options.build_outside_of_fit)
@@ -178,7 +185,17 @@ if BACKEND == "jax":
     del SWEEPS["clipvalue"]  # `jnp.clip` takes numbers and arrays, and nothing like a number
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+# Of these, on every change: a float of each kind of part.
+QUICK_SWEEPS = {"learning rate", "dropout rate", "label smoothing", "momentum", "schedule"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK_SWEEPS else pytest.mark.nightly)
+        for name in SWEEPS
+    ],
+)
 def test_a_sweep_over_a_float_is_one_stack(name):
     members = {f"{v}": own(i, **SWEEPS[name](v)) for i, v in enumerate((0.2, 0.7))}
     cohort = assert_stacked(members)

@@ -17,6 +17,7 @@ from kerascohost.backends import (
     Chunk,
     StepRange,
     has_own_step,
+    seeding,
     symbolic_build,
 )
 from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
@@ -422,7 +423,8 @@ class _NumpyOrder(RowOrder):
             is_ahead = jax.default_backend() != "cpu"
             self.draw_again(batches + (is_ahead and batches > 0))
         if all(map(np.array_equal, self._begun, np.random.get_state())):
-            np.random.set_state(self._random.get_state())
+            with seeding.unrecorded():
+                np.random.set_state(self._random.get_state())
 
 
 def is_recording() -> bool:

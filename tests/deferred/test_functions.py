@@ -1,0 +1,299 @@
+"""Functions in turn end as functions called one after another."""
+
+import concurrent.futures
+import gc
+import random
+import threading
+import warnings
+import weakref
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from sklearn.datasets import load_wine
+
+import kerascohost as kc
+
+X, Y = load_wine(return_X_y=True)
+X = ((X - X.mean(0)) / X.std(0)).astype("float32")
+ON_TORCH = keras.backend.backend() == "torch"
+
+
+def classifier(units=8, **kwargs):
+    net = keras.Sequential(
+        [
+            keras.Input((13,)),
+            layers.Dense(units, activation="relu"),
+            layers.Dropout(0.2),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    net.compile(
+        **{"optimizer": "adam", "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
+        | kwargs
+    )
+    return net
+
+
+def fold(i, epochs=2):
+    """Trains on all rows but every fifth; returns all that there is to see."""
+    is_test = np.arange(len(X)) % 5 == i
+    net = classifier()
+    history = net.fit(X[~is_test], Y[~is_test], epochs=epochs, verbose=0)
+    score = net.evaluate(X[is_test], Y[is_test], verbose=0)
+    best = net.predict(X[is_test], verbose=0)
+    return history.history, score, best, net.get_weights(), net.name, net.layers[0].name
+
+
+def seeded_fold(seed, i):
+    keras.utils.set_random_seed(seed)
+    return fold(i)
+
+
+def draws():
+    return [random.random(), np.random.random(), float(keras.random.normal(())), keras.Sequential()]
+
+
+def assert_as_loop(function, *iterables, **options):
+    """Asserts that `kc.map` ends as the built-in `map`, random states and names included."""
+    ends = []
+    for call in (map, lambda *args: kc.map(*args, **{"layout": "joined", "verbose": 0} | options)):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(3)
+        results = list(call(function, *iterables))
+        *numbers, net = draws()
+        ends.append((results, numbers, net.name))
+    (plain, numbers, name), (together, *others) = ends
+    assert len(plain) == len(together) > 0
+    keras.tree.map_structure(np.testing.assert_array_equal, plain, together)
+    assert [numbers, name] == others
+    return together
+
+
+def test_seeded_folds():
+    assert_as_loop(seeded_fold, [5, 6, 5], range(3))
+
+
+@pytest.mark.skipif(ON_TORCH, reason="a fit's dropout there draws from torch's global generator")
+def test_each_function_goes_on_drawing_where_the_one_before_ends():
+    assert_as_loop(fold, range(3))  # a warning, that one is called again, would be an error
+
+
+def test_functions_that_draw_after_a_fit_are_called_again():
+    times = []
+
+    def two(i):
+        times.append(i)
+        return [fold(i), random.random(), fold(i)]
+
+    times.clear()
+    with pytest.warns(UserWarning, match=r"two\[1\] drew random numbers before .* two\[0\] ends"):
+        assert_as_loop(two, range(3))
+    assert times[3:] != [0, 1, 2], "the functions did not begin before the first had ended"
+
+
+def test_a_function_that_stops_early_is_waited_for():
+    def stopping(i):
+        net = classifier()
+        stop = keras.callbacks.EarlyStopping("loss", min_delta=10.0, patience=1)
+        net.fit(X, Y, epochs=5, verbose=0, callbacks=[stop])
+        return net.get_weights(), np.random.random()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of functions called again, where a fit draws
+        assert_as_loop(stopping, range(3))
+
+
+def test_what_only_later_functions_draw_from_begins_where_earlier_ones_end():
+    """The first draws from NumPy after its fit, the second only then from NumPy at all."""
+
+    def drawing(i):
+        keras.utils.set_random_seed(i)
+        np.random.set_state(unseeded) if i == 0 else None
+        net = classifier()
+        net.fit(X, Y, verbose=0, shuffle=False)
+        return np.random.random()
+
+    unseeded = np.random.get_state()
+    assert_as_loop(drawing, range(2))
+
+
+def test_stacked_to_tolerance():
+    plain = list(map(seeded_fold, range(4), range(4)))
+    together = kc.map(seeded_fold, range(4), range(4), layout="stacked", verbose=0)
+    for (_, score, best, *_), (_, other, other_best, *_) in zip(plain, together, strict=True):
+        np.testing.assert_allclose(score, other, rtol=1e-4)
+        np.testing.assert_allclose(best, other_best, rtol=1e-3, atol=1e-5)
+
+
+def test_unlike_functions():
+    def trains():
+        return seeded_fold(1, 0)
+
+    results = kc.together([trains, lambda: 5, trains], layout="joined", verbose=0)
+    assert results[1] == 5
+    keras.tree.map_structure(np.testing.assert_array_equal, results[0][:4], results[2][:4])
+    keras.tree.map_structure(np.testing.assert_array_equal, results[0][:4], trains()[:4])
+
+
+def test_a_shared_model_is_trained_by_one_function_after_the_other(capsys):
+    def go_on(epochs):
+        net.fit(X, Y, epochs=epochs, verbose=0)
+        return net.evaluate(X, Y, verbose=0)
+
+    ends = []
+    for call in (map, kc.map):
+        keras.utils.set_random_seed(2)
+        net = classifier()
+        ends.append([*call(go_on, [1, 2, 1]), net.get_weights()])
+    keras.tree.map_structure(np.testing.assert_array_equal, *ends)
+    assert "go_on[1] waits for the end of go_on[0], as both use" in capsys.readouterr().out
+
+
+def test_best_so_far_and_no_training_at_all():
+    assert kc.map(lambda a, b: a + b, [1, 2], [3, 4, 5]) == [4, 6]
+    assert kc.map(fold, []) == []
+
+
+def test_at_most_so_many_are_under_way():
+    under_way, most = set(), []
+
+    def counted(i):
+        under_way.add(i)
+        most.append(len(under_way))
+        seeded_fold(i, i % 5)
+        under_way.discard(i)
+
+    kc.map(counted, range(6), at_once=2, verbose=0)
+    assert max(most) == 2
+
+
+def test_a_failure_is_raised_with_its_function_when_the_others_have_finished():
+    finished = []
+
+    def failing(i):
+        seeded_fold(i, i)
+        if i in (1, 2):
+            raise ValueError(f"no {i}")
+        finished.append(i)
+
+    with pytest.raises(ValueError, match="no 1") as raised:
+        kc.map(failing, range(4), verbose=0)
+    assert sorted(finished) == [0, 3]
+    assert raised.value.__notes__ == [
+        "Raised by failing[1].",
+        "failing[2] failed, too: ValueError('no 2').",
+    ]
+
+
+def test_a_function_may_handle_what_its_fit_raises():
+    def handled(i):
+        keras.utils.set_random_seed(i)
+        try:
+            classifier().fit(X[:, :i], Y, verbose=0)
+        except ValueError:
+            return "handled"
+        return "trained"
+
+    assert kc.map(handled, [13, 12, 13], verbose=0) == ["trained", "handled", "trained"]
+
+
+def test_an_interrupt_ends_all_functions_with_their_models_after_whole_epochs():
+    models, ended = [], []
+
+    class Interrupts(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    def interrupted(i):
+        net = classifier()
+        models.append(net)
+        try:
+            net.fit(X, Y, epochs=4, verbose=0, callbacks=[Interrupts()] if i == 1 else None)
+        finally:
+            ended.append(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        kc.map(interrupted, range(3), verbose=0)
+    assert sorted(ended) == [0, 1, 2]
+    assert [int(net.optimizer.iterations) % 6 for net in models] == [0, 0, 0]
+    assert not [t for t in threading.enumerate() if "_main" in t.name]
+
+
+def test_models_are_released_when_their_functions_have_ended():
+    models = []
+
+    def forgetting(i):
+        alive.append(sum(model() is not None for model in models))
+        net = classifier()
+        models.append(weakref.ref(net))
+        net.fit(X, Y, verbose=0)
+        net.evaluate(X, Y, verbose=0)
+        del net
+        gc.collect()
+
+    alive = []
+    kc.map(forgetting, range(6), at_once=1, layout="auto", verbose=0)
+    assert max(alive) <= 2
+
+
+def test_options_that_cannot_be():
+    for options, expected in (
+        ({"at_once": 0}, r"Expected `at_once` to be a positive integer. Received: 0"),
+        ({"layout": "grouped"}, "group_factor"),
+        ({"verbose": 7}, "Expected `verbose` to be 0, 1, 2 or 'auto'. Received: 7"),
+    ):
+        with pytest.raises(kc.CohortError, match=expected):
+            kc.map(fold, range(2), **options)
+    with pytest.raises(kc.CohortError, match="Expected at least one iterable"):
+        kc.map(fold)
+    with pytest.raises(kc.CohortError, match=r"Expected a function\. Received: 3"):
+        kc.map(3, range(2))
+    with pytest.raises(kc.CohortError, match=r"Expected functions without arguments\. Received: 3"):
+        kc.together([3])
+
+
+def test_executor():
+    plain = [seeded_fold(i, i)[:4] for i in range(3)]
+    with kc.Executor(layout="joined") as executor:
+        futures = [executor.submit(seeded_fold, i, i=i) for i in range(3)]
+        failed = executor.submit(seeded_fold, "no seed", 1)
+        assert list(executor.map(abs, [-1, 2])) == [1, 2]
+    results = [future.result()[:4] for future in futures]
+    keras.tree.map_structure(np.testing.assert_array_equal, plain, results)
+    assert isinstance(failed.exception(), ValueError)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(abs, 1)
+
+
+def test_executor_is_one_of_concurrent_futures():
+    called = []
+    with kc.Executor(at_once=2) as executor:
+        futures = {executor.submit(seeded_fold, i, i): i for i in range(3)}
+        for future in futures:
+            future.add_done_callback(called.append)
+        done, left = concurrent.futures.wait(futures, timeout=300)
+        assert done == set(futures)
+        assert not left
+        assert set(concurrent.futures.as_completed(futures)) == set(futures)
+    assert set(called) == set(futures)
+
+
+def test_executor_cancels_what_has_not_begun():
+    begun = threading.Event()
+    release = threading.Event()
+
+    def waits():
+        begun.set()
+        release.wait(60)
+
+    executor = kc.Executor(at_once=1)
+    first, second = executor.submit(waits), executor.submit(abs, 1)
+    begun.wait(60)
+    executor.shutdown(wait=False, cancel_futures=True)
+    release.set()
+    executor.shutdown()
+    assert first.result() is None
+    assert second.cancelled()
