@@ -314,9 +314,12 @@ def are_arrays(data: _Columns) -> bool:
     return bool(can_convert_arrays(data))
 
 
-def num_rows(x: Data, validation_split: float | None, validation_data: Data) -> int:
-    """Returns the number of rows of the arrays `x` that `fit` trains on."""
-    rows = len(next(leaf for leaf in tree.flatten(x) if leaf is not None))
+def num_rows(data: _Columns, validation_split: float | None, validation_data: Data) -> int:
+    """Returns the number of rows of the arrays `(x, y, sample_weight)` that `fit` trains on.
+
+    Each of `x` may be `None`, for optional inputs.
+    """
+    rows = next((len(leaf) for leaf in tree.flatten(data) if leaf is not None), 0)
     if validation_split and validation_data is None:
         return math.floor(rows * (1.0 - validation_split))
     return rows

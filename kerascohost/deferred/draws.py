@@ -53,7 +53,8 @@ def _order(arguments: FitArguments) -> tuple[RowOrder | None, int]:
     if shuffle and isinstance(x, keras.utils.PyDataset):
         return adapters.batch_order(x), x.num_batches or 0
     if shuffle and backend.SHUFFLES_BY_GLOBAL_STATE and adapters.are_arrays((x, y, weights)):
-        rows = adapters.num_rows(x, arguments["validation_split"], arguments["validation_data"])
+        split, validation = arguments["validation_split"], arguments["validation_data"]
+        rows = adapters.num_rows((x, y, weights), split, validation)
         size = arguments["batch_size"] or 32
         return backend.row_order(rows, size, shuffle), -(-rows // size)
     return None, 0

@@ -331,3 +331,11 @@ def test_a_fit_whose_data_have_a_generator_of_their_own_is_deferred(capsys):
             net().fit(Own(), epochs=2, verbose=2)
     assert "were trained now" not in capsys.readouterr().out
     assert len(block.history) == 2
+
+
+def test_a_fit_without_its_input_raises_in_a_block_what_it_raises_alone():
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dense(1)(x))
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="not optional"), kc.cohost():
+        model.fit([None], Y, verbose=0)
