@@ -292,6 +292,8 @@ def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, 
         kept = [callback for callback in tree.flatten(given) if type(callback) in changing]
         others = [callback for callback in tree.flatten(given) if type(callback) not in changing]
         comparable = all(type(callback) in records for callback in others)
+        if not comparable and isinstance(own.get("x"), types.GeneratorType | keras.utils.PyDataset):
+            raise ValueError("data that may be without end, and a callback that may end it")
         own["callbacks"] = copy.deepcopy(kept)
     pairs = [(model.variables, clone.variables)]  # metrics are reset before they are used
     if model.compiled and model.optimizer.built:
