@@ -40,6 +40,7 @@ TARGETS = {
     ("tensorflow", "8 CNNs", "auto"): {"warm": 3.8, "over_joined": 0.95},
 }
 HAND_TARGET = 0.9
+FUNCTIONS_TARGET = {"tensorflow": 8, "jax": 5}
 
 # A model of 256 may cost as much as one of 16 by the target; timings differ by so much anyway.
 CURVE_TOLERANCE = 1.1
@@ -144,6 +145,22 @@ def tables(say):
     curve.draw(curves, OUTPUT / "cost-curve.png")
 
 
+def functions_line(row):
+    took, least = row["seconds"], FUNCTIONS_TARGET[row["backend"]]
+    gain = took["plain"] / took["map, auto"]
+    over_hand = {way: took[f"map, {way}"] / took[f"by hand, {way}"] for way in ("joined", "auto")}
+    waits = took["waits, map"] / took["waits, plain"]
+    told = ", ".join(f"{way} {times:.2f}" for way, times in over_hand.items())
+    return (
+        f"- {row['backend']}: ten folds of an MLP with `evaluate`, tracing included: a loop "
+        f"{took['plain']:.1f} s, `kc.map` joined {took['map, joined']:.1f} s (largest difference "
+        f"of scores {row['difference']:.0e}), `auto` {took['map, auto']:.1f} s: {gain:.1f} times as "
+        f"fast (target {least}: {verdict(gain >= least)}); over a cohort written by hand: {told} "
+        f"(target 1.10: {verdict(max(over_hand.values()) <= 1.1)}); where every function waits for "
+        f"the one before, {waits:.2f} of the loop's time (target 1.10: {verdict(waits <= 1.1)})"
+    )
+
+
 def notes(backend):
     """What is measured besides, a line each."""
     for row in map(json.loads, module("processes", backend)):
@@ -158,6 +175,8 @@ def notes(backend):
             f"({row['alone'] / row['together']:.1f} times as fast; largest weight difference "
             f"{row['difference']:.0e})"
         )
+    for row in map(json.loads, module("functions", backend)):
+        yield functions_line(row)
     for row in map(json.loads, module("suggestions", backend)):
         yield (
             f"- {backend}: {row['pair']}, group factors suggested {row['suggested']}, best of "
