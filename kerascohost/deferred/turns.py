@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from types import FrameType
@@ -23,6 +24,7 @@ from kerascohost.arguments import Layout
 from kerascohost.backends import Tree, threads
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.deferred import calls
+from kerascohost.deferred.context import unique
 from kerascohost.deferred.fits import (
     DeferredFit,
     DeferredRunner,
@@ -121,6 +123,7 @@ class Turn(Generic[T]):
         result: What the function returned.
         error: The exception that ended it.
         has_ended: Whether it has ended.
+        call: The call that it waits in, if any.
         state: The state of the process for it.
         keras_state: What Keras keeps for its thread.
     """
@@ -145,7 +148,7 @@ class Turn(Generic[T]):
         self.state = state
         self._settings = settings
         self._verbose = verbose
-        self._call: WaitingCall | None = None
+        self.call: WaitingCall | None = None
         self._raised: BaseException | None = None
         self._has_told = False
         self._go, self._waits = threading.Semaphore(0), threading.Semaphore(0)
@@ -162,11 +165,11 @@ class Turn(Generic[T]):
         Returns:
             The call that it waits in now, or `None` at its end.
         """
-        self._raised, self._call = error, None
+        self._raised, self.call = error, None
         with self.state.entered():
             self._go.release()
             self._wait()
-        return self._call
+        return self.call
 
     def interrupt(self, error: BaseException) -> None:
         """Raises `error` in each call that the function waits in or still makes, until it ends."""
@@ -201,7 +204,7 @@ class Turn(Generic[T]):
             return NotImplemented
         if self._verbose is not None:
             arguments["verbose"] = self._verbose
-        self._call = call = self._made(method, model, arguments)
+        self.call = call = self._made(method, model, arguments)
         call.name = call.label = self.name
         self._about_to_wait(call)
         self._waits.release()
@@ -259,7 +262,7 @@ class Turn(Generic[T]):
             self.error = error
         finally:
             self._end()
-            self._call, self.has_ended = None, True
+            self.call, self.has_ended = None, True
             self._waits.release()
 
     def _about_to_wait(self, call: WaitingCall) -> None:
@@ -270,6 +273,35 @@ class Turn(Generic[T]):
 
 
 AnyTurn = TypeVar("AnyTurn", bound=Turn[Any])
+
+# A function that trains more models keeps what was traced for the last ones only.
+_KEPT_MODELS = 4
+
+
+class _Use:
+    """A record of what a call of a function uses, without its data.
+
+    Args:
+        call: The call.
+    """
+
+    def __init__(self, call: WaitingCall):
+        self.model = weakref.ref(call.model)
+        self._key = id(call.model)
+        self._changes, self._reads = call.changes, call.snapshot.reads
+
+    @property
+    def key(self) -> int | None:
+        """The identity of the model, unless it is gone."""
+        return None if self.model() is None else self._key
+
+    def conflicts_with(self, call: WaitingCall) -> bool:
+        """Returns whether one changes what the other changes or reads."""
+        return self.key is not None and not (
+            self._changes.isdisjoint(call.changes)
+            and self._changes.isdisjoint(call.snapshot.reads)
+            and self._reads.isdisjoint(call.changes)
+        )
 
 
 class Turns(Generic[AnyTurn]):
@@ -296,8 +328,9 @@ class Turns(Generic[AnyTurn]):
         self._under_way: list[AnyTurn] = []  # in their order
         self._ending: dict[int, BaseException] = {}
         self._owners: dict[int, AnyTurn] = {}
-        # The objects that calls of a function may change: until it ends, later ones wait for them.
-        self._used: dict[int, list[WaitingCall]] = {}
+        # What the calls of a function use: until it ends, calls of later ones wait for it.
+        self._uses: dict[int, list[_Use]] = {}
+        self._names: dict[int, str] = {}  # of members, by the identity of the model
         self._blocked: list[WaitingCall] = []
         self._ready: list[WaitingCall] = []
 
@@ -324,8 +357,8 @@ class Turns(Generic[AnyTurn]):
             self._blocked.remove(call)
             self._ready += self._resumed(turn)
             return
-        for running in self._used.get(id(turn), ())[-1:]:
-            running.model.stop_training = True  # not all of its epochs are of use
+        if turn.call is not None:
+            turn.call.model.stop_training = True  # not all of its epochs are of use
 
     def _on_end(self, call: WaitingCall) -> Iterable[WaitingCall]:
         turn = self._owners.pop(id(call))
@@ -353,26 +386,45 @@ class Turns(Generic[AnyTurn]):
             call = turn.resume(error)
         if call is not None:
             self._owners[id(call)] = turn
-            self._used.setdefault(id(turn), []).append(call)
+            uses = self._uses.setdefault(id(turn), [])
+            uses[:] = [use for use in uses if use.key is not None]
+            uses.append(_Use(call))
+            call.name = self._name_of(call.model, turn)
+            self._dismiss([key for key in dict.fromkeys(use.key for use in uses)][:-_KEPT_MODELS])
             if self._is_free(call):
                 return [call]
             self._blocked.append(call)
             return []
         self._under_way.remove(turn)
-        self._used.pop(id(turn), None)
-        self._runner.dismiss(turn.name)
+        self._owners = {key: owner for key, owner in self._owners.items() if owner is not turn}
+        self._dismiss(use.key for use in self._uses.pop(id(turn), []))
         self._ended(turn)
         free = [call for call in self._blocked if self._is_free(call)]
         self._blocked = [call for call in self._blocked if call not in free]
         return free
+
+    def _name_of(self, model: keras.Model, turn: AnyTurn) -> str:
+        """Returns the name of the member for a model, which keeps it, and what was traced."""
+        return self._names.setdefault(id(model), unique(turn.name, self._names.values()))
+
+    def _dismiss(self, keys: Iterable[int | None]) -> None:
+        """Releases the members for models, unless another function uses them.
+
+        Args:
+            keys: The models' identities.
+        """
+        waiting = {id(turn.call.model) for turn in self._under_way if turn.call is not None}
+        for key in keys:
+            if key is not None and key in self._names and key not in waiting:
+                self._runner.dismiss(self._names.pop(key))
 
     def _is_free(self, call: WaitingCall) -> bool:
         """Returns whether no function that began earlier uses what this call may change."""
         for turn in self._under_way:
             if turn is self._owners[id(call)]:
                 return True
-            for used in self._used.get(id(turn), ()):
-                if call.conflicts_with(used):
+            for use in self._uses.get(id(turn), ()):
+                if use.conflicts_with(call):
                     turn.tell(
                         f"{self._owners[id(call)].name} waits for the end of {turn.name}, as both "
                         f"use {call.model.name!r} or an object that its `fit` changes."

@@ -239,6 +239,32 @@ def test_models_are_released_when_their_functions_have_ended():
     assert max(alive) <= 2
 
 
+def test_models_that_a_function_trains_in_turn_keep_their_traces():
+    traces = []
+
+    class Counted(keras.layers.Dense):
+        def call(self, inputs):
+            traces.append(self.name)
+            return super().call(inputs)
+
+    def alternating(seed):
+        keras.utils.set_random_seed(seed)
+        nets = [keras.Sequential([keras.Input((13,)), Counted(3)]) for _ in range(2)]
+        for net in nets:
+            net.compile("sgd", "mse")
+        for _ in range(3):
+            for net in nets:
+                net.fit(X, np.eye(3)[Y], verbose=0, shuffle=False)
+        return [net.get_weights() for net in nets]
+
+    plain = [alternating(seed) for seed in range(2)]
+    traced = len(traces)
+    traces.clear()
+    together = kc.map(alternating, range(2), layout="joined", verbose=0)
+    keras.tree.map_structure(np.testing.assert_array_equal, plain, together)
+    assert len(traces) <= traced
+
+
 def test_options_that_cannot_be():
     for options, expected in (
         ({"at_once": 0}, r"Expected `at_once` to be a positive integer. Received: 0"),
