@@ -34,7 +34,8 @@ class Executor(concurrent.futures.Executor):
     Args:
         layout: As in `Cohort`: `"auto"` (default), `"joined"` or `"stacked"`.
         at_once: The number of functions under way: a positive integer. Default 16.
-        verbose: 0: silence (default); `"auto"`: each `fit` shows what it asks for.
+        verbose: 0 (default), 1 or 2: what each `fit` shows, see `Cohort.fit`; `"auto"`: what it
+            asks for.
 
     Raises:
         CohortError: If `layout`, `at_once` or `verbose` cannot be.
@@ -58,8 +59,9 @@ class Executor(concurrent.futures.Executor):
         check_options(layout, at_once, verbose)
         self._functions: list[Callable[[], Any]] = []
         self._names: list[str] = []
-        self._futures: list[concurrent.futures.Future[Any]] = []
+        self._futures: dict[int, concurrent.futures.Future[Any]] = {}  # of those not ended
         self._options = layout, at_once, None if verbose == "auto" else verbose
+        self._calls: Calls[Any] | None = None
         self._changed = threading.Condition()
         self._last_submit = 0.0
         self._is_shut = False
@@ -92,19 +94,22 @@ class Executor(concurrent.futures.Executor):
         def call() -> T | None:
             if future.running() or future.set_running_or_notify_cancel():
                 return fn(*args, **kwargs)
+            del self._futures[number]
             return None
 
         with self._changed:
             if self._is_shut:
                 raise RuntimeError("cannot schedule new futures after shutdown")
+            number = len(self._functions)
             self._functions.append(call)
-            self._names.append(f"{name_of(fn)}[{len(self._names)}]")
-            self._futures.append(future)
+            self._names.append(f"{name_of(fn)}[{number}]")
+            self._futures[number] = future
             self._last_submit = time.monotonic()
-            if self._thread is None:
+            if self._calls is None:
                 # Here, as it records the state of the process and of this thread.
-                calls = Calls(self._functions, self._names, *self._options, self._on_end)
-                self._thread = threading.Thread(target=self._work, args=(calls,), daemon=True)
+                self._calls = Calls(self._functions, self._names, *self._options, self._on_end)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, args=(self._calls,))
                 self._thread.start()
             self._changed.notify()
         return future
@@ -128,11 +133,12 @@ class Executor(concurrent.futures.Executor):
         with self._changed:
             self._is_shut = True
             if cancel_futures:
-                for future in self._futures:
+                for future in self._futures.values():
                     future.cancel()
             self._changed.notify()
-        if wait and self._thread is not None:
-            self._thread.join()
+            thread = self._thread
+        if wait and thread is not None:
+            thread.join()
 
     def __exit__(
         self,
@@ -142,15 +148,17 @@ class Executor(concurrent.futures.Executor):
     ) -> bool | None:
         if isinstance(error, KeyboardInterrupt):
             self.shutdown(wait=False, cancel_futures=True)
-            if self._thread is not None and self._thread.is_alive():
+            thread = self._thread
+            if thread is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
+                    ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
                 )
         return super().__exit__(kind, error, traceback)
 
     def _on_end(self, job: Job[Any]) -> None:
-        future = self._futures[job.number]
-        if future.cancelled():
+        self._functions[job.number] = _ended  # releases the arguments
+        future = self._futures.pop(job.number, None)
+        if future is None:  # cancelled
             return
         if job.error is None:
             future.set_result(job.result)
@@ -164,21 +172,27 @@ class Executor(concurrent.futures.Executor):
         except BaseException as error:
             with self._changed:
                 self._is_shut = True
-            for future in self._futures:
-                if not future.done() and not future.cancel():
+                self._thread = None
+            for future in self._futures.values():
+                if future.cancel():
+                    future.set_running_or_notify_cancel()
+                else:
                     future.set_exception(error)
             if not isinstance(error, KeyboardInterrupt):
                 raise
 
     def _is_given(self, calls: Calls[Any]) -> bool:
-        """Waits for functions; returns whether there are any, or `False` after `shutdown`."""
+        """Returns whether there are functions to run, when they have been gathered."""
         with self._changed:
-            while calls.are_done:
-                if self._is_shut:
-                    return False
-                self._changed.wait()
+            if calls.are_done:
+                self._thread = None  # the next `submit` starts another one
+                return False
             while (rest := self._last_submit + _GATHERING_SECONDS - time.monotonic()) > 0:
                 if self._is_shut:
                     break
                 self._changed.wait(rest)
             return True
+
+
+def _ended() -> None:
+    """Stands for a function that has ended."""

@@ -155,9 +155,10 @@ def functions_line(row):
         f"- {row['backend']}: ten folds of an MLP with `evaluate`, tracing included: a loop "
         f"{took['plain']:.1f} s, `kc.map` joined {took['map, joined']:.1f} s (largest difference "
         f"of scores {row['difference']:.0e}), `auto` {took['map, auto']:.1f} s: {gain:.1f} times "
-        f"as fast (target {least}: {verdict(gain >= least)}); over a cohort written by hand: {told} "
-        f"(target 1.10: {verdict(max(over_hand.values()) <= 1.1)}); where every function waits for "
-        f"the one before, {waits:.2f} of the loop's time (target 1.10: {verdict(waits <= 1.1)})"
+        f"as fast (target {least}: {verdict(gain >= least)}); over a cohort written by hand: "
+        f"{told} (target 1.10: {verdict(max(over_hand.values()) <= 1.1)}); where every function "
+        f"waits for the one before, {waits:.2f} of the loop's time (target 1.10: "
+        f"{verdict(waits <= 1.1)})"
     )
 
 

@@ -1,8 +1,8 @@
 """Ten folds of an MLP with `evaluate`: a plain loop, `kc.map`, and a cohort written by hand.
 
 Each round makes fresh models, so that tracing and compiling are included; the sides take turns.
-Those that wait are functions which share a model, so that none can be run with another. Prints a row
-as a JSON line.
+Those that wait are functions which share a model, so that none can be run with another. Prints a
+row as a JSON line.
 """
 
 import json
