@@ -29,6 +29,7 @@ import pytest
 from keras import tree
 
 import kerascohost as kc
+from kerascohost.backends import adapters
 
 # With defaults, as pytest's search for doctests imports this, too.
 MODE = os.environ.get("COHORT_MODE", "plain")
@@ -261,6 +262,7 @@ def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, 
         model(built_from)
     state = random.getstate(), np.random.get_state()
     clone = _copied(model, built_from)
+    _build_metrics(model, clone, arguments)
     if len(clone.trainable_variables) != len(model.trainable_variables):
         raise ValueError("a copy that is frozen otherwise")  # no config tells of `model.trainable`
     comparable = True
@@ -306,6 +308,16 @@ def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, 
     random.setstate(state[0])
     np.random.set_state(state[1])
     return clone, own, comparable
+
+
+def _build_metrics(model: keras.Model, clone: keras.Model, arguments: dict[str, Any]) -> None:
+    """Builds the clone's metrics if the model's are: `fit` reads a batch to build them."""
+    metrics = getattr(model, "_compile_metrics", None)
+    data = arguments.get("x"), arguments.get("y")
+    if metrics is None or not metrics.built or not adapters.are_arrays((*data, None)):
+        return
+    batch = tree.map_structure(lambda array: np.asarray(array)[:2], data)
+    clone._symbolic_build(data_batch=batch)
 
 
 def _forked(batches: Iterator) -> tuple[Iterator, Iterator]:
