@@ -263,6 +263,8 @@ def _clone(model: keras.Model, arguments: dict[str, Any]) -> tuple[keras.Model, 
     state = random.getstate(), np.random.get_state()
     clone = _copied(model, built_from)
     _build_metrics(model, clone, arguments)
+    if len(clone.layers) != len(model.layers):
+        raise ValueError("a copy without layers")  # of a class that no config tells of
     if len(clone.trainable_variables) != len(model.trainable_variables):
         raise ValueError("a copy that is frozen otherwise")  # no config tells of `model.trainable`
     comparable = True
