@@ -32,7 +32,7 @@ test-tensorflow test-jax: test-%: $(STAMP)
 # torch is large and not part of the environment until it is asked for.
 test-torch: $(STAMP)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install $${TORCH:-torch}
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $${WORKERS:-2} --dist loadgroup
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $${WORKERS:-2} --dist loadgroup $(MARKED)
 
 # The oldest Keras that pyproject allows: before the newest on the path, so that nothing else differs.
 OLDEST := $(VENV)/oldest-keras
@@ -63,7 +63,8 @@ fuzz: $(STAMP)
 		KERAS_BACKEND=$$backend $(BIN)/python -m tests.fuzz || failed=1; done; exit $$failed
 
 # What takes too long for every change.
-nightly: test-marked fuzz test-keras test-oldest test-binder
+nightly: MARKED = -m nightly
+nightly: test-marked test-torch fuzz test-keras test-oldest test-binder
 
 # The tests that are marked so, and every layer family with every optimizer.
 test-marked: $(STAMP)

@@ -20,15 +20,20 @@ FOREIGN_WARNINGS = [
 
 
 # What does the same on every backend: on every change it is run with the default one only.
-OF_ONE_BACKEND = ("layouts", "notebook", "results", "test_environment.py")
+OF_ONE_BACKEND = {"layouts", "notebook", "results", "test_environment.py"}
+# On torch, where steps are not compiled, also what does the same on two backends that compile.
+OF_COMPILED_BACKENDS = {"browser", "fuzz", "models", "tracing"} | {
+    f"test_{name}.py" for name in ("architecture", "arguments", "patching")
+}
 
 
 def pytest_collection_modifyitems(items):
-    if BACKEND == "tensorflow":
-        return
+    rare = {"tensorflow": set(), "jax": OF_ONE_BACKEND}.get(
+        BACKEND, OF_ONE_BACKEND | OF_COMPILED_BACKENDS
+    )
     for item in items:
         part = item.path.relative_to(ROOT).parts
-        if part[0] == "tests" and part[1] in OF_ONE_BACKEND:
+        if part[0] == "tests" and part[1] in rare:
             item.add_marker(pytest.mark.nightly)
 
 
