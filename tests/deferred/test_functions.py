@@ -127,6 +127,28 @@ def test_stacked_to_tolerance():
         np.testing.assert_allclose(best, other_best, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["joined", "stacked"])
+def test_what_functions_change_between_their_calls(layout):
+    def changing(seed):
+        keras.utils.set_random_seed(seed)
+        net = classifier(optimizer=keras.optimizers.Adam(0.01))
+        net.fit(X, Y, verbose=0)
+        net.optimizer.learning_rate = 0.001 * (seed + 1)
+        net.layers[0].kernel.assign(net.layers[0].kernel * 0.5)
+        net.fit(X, Y, verbose=0, epochs=1 + seed % 2)
+        first = net.evaluate(X, Y, verbose=0, return_dict=True)["loss"]
+        net.layers[0].trainable = False
+        net.compile("sgd", "sparse_categorical_crossentropy")
+        net.fit(X, Y, verbose=0)
+        return first, net.evaluate(X, Y, verbose=0), *net.get_weights()
+
+    plain = list(map(changing, range(4)))
+    together = kc.map(changing, range(4), layout=layout, verbose=0)
+    tolerance = 0.0 if layout == "joined" else 1e-4
+    for one, other in zip(keras.tree.flatten(plain), keras.tree.flatten(together), strict=True):
+        np.testing.assert_allclose(other, one, rtol=tolerance, atol=tolerance)
+
+
 def test_unlike_functions():
     def trains():
         return seeded_fold(1, 0)
