@@ -455,6 +455,11 @@ class Hooks:
         self._installed = []
 
 
+def is_hook(value: Attribute) -> bool:
+    """Returns whether the entry of a class is a hook, which is installed and removed elsewhere."""
+    return isinstance(value, _Hook)
+
+
 def owner_of(kind: type, name: str) -> type:
     """Returns the class that defines an attribute of `kind`: subclasses inherit a hook there."""
     return next((base for base in kind.__mro__ if name in vars(base)), kind)

@@ -48,40 +48,58 @@ class Seeding:
 
     Attributes:
         own: The sources of those that it has set.
+        drawn: The sources of those that it may have drawn from, or restored.
     """
 
     def __init__(self, begin: Parts, now: Callable[[], Parts]):
         self.own: set[str] = set()
+        self.drawn: set[str] = set()
         self._begin = begin
         self._now = now
-        self._drawn: set[str] = set()
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
         """Records what this thread sets within the block."""
         with contextlib.ExitStack() as patches:
-            for owner, name, source in (
-                (random, "seed", "python"),
-                (random, "setstate", "python"),
-                (np.random, "seed", "numpy"),
-                (np.random, "set_state", "numpy"),
+            for owner, name, source, note in (
+                (random, "seed", "python", self._seeded),
+                (random, "setstate", "python", self._restored),
+                (np.random, "seed", "numpy", self._seeded),
+                (np.random, "set_state", "numpy", self._restored),
             ):
-                replace = functools.partial(self._noting, {source})
+                replace = functools.partial(self._noting, note, {source})
                 patches.enter_context(patching.patched(owner, name, replace))
-            patches.enter_context(threads.setting_seed(lambda: self._note({"keras", "backend"})))
+            patches.enter_context(threads.setting_seed(self._about_to_seed))
             yield
 
-    def _noting(self, sources: set[str], usual: Callable[P, T]) -> Callable[P, T]:
+    def _noting(
+        self, note: Callable[[set[str]], None], sources: set[str], usual: Callable[P, T]
+    ) -> Callable[P, T]:
         @functools.wraps(usual)
         def noting(*args: P.args, **kwargs: P.kwargs) -> T:
-            self._note(sources)
-            return usual(*args, **kwargs)
+            if _recording.is_paused:
+                return usual(*args, **kwargs)
+            self._note_draws(sources)
+            result = usual(*args, **kwargs)
+            note(sources)
+            return result
 
         return noting
 
-    def _note(self, sources: set[str]) -> None:
-        if _recording.is_paused:
-            return
+    def _note_draws(self, sources: set[str]) -> None:
         now = self._now()
-        self._drawn |= {s for s in sources - self.own if now[s] != self._begin[s]}
-        self.own |= sources - self._drawn
+        self.drawn |= {s for s in sources - self.own if now[s] != self._begin[s]}
+
+    def _about_to_seed(self) -> None:
+        """Notes that `set_random_seed` is about to set the seeds of Keras and of the backend."""
+        if not _recording.is_paused:
+            self._note_draws({"keras", "backend"})
+            self._seeded({"keras", "backend"})
+
+    def _seeded(self, sources: set[str]) -> None:
+        self.own |= sources - self.drawn
+
+    def _restored(self, sources: set[str]) -> None:
+        """Notes that a state was set that the program may have begun with."""
+        self.own -= sources
+        self.drawn |= sources

@@ -40,22 +40,38 @@ class VariableSnapshot:
         set_random_state(self._random)
 
 
+class ModelSnapshot:
+    """The present state of some models: variables, built parts, compiled functions, histories.
+
+    (Training copies instead is no alternative: Keras copies models by saving them, and much that
+    notebooks define cannot be saved, as classes without `get_config` and lambdas.)
+
+    Args:
+        models: The models.
+    """
+
+    def __init__(self, models: Iterable[keras.Model]):
+        models = list(models)
+        self._values, self._contents = VariableSnapshot(models), _contents(models)
+
+    def restore(self) -> None:
+        """Restores the models and the global random state.
+
+        What was not built then is not built afterwards.
+        """
+        for content in self._contents:
+            _fill(content)
+        self._values.restore()
+
+
 @contextlib.contextmanager
 def preserved(models: Iterable[keras.Model]) -> Iterator[None]:
-    """Restores the models when the block ends, also on an exception.
-
-    What was not built before is not built afterwards; compiled functions and histories are the old
-    ones. (Training copies instead is no alternative: Keras copies models by saving them, and much
-    that notebooks define cannot be saved, as classes without `get_config` and lambdas.)
-    """
-    models = list(models)
-    values, contents = VariableSnapshot(models), _contents(models)
+    """Restores the models when the block ends, also on an exception; see `ModelSnapshot`."""
+    snapshot = ModelSnapshot(models)
     try:
         yield
     finally:
-        for content in contents:
-            _fill(content)
-        values.restore()
+        snapshot.restore()
 
 
 def _contents(models: Iterable[keras.Model]) -> list[_Content]:

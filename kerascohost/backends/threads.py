@@ -56,12 +56,14 @@ _SEEDS = "global_seed_generator"
 # The entries that programs set or draw from; the others belong to calls in progress.
 _SETTINGS = (
     "custom_objects_scope_dict",
+    "distribution",
     "dtype_policy",
     "flash_attention",
     "global_random_seed",
     _SEEDS,
     "interactive_logging",
     "object_name_uids",
+    "torch_device",
     "traceback_filtering",
 )
 
@@ -99,9 +101,9 @@ def setting_seed(called: Callable[[], None]) -> contextlib.AbstractContextManage
     return patching.patched(global_state, "set_global_attribute", replace)
 
 
-def set_settings(theirs: State) -> None:
-    """Sets the entries of this thread's state that programs set, see `settings`."""
-    _set(thread_state(), theirs)
+def set_settings(state: State, theirs: State) -> None:
+    """Sets the entries of a thread's state that programs set, see `settings`."""
+    _set(state, theirs)
 
 
 def seeds(state: State) -> Seeds:

@@ -46,6 +46,9 @@ class Context(Protocol):
     def train_if_met(self, model: keras.Model) -> None:
         """Trains its fits if a fit of `model` in an inner context conflicts with one of them."""
 
+    def train_deferred(self, why: str) -> None:
+        """Trains what it has deferred, for the reason `why`."""
+
     def tell(self, text: str) -> None:
         """Prints a line about the fits."""
 
@@ -100,6 +103,12 @@ def left_to_keras() -> Iterator[None]:
         yield
     finally:
         _contexts.stack = outside
+
+
+def train_deferred(why: str) -> None:
+    """Trains what this thread's contexts have deferred, for the reason `why`."""
+    for context in _contexts.stack:
+        context.train_deferred(why)
 
 
 def caller() -> FrameType:

@@ -263,6 +263,10 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         if self._watch.covers(model):
             self._train_first(f"a block within this one fits {self._name_of(model)!r}")
 
+    def train_deferred(self, why: str) -> None:
+        """Trains the fits deferred so far, for the reason `why`."""
+        self._train_first(why)
+
     def tell(self, text: str) -> None:
         """Prints, once per block, why something is not trained with the rest."""
         if not self._has_told:

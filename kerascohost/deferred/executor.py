@@ -9,13 +9,36 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from kerascohost.arguments import Layout
+from kerascohost.deferred import calls
 from kerascohost.deferred.functions import Calls, Job, check_options, name_of
+from kerascohost.deferred.turns import is_in_turn
+from kerascohost.errors import CohortError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 # So long after the last `submit` the first functions begin: a loop that submits is over by then.
 _GATHERING_SECONDS = 0.05
+
+
+class _Future(concurrent.futures.Future[T]):
+    """A future that a function in turn cannot wait for: the other one runs in no turn meanwhile."""
+
+    def result(self, timeout: float | None = None) -> T:
+        self._check()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._check()
+        return super().exception(timeout)
+
+    def _check(self) -> None:
+        if is_in_turn() and not self.done():
+            raise CohortError(
+                "Expected a future to be waited for outside of the executor's functions. Received: "
+                "one that is not done, in a function that runs in turn. Pass its result on after "
+                "it is done, or make one function of both."
+            )
 
 
 class Executor(concurrent.futures.Executor):
@@ -89,9 +112,12 @@ class Executor(concurrent.futures.Executor):
         ...     executor.submit(max, 1, 2).result()
         2
         """
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        calls.train_deferred("a function is submitted")
+        future: _Future[T] = _Future()
 
         def call() -> T | None:
+            if number not in self._futures:  # cancelled when it was called before
+                return None
             if future.running() or future.set_running_or_notify_cancel():
                 return fn(*args, **kwargs)
             del self._futures[number]
@@ -101,13 +127,14 @@ class Executor(concurrent.futures.Executor):
             if self._is_shut:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             number = len(self._functions)
-            self._functions.append(call)
-            self._names.append(f"{name_of(fn)}[{number}]")
-            self._futures[number] = future
-            self._last_submit = time.monotonic()
             if self._calls is None:
-                # Here, as it records the state of the process and of this thread.
                 self._calls = Calls(self._functions, self._names, *self._options, self._on_end)
+            elif self._thread is None:
+                self._calls.begin_anew()
+            self._futures[number] = future
+            self._names.append(f"{name_of(fn)}[{number}]")
+            self._functions.append(call)  # last: the thread looks at it without the lock
+            self._last_submit = time.monotonic()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, args=(self._calls,))
                 self._thread.start()
@@ -133,7 +160,7 @@ class Executor(concurrent.futures.Executor):
         with self._changed:
             self._is_shut = True
             if cancel_futures:
-                for future in self._futures.values():
+                for future in list(self._futures.values()):
                     future.cancel()
             self._changed.notify()
             thread = self._thread
@@ -165,15 +192,15 @@ class Executor(concurrent.futures.Executor):
         else:
             future.set_exception(job.error)
 
-    def _work(self, calls: Calls[Any]) -> None:
+    def _work(self, own: Calls[Any]) -> None:
         try:
-            while self._is_given(calls):
-                calls.run()
+            while self._is_given(own):
+                own.run()
         except BaseException as error:
             with self._changed:
                 self._is_shut = True
                 self._thread = None
-            for future in self._futures.values():
+            for future in list(self._futures.values()):
                 if future.cancel():
                     future.set_running_or_notify_cancel()
                 else:
@@ -181,10 +208,10 @@ class Executor(concurrent.futures.Executor):
             if not isinstance(error, KeyboardInterrupt):
                 raise
 
-    def _is_given(self, calls: Calls[Any]) -> bool:
+    def _is_given(self, own: Calls[Any]) -> bool:
         """Returns whether there are functions to run, when they have been gathered."""
         with self._changed:
-            if calls.are_done:
+            if own.are_done:
                 self._thread = None  # the next `submit` starts another one
                 return False
             while (rest := self._last_submit + _GATHERING_SECONDS - time.monotonic()) > 0:

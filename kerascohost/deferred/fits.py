@@ -97,6 +97,7 @@ class WaitingCall:
         error: The exception that ended it.
         result: What it returned.
         has_begun: Whether it has begun.
+        is_prepared: Whether its data have been prepared, so that it keeps random states of its own.
         changes: The identities of the objects that it may change.
     """
 
@@ -115,7 +116,7 @@ class WaitingCall:
         self.name = self.label = model.name
         self.error: BaseException | None = None
         self.result: Tree = None
-        self.has_begun = False
+        self.has_begun = self.is_prepared = False
         self.entered = entered
         changing = [thing for value in arguments.values() for thing in stateful(value)]
         things = [model, *backends.parts(model), *changing]
@@ -389,6 +390,7 @@ class DeferredRunner(Generic[AnyCall]):
         member.snapshot = fit.snapshot
         self._members[fit.name] = member
         bar = Progress(fit.label, fit.kind, fit.arguments["verbose"], next(self._positions))
+        fit.is_prepared = True
         with fit.inside():
             run = fit.begin(member, [bar])
         return Task(member, _entered(fit, member, run), bar)

@@ -16,6 +16,8 @@ from kerascohost import backends
 from kerascohost.arguments import Layout, check_layout
 from kerascohost.backends import random_states, seeding, threads
 from kerascohost.backends.seeding import Parts
+from kerascohost.backends.snapshot import ModelSnapshot
+from kerascohost.deferred import calls
 from kerascohost.deferred.fits import DeferredFit, WaitingCall
 from kerascohost.deferred.turns import Turn, Turns, TurnState
 from kerascohost.errors import CohortError, is_count
@@ -62,8 +64,11 @@ class Job(Turn[T]):
     Attributes:
         expected: The state in which it is expected to end, once it has waited for the first time;
             `None` if that is not known.
+        is_sure: Whether it is known to begin with the right state.
         is_dropped: Whether its result does not count, as it is to be called again.
     """
+
+    INTERRUPTS_ALL = True
 
     def __init__(
         self,
@@ -74,9 +79,10 @@ class Job(Turn[T]):
         verbose: int | str | None,
     ):
         self.expected: _Begin | None = None
-        self.is_dropped = False
+        self.is_sure = self.is_dropped = False
         self._begin = begin.parts
         self._seeding = seeding.Seeding(begin.parts, _parts)
+        self._snapshots: dict[int, ModelSnapshot] = {}
         self._has_waited = False
         state = TurnState()
         state.process.random = random_states.joined(begin.parts)
@@ -111,6 +117,23 @@ class Job(Turn[T]):
         parts = random_states.parts(self.state.process.random, self.keras_state)
         return _Begin(parts, self.keras_state)
 
+    def about_to_run(self, call: WaitingCall) -> None:
+        """Stores the model's state if the function may have to be called again."""
+        if not (self.is_sure or self.seeds_itself or id(call.model) in self._snapshots):
+            self._snapshots[id(call.model)] = ModelSnapshot([call.model])
+
+    def settle(self) -> None:
+        """Keeps what the function trains, as it is not called again."""
+        self.is_sure = True
+        self._snapshots.clear()
+
+    def undo(self) -> None:
+        """Restores the models that the function has trained, as it is to be called again."""
+        random = backends.random_state()
+        for snapshot in self._snapshots.values():
+            snapshot.restore()
+        backends.set_random_state(random)
+
     def follows(self, ended: Parts) -> bool:
         """Makes the function one that begins where the one before has ended, if it is not too late.
 
@@ -122,7 +145,10 @@ class Job(Turn[T]):
         """
         now = random_states.parts(self.state.process.random, self.keras_state)
         others = {s for s in ended if ended[s] != self._begin[s]} - self._seeding.own
-        if any(now[source] != self._begin[source] for source in others):
+        # While it trains, its draws are not in the states of the process yet.
+        trains = self.call is not None and self.call.is_prepared
+        drawn = {s for s in others if now[s] != self._begin[s]} | (others & self._seeding.drawn)
+        if drawn or (others and trains):
             return False
         for source in others:
             now[source] = self._begin[source] = ended[source]
@@ -162,15 +188,22 @@ class Calls(Generic[T]):
         self._last = _Begin.now()  # the state in which the last of these has ended
         self._warning = ""
         self._is_in_turn = False  # whether each begins when the one before has ended
-        self._turns: Turns[Job[T]] = Turns(self._next_job, self._on_end, layout, at_once)
+        self._keras_state = threads.thread_state()
+        self._turns: Turns[Job[T]] = Turns(
+            self._next_job, self._on_end, layout, at_once, self._may_run
+        )
 
     def run(self) -> None:
         """Calls all functions, and leaves the process as the last one does."""
         self._turns.run()
-        backends.set_random_state(random_states.joined(self._last.parts))
-        threads.set_settings(self._last.settings)
         if self._warning:
-            warnings.warn(self._warning, stacklevel=4)
+            told, self._warning = self._warning, ""
+            warnings.warn(told, stacklevel=4)
+
+    def begin_anew(self) -> None:
+        """Stores the present state of the process and this thread for the next function."""
+        self._last = _Begin.now()
+        self._keras_state = threads.thread_state()
 
     @property
     def are_done(self) -> bool:
@@ -187,6 +220,7 @@ class Calls(Generic[T]):
         if begin is None:
             return None
         job = Job(number, self._functions[number], self._names[number], begin, self._verbose)
+        job.is_sure = number == self._counted
         self._jobs[number] = job
         return job
 
@@ -199,19 +233,31 @@ class Calls(Generic[T]):
             return before.end
         return None if self._is_in_turn or before.is_dropped else before.expected
 
+    def _may_run(self, job: Job[T]) -> bool:
+        """Returns whether no function before it is yet to be called again."""
+        return all(n in self._jobs for n in range(self._counted, job.number))
+
     def _on_end(self, job: Job[T]) -> None:
         if job.is_dropped:
+            job.undo()
             del self._jobs[job.number]
         while (first := self._jobs.get(self._counted)) is not None and first.has_ended:
             del self._jobs[self._counted]
             self._count(first)
 
     def _count(self, job: Job[T]) -> None:
-        self._ended(job)
+        job.settle()
         self._counted += 1
         self._last = job.end
+        if self.are_done:  # before the result is known, so that who waits for it finds this state
+            backends.set_random_state(random_states.joined(self._last.parts))
+            threads.set_settings(self._keras_state, self._last.settings)
+        self._ended(job)
         later = self._jobs.get(self._counted)
-        if later is None or later.follows(self._last.parts):
+        if later is None:
+            return
+        if later.follows(self._last.parts):
+            later.settle()
             return
         if not self._is_in_turn:
             self._is_in_turn = True
@@ -225,6 +271,7 @@ class Calls(Generic[T]):
                 continue
             other.is_dropped = True
             if other.has_ended:
+                other.undo()
                 del self._jobs[other.number]
             else:
                 self._turns.end(other, _Dropped())
@@ -296,12 +343,14 @@ def map(  # used as `kc.map`, as is the `map` of executors
     share is noticed: the later call waits for the end of the earlier one. Other shared objects,
     such as a global list, are not noticed. A call may be ended and made again if it draws random
     numbers without having set a seed, since its random state is that in which the one before ends;
-    calls that begin with `keras.utils.set_random_seed` never are. What a call changes in the
-    process otherwise, such as the working directory, is seen by that call only.
+    models that it has trained are restored first. Calls that begin with
+    `keras.utils.set_random_seed` are never made again. What a call changes in the process
+    otherwise, such as the working directory, is seen by that call only.
 
     Args:
         function: The function.
         *iterables: The arguments, as in the built-in `map`: the calls end with the shortest one.
+            As in the `map` of executors, they are read before the first call.
         layout: As in `Cohort`: `"auto"` (default), `"joined"` or `"stacked"`. With `"joined"` each
             result is that of the plain loop to the bit; stacks train to floating-point tolerance.
         at_once: The number of calls under way: a positive integer. Default 16. Their data and
@@ -349,6 +398,7 @@ def _called(
 ) -> list[T]:
     """Calls the functions in turn; returns their results or raises the first exception."""
     check_options(layout, at_once, verbose)
+    calls.train_deferred("functions are called in turn")
     is_auto = verbose == "auto"
     if is_auto and len(functions) > _MOST_BARS:
         verbose = 1

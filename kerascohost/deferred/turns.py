@@ -14,14 +14,14 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import keras
 
 from kerascohost.arguments import Layout
-from kerascohost.backends import Tree, threads
+from kerascohost.backends import Tree, observed, threads
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.deferred import calls
 from kerascohost.deferred.context import unique
@@ -39,6 +39,22 @@ from kerascohost.training.member import check_trainable_here
 T = TypeVar("T")
 
 
+class _Thread(threading.local):
+    """A flag of each thread: whether it runs a function in turn."""
+
+    is_of_turn = False
+
+
+_thread = _Thread()
+# One set of functions at a time: each changes the state of the process.
+_engine = threading.Lock()
+
+
+def is_in_turn() -> bool:
+    """Returns whether the calling thread runs a function in turn."""
+    return _thread.is_of_turn
+
+
 class TurnState:
     """The state of the process that a function in turn has for itself, set while it runs.
 
@@ -53,7 +69,9 @@ class TurnState:
         self._argv = sys.argv
         self._environment = dict(os.environ)
         self._methods = _methods()
-        self._stdout = sys.stdout  # later the stream to which the function has redirected it
+        # Later the streams to which the function has redirected them.
+        self._stdout, self._stderr = sys.stdout, sys.stderr
+        self._warnings = _shown_warnings()
         self._figure = _current_figure()
 
     @contextlib.contextmanager
@@ -62,18 +80,31 @@ class TurnState:
         outside, sys.argv = sys.argv, self._argv
         try:
             with (
+                self._own_warnings(),
                 self.process.entered(),
                 self._environed(),
                 self._own_methods(),
                 self._own_figure(),
                 redirect_stdout(self._stdout),
+                redirect_stderr(self._stderr),
             ):
                 try:
                     yield
                 finally:
-                    self._stdout = sys.stdout
+                    self._stdout, self._stderr = sys.stdout, sys.stderr
         finally:
             self._argv, sys.argv = sys.argv, outside
+
+    @contextlib.contextmanager
+    def _own_warnings(self) -> Iterator[None]:
+        """Sets what `warnings.catch_warnings` sets, within the block."""
+        outside = _shown_warnings()
+        vars(warnings).update(self._warnings)
+        try:
+            yield
+        finally:
+            self._warnings = _shown_warnings()
+            vars(warnings).update(outside)
 
     @contextlib.contextmanager
     def _environed(self) -> Iterator[None]:
@@ -124,10 +155,13 @@ class Turn(Generic[T]):
         error: The exception that ended it.
         has_ended: Whether it has ended.
         call: The call that it waits in, if any.
+        was_interrupted: Whether a `KeyboardInterrupt` came while it ran.
         state: The state of the process for it.
         keras_state: What Keras keeps for its thread.
     """
 
+    # Whether an interrupt of the function ends the others, too.
+    INTERRUPTS_ALL = False
     keras_state: threads.State
 
     def __init__(
@@ -151,7 +185,11 @@ class Turn(Generic[T]):
         self.call: WaitingCall | None = None
         self._raised: BaseException | None = None
         self._has_told = False
-        self._go, self._waits = threading.Semaphore(0), threading.Semaphore(0)
+        self.was_interrupted = False
+        # The turns that were given to the thread, and those that it has ended. Numbers, as an
+        # interrupt may come between any two lines: setting one again changes nothing.
+        self._given = self._done = 0
+        self._changed = threading.Condition()
         context = contextvars.copy_context()  # where a notebook shows what is printed
         self._thread = threading.Thread(target=context.run, args=(self._main,), daemon=True)
         self._thread.start()
@@ -167,8 +205,7 @@ class Turn(Generic[T]):
         """
         self._raised, self.call = error, None
         with self.state.entered():
-            self._go.release()
-            self._wait()
+            self._give_turn()
         return self.call
 
     def interrupt(self, error: BaseException) -> None:
@@ -207,8 +244,8 @@ class Turn(Generic[T]):
         self.call = call = self._made(method, model, arguments)
         call.name = call.label = self.name
         self._about_to_wait(call)
-        self._waits.release()
-        self._go.acquire()
+        self._end_turn()
+        self._await_turn()
         if self._raised is not None:
             raise self._raised
         return model.history if method == "fit" else call.result
@@ -231,39 +268,66 @@ class Turn(Generic[T]):
     def train_if_met(self, model: keras.Model) -> None:
         """Does nothing: each call is run before it returns."""
 
+    def train_deferred(self, why: str) -> None:
+        """Does nothing, as `train_if_met`."""
+
     def tell(self, text: str) -> None:
         """Prints, once, why something is not trained with the rest."""
         if not self._has_told:
             self._has_told = True
             print(text)
 
-    def _wait(self) -> None:
+    def _give_turn(self) -> None:
+        """Runs the thread until it waits for a call, or ends."""
+        turn = self._done + 1
         while True:
             try:
-                self._waits.acquire()
+                with self._changed:
+                    self._given = turn
+                    self._changed.notify_all()
+                    while self._done != turn:
+                        self._changed.wait()
                 return
             except KeyboardInterrupt:  # the running function gets it, as it would alone
+                self.was_interrupted = True
                 ident = ctypes.c_ulong(self._thread.ident or 0)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ident, ctypes.py_object(KeyboardInterrupt)
                 )
 
+    def _await_turn(self) -> None:
+        with self._changed:
+            while self._given == self._done:
+                self._changed.wait()
+
+    def _end_turn(self) -> None:
+        with self._changed:
+            self._done = self._given
+            self._changed.notify_all()
+
     def _main(self) -> None:
-        self._go.acquire()
+        self._await_turn()
+        _thread.is_of_turn = True
         self.keras_state = threads.thread_state()
         try:
             if self._settings is not None:
-                threads.set_settings(self._settings)
+                threads.set_settings(self.keras_state, self._settings)
             if self._raised is not None:  # interrupted before it began
                 raise self._raised
             with calls.passed_to(self):
                 self.result = self._function()
         except BaseException as error:
             self.error = error
-        finally:
+        try:
             self._end()
+        except BaseException as error:
+            self.error = self.error or error
+        finally:
             self.call, self.has_ended = None, True
-            self._waits.release()
+            self._end_turn()
+
+    def about_to_run(self, call: WaitingCall) -> None:
+        """Does what is due before a call is run, in the thread that runs it."""
 
     def _about_to_wait(self, call: WaitingCall) -> None:
         """Does what is due before the function waits for a call, in its thread."""
@@ -283,21 +347,20 @@ class _Use:
 
     Args:
         call: The call.
+
+    Attributes:
+        model: Returns the model, unless it is gone.
+        key: The identity of the model.
     """
 
     def __init__(self, call: WaitingCall):
         self.model = weakref.ref(call.model)
-        self._key = id(call.model)
+        self.key = id(call.model)
         self._changes, self._reads = call.changes, call.snapshot.reads
-
-    @property
-    def key(self) -> int | None:
-        """The identity of the model, unless it is gone."""
-        return None if self.model() is None else self._key
 
     def conflicts_with(self, call: WaitingCall) -> bool:
         """Returns whether one changes what the other changes or reads."""
-        return self.key is not None and not (
+        return self.model() is not None and not (
             self._changes.isdisjoint(call.changes)
             and self._changes.isdisjoint(call.snapshot.reads)
             and self._reads.isdisjoint(call.changes)
@@ -312,6 +375,7 @@ class Turns(Generic[AnyTurn]):
         ended: Called with each function that has ended.
         layout: As in `Cohort`.
         at_once: The number of functions under way.
+        may_run: Returns whether the call that a function waits in may be run now.
     """
 
     def __init__(
@@ -320,7 +384,9 @@ class Turns(Generic[AnyTurn]):
         ended: Callable[[AnyTurn], None],
         layout: Layout = "joined",
         at_once: float = float("inf"),
+        may_run: Callable[[AnyTurn], bool] = lambda turn: True,
     ):
+        self._may_run = may_run
         self._next_turn = next_turn
         self._ended = ended
         self._runner: DeferredRunner[WaitingCall] = DeferredRunner(layout=layout)
@@ -341,6 +407,11 @@ class Turns(Generic[AnyTurn]):
             BaseException: An interrupt, or an error that is of no single function. It is raised in
                 every function under way first.
         """
+        # Functions that call this are those whose engine waits for them.
+        with contextlib.nullcontext() if is_in_turn() else _engine, calls.left_to_keras():
+            self._run()
+
+    def _run(self) -> None:
         try:
             while waiting := self._begun():
                 self._runner.run(waiting, self._on_end)
@@ -384,49 +455,56 @@ class Turns(Generic[AnyTurn]):
             call = None
         else:
             call = turn.resume(error)
+        if turn.was_interrupted and turn.INTERRUPTS_ALL:
+            raise KeyboardInterrupt
         if call is not None:
             self._owners[id(call)] = turn
             uses = self._uses.setdefault(id(turn), [])
-            uses[:] = [use for use in uses if use.key is not None]
+            self._forget(use for use in uses if use.model() is None)
+            uses[:] = [use for use in uses if use.model() is not None]
             uses.append(_Use(call))
             call.name = self._name_of(call.model, turn)
-            self._dismiss([key for key in dict.fromkeys(use.key for use in uses)][:-_KEPT_MODELS])
-            if self._is_free(call):
-                return [call]
+            last = list({use.key: use for use in uses}.values())
+            self._forget(last[:-_KEPT_MODELS])
             self._blocked.append(call)
-            return []
+            return self._freed()
         self._under_way.remove(turn)
         self._owners = {key: owner for key, owner in self._owners.items() if owner is not turn}
-        self._dismiss(use.key for use in self._uses.pop(id(turn), []))
+        self._forget(self._uses.pop(id(turn), []))
         self._ended(turn)
+        return self._freed()
+
+    def _freed(self) -> list[WaitingCall]:
+        """Returns the calls that nothing keeps any more from being run."""
         free = [call for call in self._blocked if self._is_free(call)]
         self._blocked = [call for call in self._blocked if call not in free]
+        for call in free:
+            self._owners[id(call)].about_to_run(call)
         return free
 
     def _name_of(self, model: keras.Model, turn: AnyTurn) -> str:
         """Returns the name of the member for a model, which keeps it, and what was traced."""
         return self._names.setdefault(id(model), unique(turn.name, self._names.values()))
 
-    def _dismiss(self, keys: Iterable[int | None]) -> None:
-        """Releases the members for models, unless another function uses them.
-
-        Args:
-            keys: The models' identities.
-        """
+    def _forget(self, uses: Iterable[_Use]) -> None:
+        """Releases the members for models, unless another function waits for one of them."""
         waiting = {id(turn.call.model) for turn in self._under_way if turn.call is not None}
-        for key in keys:
-            if key is not None and key in self._names and key not in waiting:
-                self._runner.dismiss(self._names.pop(key))
+        for use in uses:
+            if use.key in self._names and use.key not in waiting:
+                self._runner.dismiss(self._names.pop(use.key))
 
     def _is_free(self, call: WaitingCall) -> bool:
         """Returns whether no function that began earlier uses what this call may change."""
+        owner = self._owners[id(call)]
+        if not self._may_run(owner):
+            return False
         for turn in self._under_way:
-            if turn is self._owners[id(call)]:
+            if turn is owner:
                 return True
             for use in self._uses.get(id(turn), ()):
                 if use.conflicts_with(call):
                     turn.tell(
-                        f"{self._owners[id(call)].name} waits for the end of {turn.name}, as both "
+                        f"{owner.name} waits for the end of {turn.name}, as both "
                         f"use {call.model.name!r} or an object that its `fit` changes."
                     )
                     return False
@@ -442,17 +520,31 @@ def _set_environment(present: dict[str, str], target: dict[str, str]) -> None:
     os.environ.update({k: v for k, v in target.items() if present.get(k) != v})
 
 
+def _shown_warnings() -> dict[str, Any]:
+    """Returns what `warnings.catch_warnings` replaces, also to record warnings."""
+    names = ("filters", "showwarning", "_showwarnmsg_impl")
+    return {name: vars(warnings)[name] for name in names if name in vars(warnings)}
+
+
+# Stands for a hook of ours, which comes and goes by itself.
+_HOOK = object()
+
+
 def _methods() -> dict[str, UserObject]:
     """Returns the methods of `keras.Model` itself, with wrappers by libraries."""
-    return {name: value for name, value in vars(keras.Model).items() if callable(value)}
+    own = {n: _HOOK if observed.is_hook(value) else value for n, value in vars(keras.Model).items()}
+    return {name: value for name, value in own.items() if callable(value) or value is _HOOK}
 
 
 def _set_methods(present: dict[str, UserObject], target: dict[str, UserObject]) -> None:
-    for name in present.keys() - target.keys():
-        delattr(keras.Model, name)
-    for name, value in target.items():
-        if present.get(name) is not value:
-            setattr(keras.Model, name, value)
+    for name in present.keys() | target.keys():
+        found, wanted = present.get(name), target.get(name)
+        if found is wanted or _HOOK in (found, wanted):
+            continue
+        if wanted is None:
+            delattr(keras.Model, name)
+        else:
+            setattr(keras.Model, name, wanted)
 
 
 def _current_figure() -> int | None:

@@ -128,7 +128,9 @@ class Scheduler:
         self._state_bytes.pop(name, None)
         self.stacks.dismiss(member)
         for placement, known in list(self._programs.items()):
-            known[:] = [p for p in known if not self._members.keys().isdisjoint(p.signatures)]
+            for program in known:
+                program.signatures.pop(name, None)
+            known[:] = [program for program in known if program.signatures]
             if not known:
                 del self._programs[placement]
 

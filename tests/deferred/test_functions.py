@@ -1,9 +1,14 @@
 """Functions in turn end as functions called one after another."""
 
 import concurrent.futures
+import contextlib
 import gc
+import io
 import random
+import signal
+import sys
 import threading
+import time
 import warnings
 import weakref
 
@@ -125,6 +130,112 @@ def test_stacked_to_tolerance():
     for (_, score, best, *_), (_, other, other_best, *_) in zip(plain, together, strict=True):
         np.testing.assert_allclose(score, other, rtol=1e-4)
         np.testing.assert_allclose(best, other_best, rtol=1e-3, atol=1e-5)
+
+
+def test_functions_that_begin_while_others_that_began_with_ended_ones_go_on():
+    def trains(epochs):
+        keras.utils.set_random_seed(epochs)
+        net = classifier()
+        net.fit(X, Y, epochs=epochs, verbose=0)
+        return net.get_weights()
+
+    assert_as_loop(trains, [1, 3, 2, 2, 1], at_once=2)
+
+
+@pytest.mark.filterwarnings("ignore:.* drew random numbers before")
+def test_models_from_outside_that_a_function_has_trained_are_restored_before_it_is_called_again():
+    def twice(model):
+        for _ in range(2):
+            model.fit(X, Y, verbose=0)
+        return model.get_weights(), np.random.random()
+
+    ends = []
+    for call in (map, lambda *args: kc.map(*args, layout="joined", verbose=0)):
+        keras.utils.set_random_seed(4)
+        ends.append([*call(twice, [classifier() for _ in range(3)]), np.random.random()])
+    keras.tree.map_structure(np.testing.assert_array_equal, *ends)
+
+
+@pytest.mark.filterwarnings("ignore:.* drew random numbers before")
+def test_draws_of_a_fit_that_runs_while_the_function_before_it_draws():
+    def draws(net, epochs):
+        net.fit(X, Y, epochs=epochs, verbose=0)
+        return np.random.random(), net.get_weights()
+
+    ends = []
+    for call in (map, lambda *args: kc.map(*args, layout="joined", verbose=0)):
+        keras.utils.set_random_seed(4)
+        nets = [classifier() for _ in range(2)]
+        ends.append(list(call(draws, nets, [1, 3])))
+    keras.tree.map_structure(np.testing.assert_array_equal, *ends)
+
+
+@pytest.mark.filterwarnings("ignore:.* drew random numbers before")
+@pytest.mark.parametrize("before", [True, False])
+def test_a_random_state_that_a_function_restores_is_not_its_own(before):
+    def restoring(i):
+        state = np.random.get_state()
+        if not before:
+            np.random.seed(0)
+        first = np.random.random()
+        np.random.set_state(state)
+        net = classifier()
+        net.fit(X, Y, verbose=0, shuffle=False)
+        return first, np.random.random()
+
+    assert_as_loop(restoring, range(3))
+
+
+def test_fits_that_a_block_has_deferred_are_trained_before_functions_are_called():
+    ends = []
+    methods = dict(vars(keras.Model))
+    for block, call in ((contextlib.nullcontext, map), (kc.cohost, kc.map)):
+        keras.utils.set_random_seed(5)
+        net = classifier()
+
+        def score(i, net=net):
+            return net.evaluate(X, Y, verbose=0), i
+
+        with block():
+            net.fit(X, Y, verbose=0)
+            ends.append([*call(score, range(2)), net.get_weights()])
+    keras.tree.map_structure(np.testing.assert_allclose, *ends)
+    assert dict(vars(keras.Model)) == methods
+
+
+def test_an_interrupt_of_one_function_ends_all():
+    called = []
+
+    def interrupted(i):
+        called.append(i)
+        if i == 1:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(5)
+        seeded_fold(i, i)
+
+    with pytest.raises(KeyboardInterrupt):
+        kc.map(interrupted, range(4), verbose=0)
+    assert called == [0, 1]
+
+
+def test_each_function_has_its_own_streams_and_record_of_warnings():
+    found = sys.stderr, sys.stdout, warnings.showwarning, warnings.filters
+
+    def recording(i):
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as stream,
+            warnings.catch_warnings(record=True) as caught,
+        ):
+            warnings.simplefilter("always")
+            keras.utils.set_random_seed(i)
+            classifier().fit(X, Y, epochs=1 + i % 2, verbose=0)
+            warnings.warn(f"of {i}", stacklevel=1)
+            print("in", i, file=sys.stderr)
+        return [str(w.message) for w in caught if "of " in str(w.message)], stream.getvalue()
+
+    results = kc.map(recording, range(3), verbose=0)
+    assert results == [([f"of {i}"], f"in {i}\n") for i in range(3)]
+    assert found == (sys.stderr, sys.stdout, warnings.showwarning, warnings.filters)
 
 
 @pytest.mark.parametrize("layout", ["joined", "stacked"])
@@ -314,6 +425,26 @@ def test_executor():
     assert isinstance(failed.exception(), ValueError)
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(abs, 1)
+
+
+def test_a_function_cannot_wait_for_another_one():
+    with kc.Executor() as executor:
+        first = executor.submit(seeded_fold, 1, 1)
+        second = executor.submit(lambda: first.result())
+    assert "Expected a future to be waited for outside" in str(second.exception())
+
+
+def test_executor_begins_with_the_random_state_of_its_next_submit():
+    keras.utils.set_random_seed(1)
+    with kc.Executor() as executor:
+        executor.submit(np.random.random).result()
+        after = np.random.random()
+        keras.utils.set_random_seed(7)
+        drawn = executor.submit(np.random.random).result()
+    keras.utils.set_random_seed(1)
+    assert [np.random.random(), np.random.random()][1] == after
+    np.random.seed(7)
+    assert np.random.random() == drawn
 
 
 def test_executor_is_one_of_concurrent_futures():
