@@ -83,7 +83,8 @@ class Executor(concurrent.futures.Executor):
         self._functions: list[Callable[[], Any]] = []
         self._names: list[str] = []
         self._futures: dict[int, concurrent.futures.Future[Any]] = {}  # of those not ended
-        self._options = layout, at_once, None if verbose == "auto" else verbose
+        shown = None if verbose == "auto" else verbose
+        self._options = layout, at_once, shown, verbose != 0
         self._calls: Calls[Any] | None = None
         self._changed = threading.Condition()
         self._last_submit = 0.0

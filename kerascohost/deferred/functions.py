@@ -167,6 +167,7 @@ class Calls(Generic[T]):
         layout: As in `map`.
         at_once: As in `map`.
         verbose: What replaces the `verbose` of their fits, or `None`.
+        tells: Whether a line says which function waits for another one.
         ended: Called with each call whose result counts, in their order.
     """
 
@@ -177,8 +178,10 @@ class Calls(Generic[T]):
         layout: Layout,
         at_once: int,
         verbose: int | str | None,
+        tells: bool,
         ended: Callable[[Job[T]], None],
     ):
+        self._tells = tells
         self._functions = functions
         self._names = names
         self._verbose = verbose
@@ -221,6 +224,7 @@ class Calls(Generic[T]):
             return None
         job = Job(number, self._functions[number], self._names[number], begin, self._verbose)
         job.is_sure = number == self._counted
+        job.tells = self._tells
         self._jobs[number] = job
         return job
 
@@ -412,7 +416,8 @@ def _called(
             if verbose == 2:
                 print(f"{job.name}: {'ended' if job.error is None else repr(job.error)}")
 
-        Calls(functions, names, layout, at_once, None if verbose == "auto" else 0, ended).run()
+        shown = None if verbose == "auto" else 0
+        Calls(functions, names, layout, at_once, shown, verbose != 0, ended).run()
     failed = [job for job in jobs if job.error is not None]
     if failed:
         error = failed[0].error

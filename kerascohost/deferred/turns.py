@@ -155,6 +155,7 @@ class Turn(Generic[T]):
         error: The exception that ended it.
         has_ended: Whether it has ended.
         call: The call that it waits in, if any.
+        tells: Whether it prints why something is not trained with the rest.
         was_interrupted: Whether a `KeyboardInterrupt` came while it ran.
         state: The state of the process for it.
         keras_state: What Keras keeps for its thread.
@@ -185,6 +186,7 @@ class Turn(Generic[T]):
         self.call: WaitingCall | None = None
         self._raised: BaseException | None = None
         self._has_told = False
+        self.tells = True
         self.was_interrupted = False
         # The turns that were given to the thread, and those that it has ended. Numbers, as an
         # interrupt may come between any two lines: setting one again changes nothing.
@@ -273,7 +275,7 @@ class Turn(Generic[T]):
 
     def tell(self, text: str) -> None:
         """Prints, once, why something is not trained with the rest."""
-        if not self._has_told:
+        if self.tells and not self._has_told:
             self._has_told = True
             print(text)
 
