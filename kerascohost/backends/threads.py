@@ -103,7 +103,12 @@ def setting_seed(called: Callable[[], None]) -> contextlib.AbstractContextManage
 
 def set_settings(state: State, theirs: State) -> None:
     """Sets the entries of a thread's state that programs set, see `settings`."""
-    _set(state, theirs)
+    for part, other in zip(state, theirs, strict=True):
+        for key in _SETTINGS:
+            if key in other:
+                part[key] = other[key]
+            else:
+                part.pop(key, None)
 
 
 def seeds(state: State) -> Seeds:
@@ -119,9 +124,16 @@ def set_seeds(state: State, target: Seeds) -> None:
     if own is None:
         state[0][_SEEDS] = None
         return
-    # It is given a name, as an automatic one would change the automatic names of the program.
-    state[0][_SEEDS] = generator = keras.random.SeedGenerator(0, name=_SEEDS)
+    state[0][_SEEDS] = generator = _new_seeds()
     generator.state.assign(np.array(own))
+
+
+def _new_seeds() -> keras.random.SeedGenerator:
+    """Returns a generator like the global one.
+
+    It is given a name, as an automatic one would change the automatic names of the program.
+    """
+    return keras.random.SeedGenerator(0, name=_SEEDS)
 
 
 @contextlib.contextmanager
@@ -132,24 +144,15 @@ def configured(theirs: State) -> Iterator[None]:
     restored. If neither had a global seed generator, both have the one that the block made.
     """
     own = settings(thread_state())
-    _set(thread_state(), theirs)
+    set_settings(thread_state(), theirs)
     lacks_seeds = thread_state()[0].get(_SEEDS) is None
     try:
         yield
     finally:
-        _set(theirs, thread_state())
+        set_settings(theirs, thread_state())
         if lacks_seeds and own[0].get(_SEEDS) is None and _SEEDS in theirs[0]:
             own[0][_SEEDS] = theirs[0][_SEEDS]
-        _set(thread_state(), own)
-
-
-def _set(parts: State, others: State) -> None:
-    for part, other in zip(parts, others, strict=True):
-        for key in _SETTINGS:
-            if key in other:
-                part[key] = other[key]
-            else:
-                part.pop(key, None)
+        set_settings(thread_state(), own)
 
 
 class OwnSeeds:
@@ -159,8 +162,7 @@ class OwnSeeds:
     """
 
     def __init__(self) -> None:
-        # It is given a name, as an automatic one would change the automatic names of the program.
-        self._own = keras.random.SeedGenerator(0, name=_SEEDS)
+        self._own = _new_seeds()
 
     def begin(self) -> None:
         """Copies the state of the global generator, or the one that it would be made with."""

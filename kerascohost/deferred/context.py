@@ -211,16 +211,10 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         arguments: calls.Arguments,
         caller: FrameType,
     ) -> Tree:
-        """Defers a call of `fit` to the end of the block, or until the program needs its result.
+        """Defers a call of `fit`, of no other method; see `calls.Context`.
 
-        Args:
-            method: The method; only `fit` is deferred.
-            model: The model.
-            arguments: All arguments of `fit`.
-            caller: The frame that calls `fit`.
-
-        Returns:
-            A `History` that is filled by the training.
+        It is trained at the end of the block, or when the program needs its result. Its `History`
+        is filled then.
 
         Raises:
             CohortError: If the model cannot be trained in a cohort.

@@ -1,7 +1,6 @@
 """An executor of `concurrent.futures` whose functions train together."""
 
 import concurrent.futures
-import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from kerascohost.arguments import Layout
 from kerascohost.deferred import calls
 from kerascohost.deferred.functions import Calls, Job, check_options, name_of
-from kerascohost.deferred.turns import is_in_turn
+from kerascohost.deferred.turns import interrupt, is_in_turn
 from kerascohost.errors import CohortError
 
 P = ParamSpec("P")
@@ -178,9 +177,7 @@ class Executor(concurrent.futures.Executor):
             self.shutdown(wait=False, cancel_futures=True)
             thread = self._thread
             if thread is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
-                )
+                interrupt(thread)
         return super().__exit__(kind, error, traceback)
 
     def _on_end(self, job: Job[Any]) -> None:

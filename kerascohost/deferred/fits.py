@@ -7,8 +7,8 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, SupportsIndex, TypeAlias, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any, Generic, NamedTuple, SupportsIndex, TypeAlias, TypeVar
 
 import keras
 
@@ -79,6 +79,26 @@ class DeferredHistory(keras.callbacks.History):
         self.__dict__.update(vars(history))
 
 
+class Footprint(NamedTuple):
+    """The objects that a call may change and read, by their identities.
+
+    Attributes:
+        changes: Those that it may change; of files and folders, their paths.
+        reads: Those of other models that it may read.
+    """
+
+    changes: set[Hashable]
+    reads: set[Hashable]
+
+    def conflicts_with(self, other: "Footprint") -> bool:
+        """Returns whether one changes what the other changes or reads."""
+        return not (
+            self.changes.isdisjoint(other.changes)
+            and self.changes.isdisjoint(other.reads)
+            and self.reads.isdisjoint(other.changes)
+        )
+
+
 class WaitingCall:
     """One call of a method of a model that waits for other calls, or runs together with them.
 
@@ -98,7 +118,7 @@ class WaitingCall:
         result: What it returned.
         has_begun: Whether it has begun.
         is_prepared: Whether its data have been prepared, so that it keeps random states of its own.
-        changes: The identities of the objects that it may change.
+        footprint: What it may change and read.
     """
 
     kind: StepKind
@@ -120,7 +140,8 @@ class WaitingCall:
         self.entered = entered
         changing = [thing for value in arguments.values() for thing in stateful(value)]
         things = [model, *backends.parts(model), *changing]
-        self.changes = {id(thing) for thing in things} | self.snapshot.writes
+        changes = {id(thing) for thing in things} | self.snapshot.writes
+        self.footprint = Footprint(changes, self.snapshot.reads)
 
     def begin(self, member: Member, callbacks: CallbackList) -> Run:
         """Prepares the call and returns its run."""
@@ -131,11 +152,7 @@ class WaitingCall:
 
     def conflicts_with(self, other: "WaitingCall") -> bool:
         """Returns whether one changes what the other changes or reads, so that one must wait."""
-        return not (
-            self.changes.isdisjoint(other.changes)
-            and self.changes.isdisjoint(other.snapshot.reads)
-            and self.snapshot.reads.isdisjoint(other.changes)
-        )
+        return self.footprint.conflicts_with(other.footprint)
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:

@@ -117,10 +117,10 @@ class _ScriptState(TurnState):
         self.module = types.ModuleType("__main__")
         self.module.__file__ = str(path)
         self._folder = path.resolve().parent
-        self._argv = [str(path), *arguments]
         self._path = [str(self._folder), *sys.path]
         self._modules: dict[str, types.ModuleType] = {"__main__": self.module}
-        self._stdout = self._out = _Prefixed(f"[{name}] ", sys.stdout)
+        self._out = _Prefixed(f"[{name}] ", sys.stdout)
+        self._own |= {"argv": [str(path), *arguments], "stdout": self._out}
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

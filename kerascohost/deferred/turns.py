@@ -14,7 +14,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -55,6 +54,12 @@ def is_in_turn() -> bool:
     return _thread.is_of_turn
 
 
+def interrupt(thread: threading.Thread) -> None:
+    """Raises `KeyboardInterrupt` in a thread, as soon as it runs Python code."""
+    ident = ctypes.c_ulong(thread.ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(KeyboardInterrupt))
+
+
 class TurnState:
     """The state of the process that a function in turn has for itself, set while it runs.
 
@@ -66,77 +71,19 @@ class TurnState:
 
     def __init__(self) -> None:
         self.process = ProcessState()
-        self._argv = sys.argv
-        self._environment = dict(os.environ)
-        self._methods = _methods()
-        # Later the streams to which the function has redirected them.
-        self._stdout, self._stderr = sys.stdout, sys.stderr
-        self._warnings = _shown_warnings()
-        self._figure = _current_figure()
+        self._own = _read()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Applies the state to the process within the block, and stores the one at its end."""
-        outside, sys.argv = sys.argv, self._argv
+        outside = _read()
         try:
-            with (
-                self._own_warnings(),
-                self.process.entered(),
-                self._environed(),
-                self._own_methods(),
-                self._own_figure(),
-                redirect_stdout(self._stdout),
-                redirect_stderr(self._stderr),
-            ):
-                try:
-                    yield
-                finally:
-                    self._stdout, self._stderr = sys.stdout, sys.stderr
+            _write(outside, self._own)
+            with self.process.entered():
+                yield
         finally:
-            self._argv, sys.argv = sys.argv, outside
-
-    @contextlib.contextmanager
-    def _own_warnings(self) -> Iterator[None]:
-        """Sets what `warnings.catch_warnings` sets, within the block."""
-        outside = _shown_warnings()
-        vars(warnings).update(self._warnings)
-        try:
-            yield
-        finally:
-            self._warnings = _shown_warnings()
-            vars(warnings).update(outside)
-
-    @contextlib.contextmanager
-    def _environed(self) -> Iterator[None]:
-        outside = dict(os.environ)
-        _set_environment(outside, self._environment)
-        try:
-            yield
-        finally:
-            self._environment = dict(os.environ)
-            _set_environment(self._environment, outside)
-
-    @contextlib.contextmanager
-    def _own_methods(self) -> Iterator[None]:
-        """Sets the function's wrappers of methods of `keras.Model`, within the block."""
-        outside = _methods()
-        _set_methods(outside, self._methods)
-        try:
-            yield
-        finally:
-            self._methods = _methods()
-            _set_methods(self._methods, outside)
-
-    @contextlib.contextmanager
-    def _own_figure(self) -> Iterator[None]:
-        """Makes the function's current figure pyplot's, within the block."""
-        outside = _current_figure()
-        _set_figure(outside, self._figure)
-        try:
-            yield
-        finally:
-            self._figure = _current_figure()
-            _set_figure(self._figure, outside)
+            self._own = _read()
+            _write(self._own, outside)
 
 
 class Turn(Generic[T]):
@@ -222,17 +169,7 @@ class Turn(Generic[T]):
         arguments: calls.Arguments,
         caller: FrameType,
     ) -> Tree:
-        """Waits, in the function's thread, until the call has been run.
-
-        Args:
-            method: The method that is called.
-            model: The model.
-            arguments: All arguments of the method.
-            caller: The frame that calls it.
-
-        Returns:
-            What the call returns; `NotImplemented` if it cannot be run in a cohort.
-        """
+        """Waits, in the function's thread, until the call has been run; see `calls.Context`."""
         try:
             if method != "predict":
                 check_trainable_here(model)
@@ -292,10 +229,7 @@ class Turn(Generic[T]):
                 return
             except KeyboardInterrupt:  # the running function gets it, as it would alone
                 self.was_interrupted = True
-                ident = ctypes.c_ulong(self._thread.ident or 0)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ident, ctypes.py_object(KeyboardInterrupt)
-                )
+                interrupt(self._thread)
 
     def _await_turn(self) -> None:
         with self._changed:
@@ -358,15 +292,11 @@ class _Use:
     def __init__(self, call: WaitingCall):
         self.model = weakref.ref(call.model)
         self.key = id(call.model)
-        self._changes, self._reads = call.changes, call.snapshot.reads
+        self._footprint = call.footprint
 
     def conflicts_with(self, call: WaitingCall) -> bool:
         """Returns whether one changes what the other changes or reads."""
-        return self.model() is not None and not (
-            self._changes.isdisjoint(call.changes)
-            and self._changes.isdisjoint(call.snapshot.reads)
-            and self._reads.isdisjoint(call.changes)
-        )
+        return self.model() is not None and self._footprint.conflicts_with(call.footprint)
 
 
 class Turns(Generic[AnyTurn]):
@@ -426,11 +356,10 @@ class Turns(Generic[AnyTurn]):
     def end(self, turn: AnyTurn, error: BaseException) -> None:
         """Ends a function by `error`, as soon as the call that it waits in has ended."""
         self._ending[id(turn)] = error
-        for call in [call for call in self._blocked if self._owners[id(call)] is turn]:
-            self._blocked.remove(call)
+        if turn.call in self._blocked:
+            self._blocked.remove(turn.call)
             self._ready += self._resumed(turn)
-            return
-        if turn.call is not None:
+        elif turn.call is not None:
             turn.call.model.stop_training = True  # not all of its epochs are of use
 
     def _on_end(self, call: WaitingCall) -> Iterable[WaitingCall]:
@@ -513,6 +442,17 @@ class Turns(Generic[AnyTurn]):
         return True
 
 
+def _read() -> dict[str, Any]:
+    """Returns the present value of everything in `_ASPECTS`."""
+    return {name: read() for name, (read, _) in _ASPECTS.items()}
+
+
+def _write(present: dict[str, Any], target: dict[str, Any]) -> None:
+    """Changes everything in `_ASPECTS` from `present` to `target`."""
+    for name, (_, write) in _ASPECTS.items():
+        write(present[name], target[name])
+
+
 def _set_environment(present: dict[str, str], target: dict[str, str]) -> None:
     """Changes the process's environment variables from `present` to `target`."""
     if present == target:
@@ -562,3 +502,21 @@ def _set_figure(present: int | None, target: int | None) -> None:
     pyplot = sys.modules["matplotlib.pyplot"]
     if target in pyplot.get_fignums():
         pyplot.figure(target)
+
+
+def _attribute(name: str) -> tuple[Callable[[], Any], Callable[[Any, Any], None]]:
+    """Returns the functions that read and set an attribute of `sys`."""
+    return lambda: getattr(sys, name), lambda present, target: setattr(sys, name, target)
+
+
+# What a function in turn has for itself besides random states and configuration: for each, what
+# returns the present value, and what changes the process from a present value to another one.
+_ASPECTS: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], None]]] = {
+    "argv": _attribute("argv"),
+    "stdout": _attribute("stdout"),
+    "stderr": _attribute("stderr"),
+    "warnings": (_shown_warnings, lambda present, target: vars(warnings).update(target)),
+    "environment": (lambda: dict(os.environ), _set_environment),
+    "methods": (_methods, _set_methods),
+    "figure": (_current_figure, _set_figure),
+}
