@@ -120,6 +120,14 @@ def unbuilt_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     return [metric for metric in given if isinstance(metric, keras.metrics.Metric)]
 
 
+def runs_code_between_steps(model: keras.Model) -> bool:
+    """Returns whether code that is not Keras's may run for the model between its compiled steps."""
+    metrics = with_parts([*model.metrics, *unbuilt_metrics(model)])
+    parts = [model, *metrics, getattr(model, "optimizer", None)]
+    is_own = all(part is None or is_of_keras(type(part)) for part in parts)
+    return not is_own or bool(overridden(model, "reset_metrics", "get_metrics_result"))
+
+
 def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
     """Returns the variables of `unbuilt_metrics(model)`."""
     return [v for metric in unbuilt_metrics(model) for v in metric.variables]

@@ -10,11 +10,12 @@ import keras
 from kerascohost import backends, errors
 from kerascohost.arguments import FitArguments
 from kerascohost.backends import adapters
+from kerascohost.backends.random_states import RandomStates
 from kerascohost.backends.row_order import RowOrder
 from kerascohost.tracing.reads import names_of
 
 
-def advance(model: keras.Model, arguments: FitArguments, is_built: bool = False) -> bytes:
+def advance(model: keras.Model, arguments: FitArguments, is_built: bool = False) -> RandomStates:
     """Moves the global random state to where a training of all epochs would leave it.
 
     This covers shuffled arrays, where `fit` shuffles by a global state (NumPy's on JAX, torch's on

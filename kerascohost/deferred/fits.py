@@ -4,6 +4,7 @@ It runs them concurrently where they share no objects.
 """
 
 import contextlib
+import functools
 import itertools
 import time
 import warnings
@@ -14,8 +15,9 @@ import keras
 
 from kerascohost import backends, errors
 from kerascohost.arguments import FitArguments
-from kerascohost.backends import StepKind, Tree
+from kerascohost.backends import StepKind, Tree, adapters
 from kerascohost.backends.process_state import ProcessState
+from kerascohost.backends.random_states import RandomStates
 from kerascohost.deferred import draws
 from kerascohost.deferred.calls import Arguments
 from kerascohost.errors import CohortError
@@ -163,6 +165,25 @@ class WaitingCall:
     def follow(self, earlier: "WaitingCall") -> None:
         """Prepares to begin where `earlier` ends; only deferred fits do."""
 
+    @functools.cached_property
+    def sees_process_state(self) -> bool:
+        """Returns whether the process's state can be seen or changed between the call's steps.
+
+        This is so unless only array indexing and Keras's own bookkeeping run there. To change the
+        state at each step of each member takes longer than these.
+        """
+        given = self.arguments
+        validation = given.get("validation_data")
+        data = [(given["x"], given.get("y"), given.get("sample_weight"))]
+        if validation is not None:
+            data.append(keras.utils.unpack_x_y_sample_weight(validation))
+        return bool(
+            given["verbose"]
+            or backends.callbacks_in(given["callbacks"])
+            or backends.runs_code_between_steps(self.model)
+            or not all(map(adapters.are_arrays, data))
+        )
+
     def continues(self, earlier: "WaitingCall") -> None:
         """Takes over from `earlier`, which has ended; only deferred fits do."""
 
@@ -286,13 +307,13 @@ class DeferredFit(WaitingCall):
             self.process.random = earlier.process.random
 
     @property
-    def random_after(self) -> bytes:
+    def random_after(self) -> RandomStates:
         """The global random state after this fit, which has ended."""
         if self.source is not None and self.process.random == self.called_in:
             return self.source.random_after
         return self.process.random
 
-    def warn_of_draws(self, later: bytes) -> None:
+    def warn_of_draws(self, later: RandomStates) -> None:
         """Warns if the program drew other numbers after this fit than it would have drawn alone.
 
         Args:
@@ -426,13 +447,18 @@ class DeferredRunner(Generic[AnyCall]):
 
 
 def _entered(fit: WaitingCall, member: Member, run: Run) -> Run:
-    """Runs `run` inside `fit.inside()`; yields its requests and returns its result."""
+    """Runs `run` inside `fit.inside()` where it may matter; yields its requests.
+
+    Returns:
+        The run's result.
+    """
     answer: Any = None  # the first value sent to a generator must be `None`
     fit.has_begun = True
+    inside = fit.inside if fit.sees_process_state else contextlib.nullcontext
     try:
         while True:
             try:
-                with fit.inside():
+                with inside():
                     request = run.send(answer)
             except StopIteration as end:
                 return end.value
