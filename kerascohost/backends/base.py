@@ -206,8 +206,19 @@ class Backend(Protocol):
     def stacks_badly(self, model: keras.Model) -> str | None:
         """Returns why models like this one are expected to be slower stacked, or `None`."""
 
-    def row_order(self, num_rows: int, batch_size: int, shuffle: bool | str) -> "RowOrder":
-        """Returns the order in which `fit` on this backend visits the rows of an array."""
+    def row_order(
+        self, num_rows: int, batch_size: int, shuffle: bool | str, owns_state: bool = False
+    ) -> "RowOrder":
+        """Returns the order in which `fit` on this backend visits the rows of an array.
+
+        Args:
+            num_rows: The number of rows.
+            batch_size: The number of rows in a batch.
+            shuffle: As in `fit`, but not `False`.
+            owns_state: Whether NumPy's global state is the member's own whenever it is asked for
+                the order: then drawn from at that time, between the draws of the member's
+                callbacks, as in `fit`.
+        """
 
     def random_state(self) -> RandomState:
         """Returns the backend's global random state."""

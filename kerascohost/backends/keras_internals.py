@@ -133,18 +133,27 @@ def unbuilt_metrics_variables(model: keras.Model) -> list[keras.Variable]:
     return [v for metric in unbuilt_metrics(model) for v in metric.variables]
 
 
-def metrics_not_reset(model: keras.Model) -> list[tuple[keras.Variable, np.ndarray]]:
-    """Returns variables that `fit` does not reset before its first epoch, with their values.
+def builds_metrics_late(model: keras.Model) -> bool:
+    """Returns whether `fit` builds the metrics given to `compile` in its first step only.
 
-    On TensorFlow `fit` builds metrics as it traces its first step, and before that resets only what
-    is built. (So a metric that two models share goes on from the value that the first one left.)
+    It does so on TensorFlow, as it traces that step. (So a metric that two models share goes on in
+    the first epoch from the value that the first one left.)
     """
-    if keras.backend.backend() != "tensorflow":
-        return []
-    values = [
-        (variable, np.array(variable.numpy())) for variable in unbuilt_metrics_variables(model)
-    ]
-    return [(variable, value) for variable, value in values if value.any()]
+    metrics = model._compile_metrics
+    return keras.backend.backend() == "tensorflow" and metrics is not None and not metrics.built
+
+
+def reset_built_metrics(model: keras.Model) -> None:
+    """Resets the metrics as if those given to `compile` were not built, see `builds_metrics_late`.
+
+    `_compile_metrics`: no public attribute has the metrics as one, and says whether they are built.
+    """
+    metrics = model._compile_metrics
+    metrics.built = False
+    try:
+        model.reset_metrics()
+    finally:
+        metrics.built = True
 
 
 def state_bytes(model: keras.Model) -> int:

@@ -23,7 +23,7 @@ import random
 import sys
 import sysconfig
 import types
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -882,6 +882,33 @@ def _without_data(value: UserObject) -> UserObject:
 
 
 _PATH_WORDS = ("path", "file", "dir", "folder")
+
+
+# Packages whose callbacks draw from no global random state.
+_DRAW_NOTHING = ("keras", "kerascohost")
+
+
+def may_draw(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback]) -> bool:
+    """Returns whether callbacks, or metrics as they are reset, may draw from a global random state.
+
+    Keras's own don't. The user's are judged by their code; an installed package's, which is not
+    looked into, may.
+
+    Args:
+        model: The model that is trained.
+        callbacks: The callbacks, without Keras's `History`.
+    """
+    walk = _Walk(may_write=True)
+    for callback in callbacks:
+        kind = type(callback)
+        if _is_of_package(kind) and kind.__module__.partition(".")[0] not in _DRAW_NOTHING:
+            return True
+        walk.walk(callback, "`callbacks`")
+    if backends.runs_code_between_steps(model):
+        for part in (model, *backends.with_parts(model.metrics)):
+            walk.of_keras(part, "the model")
+    walk.look_up_names()
+    return walk.draws_numbers
 
 
 def _files(callbacks: Callbacks) -> set[Hashable]:

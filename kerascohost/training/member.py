@@ -30,7 +30,14 @@ import numpy as np
 from keras import tree
 
 from kerascohost import backends, errors
-from kerascohost.arguments import Argument, Data, EvaluateArguments, FitArguments, PredictArguments
+from kerascohost.arguments import (
+    Argument,
+    Callbacks,
+    Data,
+    EvaluateArguments,
+    FitArguments,
+    PredictArguments,
+)
 from kerascohost.backends import Chunk, Logs, StepKind, Tensor, Tree, adapters
 from kerascohost.backends.threads import OwnSeeds
 from kerascohost.tracing import reads
@@ -120,7 +127,7 @@ class Member:
         self._evaluated: Any = None
         self._predicted: Any = None
         self._random: adapters.OwnRandom | contextlib.nullcontext[None] = contextlib.nullcontext()
-        self._unbuilt: list[tuple[keras.Variable, np.ndarray]] = []
+        self._has_unbuilt_metrics = False
         self._last_logs: Logs = {}
 
     def prepare_fit(self, fit: FitArguments) -> None:
@@ -131,7 +138,7 @@ class Member:
         """
         check_trainable_here(self.model)
         _check_arguments(fit)
-        with self._as_if_alone(fit["x"], fit["validation_data"]):
+        with self._as_if_alone(fit["callbacks"], fit["x"], fit["validation_data"]):
             self._prepare_fit(fit)
 
     def _prepare_fit(self, fit: FitArguments) -> None:
@@ -150,7 +157,7 @@ class Member:
             fit["class_weight"],
             group=self._group,
         )
-        self._unbuilt = backends.metrics_not_reset(self.model)
+        self._has_unbuilt_metrics = backends.builds_metrics_late(self.model)
         first = None
         has_epochs = backends.first_epoch(self.model, fit["initial_epoch"]) < self._epochs
         if has_epochs or backends.builds_before_epochs():
@@ -255,8 +262,9 @@ class Member:
         check_trainable_here(self.model)
         _check_arguments(evaluate)
         data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
-        with self._as_if_alone(evaluate["x"]):
+        with self._as_if_alone(evaluate["callbacks"], evaluate["x"]):
             self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
+            self._has_unbuilt_metrics = backends.builds_metrics_late(self.model)
             self._build(self._evaluated, "test")
             self._recall_traces(test=self._evaluated)
 
@@ -264,7 +272,7 @@ class Member:
         """Prepares a prediction, as `prepare_fit` prepares a fit."""
         _check_arguments(predict)
         data = (predict["x"], None, None)
-        with self._as_if_alone(predict["x"]):
+        with self._as_if_alone(predict["callbacks"], predict["x"]):
             batches = self._batches(data, predict["batch_size"], predict["steps"])
             self._predicted = batches
             first = None
@@ -281,16 +289,21 @@ class Member:
 
     def _batches(self, data: tuple[Data, ...], *args: Argument, **kwargs: Argument) -> Batches:
         kwargs["steps_per_execution"] = self.model.steps_per_execution
-        return batches(data, backends.get_backend().row_order, *args, **kwargs)
+        is_own = isinstance(self._random, adapters.OwnRandom)
+        row_order = functools.partial(backends.get_backend().row_order, owns_state=is_own)
+        return batches(data, row_order, *args, **kwargs)
 
-    def _as_if_alone(self, *data: Data) -> adapters.OwnRandom | contextlib.nullcontext[None]:
-        """Returns a context in which data that runs user code has a random state of its own."""
+    def _as_if_alone(
+        self, callbacks: Callbacks, *data: Data
+    ) -> adapters.OwnRandom | contextlib.nullcontext[None]:
+        """Returns a context in which code that may draw has random states of the member's own."""
         needed = any(adapters.runs_python(_inputs_of(one)) for one in data)
+        needed = needed or reads.may_draw(self.model, backends.callbacks_in(callbacks))
         self._random = adapters.OwnRandom() if needed else contextlib.nullcontext()
         return self._random
 
     def _drawing(self, run: Run) -> Run:
-        """Runs `run` in the context that `_as_if_alone` returned for its data."""
+        """Runs `run` in the context that `_as_if_alone` returned."""
         answer: Any = None
         try:
             while True:
@@ -392,14 +405,12 @@ class Member:
         dispatch.on_train_end(training_logs)
 
     def _reset_metrics(self) -> None:
-        """Resets the metrics as `fit` does, which leaves out those that its first step builds.
-
-        Their values differ from those after a reset only if another model has used them before.
-        """
-        self.model.reset_metrics()
-        for variable, value in self._unbuilt:
-            variable.assign(value)
-        self._unbuilt = []
+        """Resets the metrics as `fit` does, in a first step only those that are built before it."""
+        if self._has_unbuilt_metrics:
+            backends.reset_built_metrics(self.model)
+        else:
+            self.model.reset_metrics()
+        self._has_unbuilt_metrics = False
 
     def _trained_epoch(
         self, epoch: int, dispatch: keras.callbacks.CallbackList, limit: int | None
@@ -421,7 +432,7 @@ class Member:
         batches.reset()
         self.model.stop_evaluating = False
         dispatch.on_test_begin()
-        self.model.reset_metrics()
+        self._reset_metrics()
         limit = _step_limit(self.model, dispatch, "test")
         logs = _as_floats((yield from self._epoch("test", batches, dispatch, limit)))
         dispatch.on_test_end(logs)

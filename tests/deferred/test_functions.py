@@ -269,6 +269,42 @@ def test_what_functions_change_between_their_calls(layout):
         np.testing.assert_allclose(other, one, rtol=tolerance, atol=tolerance)
 
 
+class Recorder(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        logs["drawn"] = np.random.random() + random.random()
+
+
+class DrawnReset(keras.metrics.SparseCategoricalAccuracy):
+    def reset_state(self):
+        super().reset_state()
+        self.total.assign(np.random.random())
+
+
+def of_a_generator():
+    while True:
+        rows = np.random.permutation(len(X))[:32]
+        yield X[rows], Y[rows]
+
+
+@pytest.mark.parametrize(
+    ("compiling", "fitting"),
+    [
+        (dict, lambda: {"callbacks": [Recorder()]}),
+        (lambda: {"metrics": [DrawnReset()]}, dict),
+        (dict, lambda: {"x": of_a_generator(), "y": None, "steps_per_epoch": 3, "shuffle": False}),
+    ],
+    ids=["callback", "metric", "generator"],
+)
+def test_what_runs_between_steps_finds_the_state_of_its_function(compiling, fitting):
+    def drawing(seed):
+        keras.utils.set_random_seed(seed)
+        net = classifier(**compiling())
+        history = net.fit(**{"x": X, "y": Y, "epochs": 2, "verbose": 0} | fitting())
+        return history.history, np.random.random(), random.random(), *net.get_weights()
+
+    assert_as_loop(drawing, range(3))
+
+
 def test_unlike_functions():
     def trains():
         return seeded_fold(1, 0)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import random
 
 import keras
 import numpy as np
@@ -36,9 +37,9 @@ def member(make_callbacks=None, seed=4, steps_per_execution=1, **fit):
         )
         return model
 
-    random = np.random.default_rng(seed)
-    x = random.normal(size=(60, 4)).astype("float32")
-    y = random.normal(size=(60, 1)).astype("float32")
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(60, 4)).astype("float32")
+    y = generator.normal(size=(60, 1)).astype("float32")
     defaults = {
         "x": x,
         "y": y,
@@ -365,6 +366,43 @@ class Identity(callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.models.add(self.model)
+
+
+class Drawing(callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        logs["drawn"] = np.random.random() + random.random()
+
+
+class DrawnWhenReset(keras.metrics.MeanSquaredError):
+    def reset_state(self):
+        super().reset_state()
+        self.total.assign(np.random.random())
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="shuffles otherwise where there is a validation")
+def test_callbacks_and_metrics_draw_global_random_numbers_as_alone():
+    """On JAX `fit` shuffles by NumPy's state, too: the draws alternate."""
+
+    def measured():
+        model = drawing.build()
+        model.compile("sgd", "mse", metrics=[DrawnWhenReset()])
+        return model
+
+    drawing = member(lambda: [Drawing()], shuffle=True)
+    shifting = functools.partial(callbacks.LambdaCallback, on_epoch_begin=shift)
+    compare.assert_parity(
+        {
+            "drawing": drawing,
+            "shifting": member(lambda: [shifting()], seed=5, shuffle=True, epochs=4),
+            "measured": Member(measured, **member(shuffle=True).fit),
+            "free": member(shuffle=True),
+        }
+    )
+
+
+def shift(epoch, logs=None):
+    for _ in range(3):
+        np.random.random()
 
 
 def test_each_members_callbacks_know_that_member_only():

@@ -395,11 +395,15 @@ def set_random_state(state: None) -> None:
     """Does nothing, see `random_state`."""
 
 
-def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
+def row_order(
+    num_rows: int, batch_size: int, shuffle: bool | str, owns_state: bool = False
+) -> RowOrder:
     """Returns the rows of each coming epoch in the order in which `fit` would visit them.
 
     `fit` on JAX shuffles with NumPy's global random state.
     """
+    if owns_state and shuffle != "batch":  # which `fit` draws batch by batch, here by the epoch
+        return RowOrder(lambda: iter([np.random.permutation(num_rows)]))
     return _NumpyOrder(num_rows, batch_size, shuffle)
 
 

@@ -364,7 +364,9 @@ def set_random_state(state: _RandomState) -> None:
         eager._rng.setstate(sequence)
 
 
-def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
+def row_order(
+    num_rows: int, batch_size: int, shuffle: bool | str, owns_state: bool = False
+) -> RowOrder:
     """Returns the order in which `fit` would visit the rows in each coming epoch.
 
     With a global seed (`keras.utils.set_random_seed`), `fit` on TensorFlow shuffles every epoch

@@ -66,7 +66,9 @@ def set_random_state(state: np.ndarray) -> None:
     torch.random.set_rng_state(torch.from_numpy(state))
 
 
-def row_order(num_rows: int, batch_size: int, shuffle: bool | str) -> RowOrder:
+def row_order(
+    num_rows: int, batch_size: int, shuffle: bool | str, owns_state: bool = False
+) -> RowOrder:
     """Returns the rows of each coming epoch in the order in which `fit` would visit them.
 
     `fit` on torch shuffles with torch's global generator, through samplers of a `DataLoader` that
