@@ -66,6 +66,10 @@ def train_apart(members: Mapping[str, Member], seed: int = 7) -> dict[str, Train
     trained = {}
     for name, member in members.items():
         model = built(member, seed)
+        optimizer = model.optimizer
+        if model.built and optimizer is not None and not optimizer.built:
+            # While it builds one, `fit` on TensorFlow traces its step twice.
+            optimizer.build(model.trainable_variables)
         keras.utils.set_random_seed(seed)
         trained[name] = Trained(model, model.fit(**member.arguments(verbose=0, **member.apart)))
     return trained
