@@ -1,9 +1,11 @@
 """Checks that Keras has a backend, and collects the versions that a bug report needs."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import platform
 import sys
+from collections.abc import Iterator
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
@@ -33,6 +35,32 @@ except ModuleNotFoundError as error:
     if error.name not in BACKENDS:
         raise
     raise ImportError(_no_backend(error.name)) from None
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Names the extra that installs a library, if an import within the block does not find it.
+
+    Args:
+        name: The extra of this package.
+
+    Raises:
+        ImportError: If a module is not found.
+
+    Example:
+
+    >>> with extra("tuner"):
+    ...     import a_tuner
+    Traceback (most recent call last):
+    ImportError: Expected `a_tuner` to be installed, as `pip install "kerascohost[tuner]"` does.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        raise ImportError(
+            f'Expected `{missing}` to be installed, as `pip install "kerascohost[{name}]"` does.'
+        ) from error
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ LEVELS = [
     {"models", "tracing"},
     {"training"},
     {"deferred", "layouts"},
-    {"notebook", "__main__"},
+    {"integrations", "notebook", "__main__"},
 ]
 
 

@@ -10,8 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
-from tqdm.auto import tqdm
-
 from kerascohost import backends
 from kerascohost.arguments import Layout, check_layout
 from kerascohost.backends import random_states, seeding, threads
@@ -21,11 +19,9 @@ from kerascohost.deferred import calls
 from kerascohost.deferred.fits import DeferredFit, WaitingCall
 from kerascohost.deferred.turns import Turn, Turns, TurnState
 from kerascohost.errors import CohortError, is_count
+from kerascohost.results.progress import TotalProgress
 
 T = TypeVar("T")
-
-# With more functions, one bar for all of them is shown in place of the bars of their fits.
-_MOST_BARS = 8
 
 
 class _Dropped(BaseException):
@@ -110,6 +106,11 @@ class Job(Turn[T]):
     def seeds_itself(self) -> bool:
         """Returns whether the function has set all random states before it drew from them."""
         return self._seeding.own.issuperset(self._begin)
+
+    @property
+    def told(self) -> str:
+        """A line that says how the function has ended."""
+        return f"{self.name}: {'ended' if self.error is None else repr(self.error)}"
 
     @property
     def end(self) -> _Begin:
@@ -403,21 +404,15 @@ def _called(
     """Calls the functions in turn; returns their results or raises the first exception."""
     check_options(layout, at_once, verbose)
     calls.train_deferred("functions are called in turn")
-    is_auto = verbose == "auto"
-    if is_auto and len(functions) > _MOST_BARS:
-        verbose = 1
     names = [f"{name}[{i}]" for i, name in enumerate(names)]
     jobs: list[Job[T]] = []
-    with tqdm(total=len(functions), disable=verbose != 1, desc="functions") as bar:
+    with TotalProgress(verbose, len(functions), "functions") as progress:
 
         def ended(job: Job[T]) -> None:
             jobs.append(job)
-            bar.update()
-            if verbose == 2:
-                print(f"{job.name}: {'ended' if job.error is None else repr(job.error)}")
+            progress.ended(job.told)
 
-        shown = None if verbose == "auto" else 0
-        Calls(functions, names, layout, at_once, shown, verbose != 0, ended).run()
+        Calls(functions, names, layout, at_once, progress.of_fits, verbose != 0, ended).run()
     failed = [job for job in jobs if job.error is not None]
     if failed:
         error = failed[0].error

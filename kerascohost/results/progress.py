@@ -1,12 +1,16 @@
-"""Progress of a cohort: a tqdm bar per member, or a line per epoch."""
+"""Progress of a cohort: a tqdm bar per member, or a line per epoch; and of many functions."""
 
 import sys
 from collections.abc import Mapping
+from types import TracebackType
 from typing import NoReturn
 
 import keras
 from tqdm.asyncio import tqdm as terminal_tqdm
 from tqdm.auto import tqdm
+
+# With more functions, one bar for all of them is shown in place of the bars of their fits.
+_MOST_BARS = 8
 
 
 class Progress(keras.callbacks.Callback):
@@ -92,6 +96,54 @@ class Progress(keras.callbacks.Callback):
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+
+
+class TotalProgress:
+    """Shows how many functions or trials have ended: one bar for all of them, or a line for each.
+
+    Args:
+        verbose: 0: nothing; 1: the bar; 2: a line for each; `"auto"`: what each fit shows by
+            itself, or with more than 8 functions the bar.
+        total: The number of functions, or `None` if it is not known.
+        unit: What they are called.
+
+    Attributes:
+        of_fits: What replaces the `verbose` of each fit; `None` if each keeps its own.
+    """
+
+    def __init__(self, verbose: int | str, total: int | None, unit: str):
+        if verbose == "auto" and (total is None or total > _MOST_BARS):
+            verbose = 1
+        self._verbose = verbose
+        self.of_fits = None if verbose == "auto" else 0
+        self._bar: tqdm[NoReturn] = tqdm(total=total, desc=unit, disable=verbose != 1)
+
+    def __enter__(self) -> "TotalProgress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def ended(self, line: str, best: float | None = None, total: int | None = None) -> None:
+        """Counts one that has ended.
+
+        Args:
+            line: The line for it, for `verbose=2`.
+            best: The best result so far, if there is one.
+            total: The number of functions, if it has changed.
+        """
+        if total is not None:
+            self._bar.total = total
+        if best is not None:
+            self._bar.set_postfix({"best": _short(best)}, refresh=False)
+        self._bar.update()
+        if self._verbose == 2:
+            print(line)
 
 
 def _is_interactive() -> bool:

@@ -1,0 +1,1 @@
+"""Tools that people search with, whose trainings run together; each module needs its library."""
