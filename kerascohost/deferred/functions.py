@@ -56,10 +56,11 @@ class Job(Turn[T]):
         name: As in `Turn`.
         begin: The state that it begins with.
         verbose: As in `Turn`.
+        repeats: As in `Calls`.
 
     Attributes:
         expected: The state in which it is expected to end, once it has waited for the first time;
-            `None` if that is not known.
+            `None` if that is not known, and the function may be called again.
         is_sure: Whether it is known to begin with the right state.
         is_dropped: Whether its result does not count, as it is to be called again.
     """
@@ -73,8 +74,10 @@ class Job(Turn[T]):
         name: str,
         begin: _Begin,
         verbose: int | str | None,
+        repeats: bool,
     ):
         self.expected: _Begin | None = None
+        self._repeats = repeats
         self.is_sure = self.is_dropped = False
         self._begin = begin.parts
         self._seeding = seeding.Seeding(begin.parts, _parts)
@@ -98,7 +101,8 @@ class Job(Turn[T]):
         before = backends.random_state()
         if isinstance(call, DeferredFit):
             call.draw_ahead()
-        if not isinstance(call, DeferredFit) or call.end_is_known or self.seeds_itself:
+        is_known = not isinstance(call, DeferredFit) or call.end_is_known or self.seeds_itself
+        if is_known or not self._repeats:
             self.expected = _Begin.now()
         backends.set_random_state(before)
 
@@ -170,6 +174,8 @@ class Calls(Generic[T]):
         verbose: What replaces the `verbose` of their fits, or `None`.
         tells: Whether a line says which function waits for another one.
         ended: Called with each call whose result counts, in their order.
+        repeats: Whether a function that began in a wrong random state is called again. If not, it
+            counts as it is: for functions that do more than to train, such as a trial of a study.
     """
 
     def __init__(
@@ -181,7 +187,9 @@ class Calls(Generic[T]):
         verbose: int | str | None,
         tells: bool,
         ended: Callable[[Job[T]], None],
+        repeats: bool = True,
     ):
+        self._repeats = repeats
         self._tells = tells
         self._functions = functions
         self._names = names
@@ -223,8 +231,9 @@ class Calls(Generic[T]):
         begin = self._begin_of(number)
         if begin is None:
             return None
-        job = Job(number, self._functions[number], self._names[number], begin, self._verbose)
-        job.is_sure = number == self._counted
+        function, name = self._functions[number], self._names[number]
+        job = Job(number, function, name, begin, self._verbose, self._repeats)
+        job.is_sure = number == self._counted or not self._repeats
         job.tells = self._tells
         self._jobs[number] = job
         return job
@@ -261,7 +270,7 @@ class Calls(Generic[T]):
         later = self._jobs.get(self._counted)
         if later is None:
             return
-        if later.follows(self._last.parts):
+        if later.follows(self._last.parts) or not self._repeats:
             later.settle()
             return
         if not self._is_in_turn:
