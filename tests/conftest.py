@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[1]
 FOREIGN_WARNINGS = [
     # Keras 3.15 calls `np.array(tf.Variable)` in `get_weights`; TensorFlow 2.21 lacks `copy`.
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    # KerasTuner 1.4 asks for the thread's name as before Python 3.10.
+    r"ignore:currentThread\(\) is deprecated:DeprecationWarning",
+    r"ignore:getName\(\) is deprecated:DeprecationWarning",
 ]
 
 

@@ -101,6 +101,20 @@ def setting_seed(called: Callable[[], None]) -> contextlib.AbstractContextManage
     return patching.patched(global_state, "set_global_attribute", replace)
 
 
+def clearing_own_state() -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which `keras.backend.clear_session` clears this thread's state only.
+
+    Keras's own replaces that of all threads, such as the seeds and settings of other functions in
+    turn, and clears TensorFlow's caches of kernels, which they use.
+    """
+
+    def clear_session(free_memory: bool = True) -> None:
+        for part in thread_state():
+            part.clear()
+
+    return patching.patched(keras.backend, "clear_session", lambda usual: clear_session)
+
+
 def set_settings(state: State, theirs: State) -> None:
     """Sets the entries of a thread's state that programs set, see `settings`."""
     for part, other in zip(state, theirs, strict=True):

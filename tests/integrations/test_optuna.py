@@ -93,7 +93,7 @@ def test_a_pruning_callback_stops_its_own_trial_only(layout):
         history = net.fit(X, Y, epochs=3, verbose=0, callbacks=[prune, watched[-1]])
         return history.history["loss"][-1]
 
-    pruner = optuna.pruners.ThresholdPruner(upper=0.9, n_warmup_steps=1)
+    pruner = optuna.pruners.ThresholdPruner(upper=1.1, n_warmup_steps=1)
     study = new_study(pruner=pruner)
     optimize(study, pruned, 3, layout=layout, verbose=0)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]

@@ -1,0 +1,42 @@
+"""Tools to search with are optional: nothing imports their libraries before they are asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import BACKEND
+
+MODULES = [
+    ("sklearn", "sklearn", "sklearn"),
+    ("optuna", "optuna", "optuna"),
+    ("keras_tuner", "keras_tuner", "tuner"),
+    # On TensorFlow every trial imports it.
+    *([("keras_tuner", "tensorboard", "tuner")] if BACKEND == "tensorflow" else []),
+]
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_kerascohost_imports_none_of_them():
+    # Keras itself imports scikit-learn where it is installed.
+    done = run(
+        "import sys, kerascohost\n"
+        "names = {'optuna', 'keras_tuner', 'tensorboard', 'kerascohost.integrations'}\n"
+        "print(sorted(names & set(sys.modules)))"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("module", "library", "extra"), MODULES)
+def test_a_missing_library_is_one_sentence_that_names_the_extra(module, library, extra):
+    done = run(
+        f"import sys; sys.modules[{library!r}] = None\nimport kerascohost.integrations.{module}"
+    )
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: Expected `{library}` to be installed, as "
+        f'`pip install "kerascohost[{extra}]"` does.'
+    )
