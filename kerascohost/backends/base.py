@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import keras
 import numpy as np
+from keras import tree
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from kerascohost.backends.resident import ResidentArray
     from kerascohost.backends.row_order import RowOrder
     from kerascohost.backends.stacking import StackedState
 
@@ -62,13 +64,16 @@ class Chunk:
     """Consecutive batches of one shape, stacked.
 
     Attributes:
-        data: The structure that a train step takes; each array is `(batches, rows, ...)`.
+        data: The structure that a train step takes; each array is `(batches, rows, ...)`. If `rows`
+            is given, each is a `ResidentArray` that has the rows of all batches.
         start: The first of the batches to take.
         stop: The batch before which to stop.
         is_first_shape: Whether `data` has the shape of the member's first chunk. The last batch of
             an epoch often has not; programs that compile per shape run it apart.
         is_fixed: Whether the data's type says how many rows a batch has: then `fit` on TensorFlow
             traces with that number.
+        rows: The numbers of the rows of each batch, `(batches, rows)`, int32; `None` where `data`
+            is the batches themselves.
         on_device: The form of `data` that a program transferred to the device, stored for its next
             calls; `None` before the first.
     """
@@ -78,7 +83,19 @@ class Chunk:
     stop: int
     is_first_shape: bool
     is_fixed: bool = False
+    rows: np.ndarray | None = None
     on_device: Tree = None
+
+    def batch(self, i: int) -> Tree:
+        """Returns one of its batches."""
+        if self.rows is None:
+            return tree.map_structure(lambda a: None if a is None else a[i], self.data)
+        rows = self.rows[i]
+
+        def taken(array: "ResidentArray | None") -> Tensor:
+            return None if array is None else array.take(rows)
+
+        return tree.map_structure(taken, self.data)
 
 
 @dataclasses.dataclass
@@ -237,6 +254,15 @@ class Backend(Protocol):
 
     def variables_read_by(self, function: Callable[..., Tree]) -> Sequence["tf.Variable"]:
         """Returns the backend's variables that a `COMPILED_FUNCTION` reads."""
+
+    def to_device(self, array: np.ndarray) -> Tensor:
+        """Returns the array on the device, in the same memory where that is possible."""
+
+    def to_host(self, tensor: Tensor, rows: slice) -> np.ndarray:
+        """Returns rows of an array on the device, in the same memory where that is possible."""
+
+    def free_device_bytes(self) -> int | None:
+        """Returns the free memory of the GPU in bytes; `None` where it is not known."""
 
     def device_bytes(self) -> tuple[int, int] | None:
         """Returns the memory in use on the GPU and its peak, in bytes; `None` without a GPU.

@@ -38,7 +38,7 @@ class Program:
                 if step_range is None or step_range.start + i >= step_range.stop:
                     continue
                 with member.traced(self.kind):
-                    logs = self._step(member, _take(step_range.chunk.data, step_range.start + i))
+                    logs = self._step(member, step_range.chunk.batch(step_range.start + i))
                 earlier = results[member.name] if self.kind == "predict" else []
                 results[member.name] = [*earlier, logs]
         if self.kind == "predict":
@@ -54,10 +54,6 @@ class Program:
             return step(member.model, self.kind, batch)
         with applied_in_pieces(member.model, member.samples_per_replica):
             return step(member.model, self.kind, batch)
-
-
-def _take(data: Tree, i: int) -> Tree:
-    return tree.map_structure(lambda a: None if a is None else a[i], data)
 
 
 def _stacked(outputs: list[Tree]) -> Tree:

@@ -13,8 +13,10 @@ The data of validations is read here, too: `member` passes `validation_data`, wi
 `validation_batch_size` as `batch_size` and `validation_steps` as `steps_per_epoch`.
 """
 
+import functools
 import itertools
 import math
+import mmap
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 
@@ -25,6 +27,7 @@ from keras import tree
 from kerascohost import backends
 from kerascohost.arguments import Data
 from kerascohost.backends import Chunk, Tensor, Tree, adapters
+from kerascohost.backends.resident import ResidentArrays, padded_length
 from kerascohost.backends.row_order import RowOrder
 from kerascohost.errors import CohortError
 
@@ -90,7 +93,10 @@ def batches(
 
 
 class ArrayBatches:
-    """Batches cut out of arrays, which are never copied whole.
+    """Batches cut out of arrays.
+
+    They are rows of arrays that stay on the device, where these may: see `ResidentArrays`.
+    Otherwise they are copied chunk by chunk.
 
     Args:
         columns: The structure of arrays `(x, y, sample_weight)`, without what is missing.
@@ -125,6 +131,8 @@ class ArrayBatches:
         self._rows = rows
         self._execution = steps_per_execution
         self._row_bytes = sum(column.row_bytes for column in leaves)
+        self._resident: Tree = None  # the columns on the device
+        self._may_stay = all(column.may_stay for column in leaves)
         self._per_epoch = _capped(steps_per_epoch)
         self._order = row_order(self._num_rows, rows, shuffle) if shuffle else None
         self._pass: tuple[np.ndarray | None, int] | None = None
@@ -177,8 +185,21 @@ class ArrayBatches:
         else:
             self._order.advance_global_rng(self._pass[1] if self._pass is not None else None)
 
-    def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
-        """Yields the chunks of the next epoch; arrays may be read ahead: `at_most` is ignored."""
+    def epoch(
+        self,
+        at_most: int | None = None,
+        resident: ResidentArrays | None = None,
+        may_have_changed: bool = False,
+    ) -> Iterator[Chunk]:
+        """Yields the chunks of the next epoch.
+
+        Args:
+            at_most: Ignored, as arrays may be read ahead.
+            resident: The arrays that stay on the device in this run; `None`: copy all chunks.
+            may_have_changed: Whether the user's code may have changed the arrays since the last
+                epoch. Then they are compared, and put there again if it has.
+        """
+        self._use_resident(resident, may_have_changed)
         order, step = self._next_pass()
         self._begun_at, self.steps_taken = step, 0
         due = self._whole_executions(self.steps_per_epoch)
@@ -194,6 +215,20 @@ class ArrayBatches:
             yield chunk
             step += chunk.stop - chunk.start
         self._begun_at = None
+
+    def _use_resident(self, resident: ResidentArrays | None, may_have_changed: bool) -> None:
+        columns = tree.flatten(self._columns)
+        if resident is None or not self._may_stay:
+            self._resident = None
+        elif self._resident is None:
+            found = resident.of([column for column in columns if column is not None])
+            self._may_stay = found is not None  # decided once, as other chunks are compiled anew
+            if found is not None:
+                remaining = iter(found)
+                self._resident = _map(lambda _: next(remaining), self._columns)
+        elif may_have_changed:
+            for array in _leaves(self._resident):
+                resident.renew(array)
 
     def _whole_executions(self, steps: int) -> int:
         return math.ceil(steps / self._execution) * self._execution
@@ -212,18 +247,33 @@ class ArrayBatches:
         full = self._num_rows // self._rows
         if step >= full:  # what is left over, or all there is
             rows = slice(full * self._rows, self._num_rows)
-            return Chunk(self._take(order, rows, 1), 0, 1, is_first_shape=full == 0)
-        most = max(1, _CHUNK_BYTES // max(1, self._row_bytes * self._rows))
+            return self._chunk(order, rows, 1, 0, 1, is_first_shape=full == 0)
+        row_bytes = self._row_bytes if self._resident is None else np.dtype(np.int32).itemsize
+        most = max(1, _CHUNK_BYTES // max(1, row_bytes * self._rows))
         size = min(most, full, self.steps_per_epoch)
         first = min(step, full - size)
         rows = slice(first * self._rows, (first + size) * self._rows)
-        data = self._take(order, rows, size)
-        stop = min(size, stop - first)
-        return Chunk(data, step - first, stop, is_first_shape=True, is_fixed=self._is_fixed)
+        start, stop = step - first, min(size, stop - first)
+        return self._chunk(order, rows, size, start, stop, True, self._is_fixed)
 
-    def _take(self, order: np.ndarray | None, rows: slice, steps: int) -> Tree:
-        chosen = rows if order is None else order[rows]
-        return _map(lambda column: column.take(chosen, steps), self._columns)
+    def _chunk(
+        self,
+        order: np.ndarray | None,
+        rows: slice,
+        steps: int,
+        start: int,
+        stop: int,
+        is_first_shape: bool,
+        is_fixed: bool = False,
+    ) -> Chunk:
+        """Returns the chunk of `steps` batches at these positions of the order."""
+        if self._resident is None:
+            chosen = rows if order is None else order[rows]
+            data = _map(lambda column: column.take(chosen, steps), self._columns)
+            return Chunk(data, start, stop, is_first_shape, is_fixed)
+        chosen = np.arange(rows.start, rows.stop) if order is None else order[rows]
+        numbers = _few_lengths(chosen.astype(np.int32).reshape(steps, -1))
+        return Chunk(self._resident, start, stop, is_first_shape, is_fixed, numbers)
 
 
 class StreamBatches:
@@ -310,7 +360,7 @@ class StreamBatches:
     def advance_global_rng(self) -> None:
         """Does nothing: such data has its own random state, or that of its member."""
 
-    def epoch(self, at_most: int | None = None) -> Iterator[Chunk]:
+    def epoch(self, at_most: int | None = None, *_: object) -> Iterator[Chunk]:
         """Yields the chunks of the next epoch, each of no more than `at_most` steps."""
         items, self._waiting = self._waiting or self._items(), None
         self._is_reset = False
@@ -364,20 +414,49 @@ class _Column:
     """One array of the data, read by rows.
 
     Tensors of the current backend stay where they are; everything else is read through NumPy.
-    Floats come out as `keras.config.floatx()`, as in `fit`.
+    Floats come out as what `keras.config.floatx()` was when it was made, as in `fit`.
     """
 
     def __init__(self, array: Tensor):
         _check_dense(array)
+        self._floatx = keras.config.floatx()
         self._is_frame = hasattr(array, "iloc")
-        self._is_tensor = not self._is_frame and keras.ops.is_tensor(array)
+        self.is_tensor = not self._is_frame and keras.ops.is_tensor(array)
         # NumPy does not copy here: it is given an array, or shares its memory.
-        self._array: Tensor = array if self._is_frame or self._is_tensor else np.asarray(array)
+        self._array: Tensor = array if self._is_frame or self.is_tensor else np.asarray(array)
         if self._array.ndim == 0:  # NumPy makes this of a type that it does not know
             raise _not_dense(type(array).__name__)
 
     def __len__(self) -> int:
         return int(self._array.shape[0])
+
+    @functools.cached_property
+    def may_stay(self) -> bool:
+        """Returns whether it may stay on the device, as far as its kind tells.
+
+        Not what is read from a file, what is text, what is converted column by column, and what
+        would take more memory there than here (windows that overlap).
+        """
+        if self._is_frame:
+            dtypes = [self._array.dtype] if self._array.ndim == 1 else list(self._array.dtypes)
+            are_alike = len(set(dtypes)) == 1 and getattr(dtypes[0], "str", "") in _NUMBERS
+            return are_alike and not _is_mapped(self._array.iloc[:1].to_numpy())
+        if self.is_tensor:
+            return not hasattr(self._array, "assign") and _is_on_one_device(self._array)
+        return (
+            self._array.dtype.str in _NUMBERS
+            and not _is_mapped(self._array)
+            and not _overlaps(self._array)
+        )
+
+    @property
+    def key(self) -> Hashable:
+        """A key that is equal for columns of the same memory and type."""
+        if self._is_frame or self.is_tensor:
+            return id(self._array), self._floatx
+        memory = self._array.__array_interface__["data"][0]
+        kind = (self._array.shape, self._array.strides, self._array.dtype.str)
+        return memory, kind, self._floatx
 
     @property
     def row_bytes(self) -> int:
@@ -386,13 +465,13 @@ class _Column:
 
     def take(self, rows: slice | np.ndarray, steps: int) -> Tree:
         """Returns the rows as `(steps, batch, ...)`."""
-        if self._is_tensor:
+        if self.is_tensor:
             values = self._tensor_rows(rows)
             return keras.ops.reshape(values, (steps, values.shape[0] // steps, *values.shape[1:]))
         values = self._array.iloc[rows].to_numpy() if self._is_frame else self._array[rows]
         of_unlike_columns = self._is_frame and values.dtype == object
         if of_unlike_columns or keras.backend.is_float_dtype(values.dtype.name):
-            values = values.astype(keras.config.floatx(), copy=False)
+            values = values.astype(self._floatx, copy=False)
         return values.reshape((steps, len(values) // steps, *values.shape[1:]))
 
     def _tensor_rows(self, rows: slice | np.ndarray) -> Tree:
@@ -401,7 +480,39 @@ class _Column:
         else:
             values = keras.ops.take(self._array, rows, axis=0)
         floats = keras.backend.is_float_dtype(keras.backend.standardize_dtype(values.dtype))
-        return keras.ops.cast(values, keras.config.floatx()) if floats else values
+        return keras.ops.cast(values, self._floatx) if floats else values
+
+
+# NumPy's types of numbers that every backend has, in this machine's byte order.
+_NUMBERS = {np.dtype(code).str for code in "?bhilqBHILQefd"}
+
+
+def _is_on_one_device(tensor: Tensor) -> bool:
+    sharding = getattr(tensor, "sharding", None)  # JAX's
+    return sharding is None or len(sharding.device_set) == 1
+
+
+def _is_mapped(array: Tensor) -> bool:
+    """Returns whether an array's memory is a file."""
+    while array is not None:
+        if isinstance(array, (np.memmap, mmap.mmap)):
+            return True
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
+    return False
+
+
+def _overlaps(array: np.ndarray) -> bool:
+    """Returns whether elements of an array share memory, as in windows made by strides."""
+    pairs = zip(array.shape, array.strides, strict=True)
+    return sum((size - 1) * abs(stride) for size, stride in pairs) + array.itemsize < array.nbytes
+
+
+def _few_lengths(rows: np.ndarray) -> np.ndarray:
+    """Returns the rows of batches; where lengths are compiled, batches without use are added."""
+    if not backends.get_backend().COMPILES_PER_SHAPE:
+        return rows
+    added = padded_length(len(rows)) - len(rows)
+    return np.concatenate([rows, np.zeros((added, rows.shape[1]), rows.dtype)]) if added else rows
 
 
 def _check_spec(dataset: Data) -> None:

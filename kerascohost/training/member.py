@@ -39,6 +39,7 @@ from kerascohost.arguments import (
     PredictArguments,
 )
 from kerascohost.backends import Chunk, Logs, StepKind, Tensor, Tree, adapters
+from kerascohost.backends.resident import ResidentArrays
 from kerascohost.backends.threads import OwnSeeds
 from kerascohost.tracing import reads
 from kerascohost.tracing.reads import Snapshot
@@ -105,6 +106,7 @@ class Member:
         samples_per_replica: The number of rows of each replica in a step; 0 with one replica only.
         samples_per_step: The number of rows of a full step; `None` before a batch is known.
         validated: The epochs, counted from 0, after which the model was validated.
+        resident: The arrays that stay on the device in the present run, if any may.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -129,6 +131,7 @@ class Member:
         self._random: adapters.OwnRandom | contextlib.nullcontext[None] = contextlib.nullcontext()
         self._has_unbuilt_metrics = False
         self._last_logs: Logs = {}
+        self.resident: ResidentArrays | None = None
 
     def prepare_fit(self, fit: FitArguments) -> None:
         """Prepares a fit: stores its arguments, reads a first batch and builds the model from it.
@@ -551,7 +554,9 @@ class Member:
         on_end = getattr(dispatch, f"on_{kind}_batch_end")
         is_prediction = kind == "predict"  # which has no metrics, and a program of its own
         step = 0
-        for chunk in batches.epoch(limit):
+        # Batch hooks are the user's code, and an eager step takes its batch from memory.
+        resident = self.resident if self._is_traced and not limit else None
+        for chunk in batches.epoch(limit, resident, _may_change_data(dispatch)):
             position = chunk.start
             while position < chunk.stop:
                 if limit and step % limit == 0:
@@ -627,6 +632,7 @@ class Member:
             self._seeds.advance_global_rng()
         vars(self).pop("_fit", None)
         self._train = self._validation = self._evaluated = self._predicted = None
+        self.resident = None
 
 
 def check_trainable_here(model: keras.Model) -> None:
@@ -725,6 +731,19 @@ def _is_watched(
 def _is_ours(callback: keras.callbacks.Callback) -> bool:
     ours = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
     return ours or type(callback) is keras.callbacks.History
+
+
+# Callbacks of Keras that call functions of the user's.
+_CALL_FUNCTIONS = (keras.callbacks.LambdaCallback, keras.callbacks.LearningRateScheduler)
+
+
+def _may_change_data(dispatch: keras.callbacks.CallbackList) -> bool:
+    """Returns whether callbacks may change arrays in place: those that run code of the user's."""
+    return any(
+        isinstance(callback, _CALL_FUNCTIONS)
+        or not (_is_ours(callback) or backends.is_of_keras(type(callback)))
+        for callback in dispatch.callbacks
+    )
 
 
 def _finalize(model: keras.Model) -> None:

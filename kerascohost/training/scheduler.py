@@ -12,6 +12,7 @@ from keras import tree
 
 from kerascohost import backends, errors
 from kerascohost.backends import Program, StepKind, StepRange, Tree, eager, observed
+from kerascohost.backends.resident import ResidentArrays
 from kerascohost.backends.stacking import NotStackableError, reason
 from kerascohost.results.progress import Progress
 from kerascohost.training.member import Member, Run, StepRequest
@@ -208,6 +209,7 @@ class Scheduler:
             backends.compile_stamp(member.model),
             member.samples_per_replica,
             _structure(request.chunk.data),
+            request.chunk.rows is None,
         )
 
     def _is_outdated(self, program: "_Program") -> bool:
@@ -297,6 +299,7 @@ class _Tasks:
         self._arriving: deque[Task] = deque()
         self._bars: list[Progress] = []
         self._ending: list[tuple[str, Outcome]] = []
+        self._resident = ResidentArrays()
 
     def run(self, tasks: Iterable[Task]) -> None:
         self._arriving.extend(tasks)
@@ -317,9 +320,12 @@ class _Tasks:
                 bar.close()
 
     def _begin_all(self) -> None:
+        if self._arriving:
+            self._resident.begin_round()
         while self._arriving:
             task = self._arriving.popleft()
             self._scheduler.admit(task.member)
+            task.member.resident = self._resident
             self._active[task.member.name] = task
             self._bars.append(task.bar)
             self._resume(task.member.name, None)

@@ -250,7 +250,9 @@ def _shape(request: StepRequest) -> tuple[Hashable, ...]:
         None if leaf is None else (tuple(leaf.shape[1:]), str(leaf.dtype), type(leaf))
         for leaf in tree.flatten(request.chunk.data)
     ]
-    return (repr(tree.map_structure(lambda _: 0, request.chunk.data)), *leaves)
+    rows = request.chunk.rows
+    taken = None if rows is None else rows.shape[1:]
+    return (repr(tree.map_structure(lambda _: 0, request.chunk.data)), taken, *leaves)
 
 
 def _obstacle(member: Member) -> str | None:

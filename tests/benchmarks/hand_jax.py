@@ -36,6 +36,15 @@ def run_epoch(state, batches):
     return state, jnp.mean(losses, axis=0)
 
 
+def run_rows(state, arrays, rows):
+    def advance(state, now):
+        batch = [array.at[now].get(mode="promise_in_bounds") for array in arrays]
+        return jax.vmap(step, in_axes=(0, None))(state, batch)
+
+    state, losses = lax.scan(advance, state, rows)
+    return state, jnp.mean(losses, axis=0)
+
+
 class Hand:
     """MLPs with these weights, a list per member."""
 
@@ -45,6 +54,7 @@ class Hand:
         count = jnp.zeros(len(weights), "float32")
         self.state = (stacked, zeros, [jnp.zeros_like(w) for w in stacked], count)
         self._epoch = jax.jit(run_epoch, donate_argnums=0)
+        self._rows = jax.jit(run_rows, donate_argnums=0)
 
     def fit(self, batches, epochs):
         """Trains on NumPy arrays `(steps, members, rows, ...)`; returns the losses by epoch."""
@@ -52,6 +62,20 @@ class Hand:
         losses = []
         for _ in range(epochs):
             self.state, loss = self._epoch(self.state, batches)
+            losses.append(np.asarray(loss))
+        jax.block_until_ready(self.state)
+        return losses
+
+    @staticmethod
+    def put(arrays):
+        """Puts arrays on the device, to take rows of."""
+        return jax.device_put(list(arrays))
+
+    def fit_rows(self, arrays, epochs):
+        """Trains all members on the same rows of arrays, `(steps, rows)` for each epoch."""
+        losses = []
+        for rows in epochs:
+            self.state, loss = self._rows(self.state, arrays, rows)
             losses.append(np.asarray(loss))
         jax.block_until_ready(self.state)
         return losses

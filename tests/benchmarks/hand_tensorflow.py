@@ -33,21 +33,25 @@ class Hand:
         self.state = [tf.Variable(value) for value in (*stacked, *zeros, *zeros)]
         self._size = len(stacked)
         self._count = tf.Variable(0.0)
-        self._epoch = tf.function(self._run_epoch, autograph=False)
+        self._epoch = tf.function(self._run_epoch, autograph=False, reduce_retracing=True)
 
-    def _run_epoch(self, x, y):
-        size, steps = self._size, tf.shape(x)[0]
+    def _run_epoch(self, x, y, rows=None):
+        size, steps = self._size, tf.shape(x if rows is None else rows)[0]
 
         def body(i, count, total, *state):
             count = count + 1
             rate = 0.001 * tf.sqrt(1 - 0.999**count) / (1 - 0.9**count)
             given = [list(state[n * size : (n + 1) * size]) for n in range(3)]
-            *groups, loss = tf.vectorized_map(
-                lambda own: step(*own[:3], rate, *own[3:]), (*given, x[i], y[i])
-            )
+            if rows is None:
+                *groups, loss = tf.vectorized_map(
+                    lambda own: step(*own[:3], rate, *own[3:]), (*given, x[i], y[i])
+                )
+            else:
+                batch = [tf.gather(array, rows[i]) for array in (x, y)]
+                *groups, loss = tf.vectorized_map(lambda own: step(*own, rate, *batch), given)
             return [i + 1, count, total + loss, *(value for group in groups for value in group)]
 
-        start = [0, self._count, tf.zeros(tf.shape(x)[1]), *self.state]
+        start = [0, self._count, tf.zeros(self.state[0].shape[0]), *self.state]
         start = [tf.convert_to_tensor(value) for value in start]
         _, count, total, *state = tf.while_loop(lambda i, *_: i < steps, body, start)
         for variable, value in zip([self._count, *self.state], [count, *state], strict=True):
@@ -58,6 +62,15 @@ class Hand:
         """Trains on NumPy arrays `(steps, members, rows, ...)`; returns the losses by epoch."""
         x, y = (tf.convert_to_tensor(array) for array in batches)
         return [self._epoch(x, y).numpy() for _ in range(epochs)]
+
+    @staticmethod
+    def put(arrays):
+        """Puts arrays on the device, to take rows of."""
+        return [tf.convert_to_tensor(array) for array in arrays]
+
+    def fit_rows(self, arrays, epochs):
+        """Trains all members on the same rows of arrays, `(steps, rows)` for each epoch."""
+        return [self._epoch(*arrays, tf.convert_to_tensor(rows)).numpy() for rows in epochs]
 
     def weights(self):
         return [value.numpy() for value in self.state[: self._size]]

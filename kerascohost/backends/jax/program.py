@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Never, TypeAlias
+from typing import Any, Never, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from kerascohost.backends import (
 )
 from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
 from kerascohost.backends.jax import stack
-from kerascohost.backends.jax.stack import as_before, empty_logs
+from kerascohost.backends.jax.stack import as_before, at_step, empty_logs, rows_of
 from kerascohost.backends.keras_internals import CONVOLUTIONS, flat_layers
 from kerascohost.backends.replicas import applied_in_pieces
 from kerascohost.backends.row_order import RowOrder, shuffled_rows
@@ -92,7 +92,9 @@ class Program:
         self._data |= {name: _on_device(step_range.chunk) for name, step_range in ranges.items()}
         if self._is_released:
             # A call for some members runs no steps of the others, so any data serves for these.
-            self._data = jax.tree.map(_array, self._data)
+            leaves = jax.tree.leaves(self._data)
+            arrays = {_kind(a): a for a in leaves if not isinstance(a, jax.ShapeDtypeStruct)}
+            self._data = jax.tree.map(lambda given: _any_like(given, arrays), self._data)
             self._is_released = False
         data = [self._data[member.name] for member in self.members]
         busy = [i for i, member in enumerate(self.members) if member.name in ranges]
@@ -121,7 +123,7 @@ class Program:
         Only as many batches are computed as the longest range has, rounded up to a power of two.
         """
         most = max(step_range.stop - step_range.start for step_range in ranges.values())
-        length = min(jax.tree.leaves(batches)[0].shape[0] for batches in data)
+        length = min(jax.tree.leaves(_by_step(given))[0].shape[0] for given in data)
         size = min(length, 2 ** math.ceil(math.log2(most)))  # few sizes, as each is compiled
         firsts = np.array(
             [min(ranges[m.name].start, length - size) for m in self.members], np.int32
@@ -230,8 +232,10 @@ class Program:
             )
             with member.traced(self.kind):
                 step = functools.partial(_predict_one, member.model, trained, bounds[i])
-                batches = jax.tree.map(cut, data[i])
-                others, output = lax.scan(step, others, (firsts[i] + jnp.arange(size), batches))
+                arrays, rows = data[i]
+                given = jax.tree.map(cut, _by_step(data[i]))
+                step = functools.partial(step, None if rows is None else arrays)
+                others, output = lax.scan(step, others, (firsts[i] + jnp.arange(size), given))
             outputs.append(output)
             states[i] = (trained, others)
         return outputs, states
@@ -241,6 +245,7 @@ def _predict_one(
     model: keras.Model,
     trained: list[jax.Array],
     bounds: jax.Array,
+    arrays: Tree,
     others: list[jax.Array],
     given: tuple[jax.Array, Tree],
 ) -> tuple[list[jax.Array], Tree]:
@@ -250,13 +255,16 @@ def _predict_one(
         model: The model.
         trained: The values of its trainable variables.
         bounds: The first batch to predict, and the one before which to stop.
+        arrays: The arrays to take rows of; `None` where batches are given.
         others: The values of its other variables, which a call may change.
-        given: The batch's position, and the batch.
+        given: The batch's position, and the batch or the numbers of its rows.
 
     Returns:
         The new values of the other variables, changed only by a batch within `bounds`; the outputs.
     """
     position, batch = given
+    if arrays is not None:
+        batch = jax.tree.map(functools.partial(rows_of, rows=batch), arrays)
     outputs, changed = model.predict_step((trained, others), batch)
     is_asked_for = (bounds[0] <= position) & (position < bounds[1])
     new_others = [
@@ -317,18 +325,45 @@ def _metrics(model: keras.Model, state: State) -> Logs:
 
 
 def _take(data: Tree, i: ArrayLike) -> Tree:
-    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), data)
+    """Returns a batch of what `_on_device` returned."""
+    arrays, rows = data
+    if rows is None:
+        return jax.tree.map(functools.partial(at_step, i=i), arrays)
+    return jax.tree.map(functools.partial(rows_of, rows=at_step(rows, i)), arrays)
 
 
-def _array(given: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    if isinstance(given, jax.ShapeDtypeStruct):
-        return jnp.zeros(given.shape, given.dtype)
-    return given
+def _by_step(data: Tree) -> Tree:
+    """Returns the arrays of a chunk that have an axis of steps: the batches, or their rows."""
+    arrays, rows = data
+    return arrays if rows is None else rows
+
+
+def _kind(array: jax.Array | jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    return array.shape, array.dtype
+
+
+def _any_like(
+    given: jax.Array | jax.ShapeDtypeStruct,
+    arrays: dict[tuple[tuple[int, ...], np.dtype[Any]], jax.Array],
+) -> jax.Array:
+    """Returns an array of this shape and type: one of `arrays`, or else zeros, which are added."""
+    if not isinstance(given, jax.ShapeDtypeStruct):
+        return given
+    if _kind(given) not in arrays:
+        arrays[_kind(given)] = jnp.zeros(given.shape, given.dtype)
+    return arrays[_kind(given)]
 
 
 def _on_device(chunk: Chunk) -> Tree:
+    """Returns the arrays of a chunk and the rows to take of them, or batches and `None`."""
     if chunk.on_device is None:
-        chunk.on_device = jax.device_put(chunk.data)
+        if chunk.rows is None:
+            chunk.on_device = (jax.device_put(chunk.data), None)
+        else:
+            arrays = keras.tree.map_structure(
+                lambda array: None if array is None else array.on_device, chunk.data
+            )
+            chunk.on_device = (arrays, jax.device_put(chunk.rows))
     return chunk.on_device
 
 
@@ -434,6 +469,25 @@ class _NumpyOrder(RowOrder):
 def is_recording() -> bool:
     """Returns whether this thread traces a function."""
     return isinstance(jnp.add(0, 0), jax.core.Tracer)
+
+
+def to_device(array: np.ndarray) -> jax.Array:
+    """Returns the array on the device; on a CPU, aligned memory is shared."""
+    return jax.device_put(array)
+
+
+def to_host(tensor: jax.Array, rows: slice) -> np.ndarray:
+    """Returns rows of an array; on a CPU the memory is shared.
+
+    All are transferred: a slice would be compiled for each range.
+    """
+    return jax.device_get(tensor)[rows]
+
+
+def free_device_bytes() -> int | None:
+    """Returns the free memory of the first device in bytes; `None` where JAX does not say it."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
 
 def device_bytes() -> tuple[int, int] | None:

@@ -1,7 +1,8 @@
 """Stacks on JAX: the first member's step, which is a pure function, under `jax.vmap` in a loop."""
 
+import functools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -12,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from keras import tree
 
-from kerascohost.backends import StepRange, has_own_step, stacking
+from kerascohost.backends import StepRange, has_own_step, resident, stacking
 from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tensor, Tree
 from kerascohost.backends.stacking import Stack
 
@@ -28,7 +29,9 @@ class _Loaded(NamedTuple):
 
     Attributes:
         chunks: For each member its chunk, by `id`, and the shift against the first batch.
-        arrays: The batches, each array `(steps, members, rows, ...)`.
+        arrays: The batches, each array `(steps, members, rows, ...)`, and `None` twice; or arrays
+            to take rows of, for each of them the first row of each member, and the rows to take of
+            these, `(steps, members, rows)`.
         ranges: The ranges: while they refer to the chunks, no `id` is given to another one.
     """
 
@@ -168,24 +171,13 @@ class Program:
         batches of one step are at one position.
 
         Returns:
-            The position; arrays of shape `(steps, members, rows, ...)`.
+            The position; the arrays, see `_Loaded`.
         """
         begin = min(step_range.start for step_range in ranges)
         chunks = [(id(step_range.chunk), step_range.start - begin) for step_range in ranges]
         if self._data is None or self._data.chunks != chunks:
-            leaves = [tree.flatten(step_range.chunk.data) for step_range in ranges]
-            most = max(len(x) for own in leaves for x in own if x is not None)
-            stacked = [
-                None
-                if parts[0] is None
-                else np.stack(
-                    [_moved(part, by, most) for part, (_, by) in zip(parts, chunks, strict=True)],
-                    axis=1,
-                )
-                for parts in zip(*leaves, strict=True)
-            ]
-            data = jax.device_put(tree.pack_sequence_as(ranges[0].chunk.data, stacked))
-            self._data = _Loaded(chunks, data, ranges)
+            shifts = [by for _, by in chunks]
+            self._data = _Loaded(chunks, _stacked(ranges, shifts), ranges)
         return begin, self._data.arrays
 
     def _loop(
@@ -205,8 +197,12 @@ class Program:
         own_logs = has_own_step(self._models[0], self.kind)
 
         def batches(i: ArrayLike) -> Tree:
+            arrays, firsts, rows = data
+            if rows is None:
+                return jax.tree.map(functools.partial(at_step, i=i), arrays)
+            now = at_step(rows, i)
             return jax.tree.map(
-                lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), data
+                lambda array, first: rows_of(array, now + first[:, None]), arrays, firsts
             )
 
         def advance(i: jax.Array, carry: tuple[_State, Logs]) -> tuple[_State, Logs]:
@@ -256,6 +252,37 @@ def _moved(part: Tensor, by: int, steps: int) -> np.ndarray:
     if len(part) == steps:
         return part
     return np.concatenate([part, np.zeros((steps - len(part), *part.shape[1:]), part.dtype)])
+
+
+def _stacked(ranges: Sequence[StepRange], shifts: Sequence[int]) -> Tree:
+    """Returns the chunks of several members on the device, see `_Loaded`."""
+    chunks = [step_range.chunk for step_range in ranges]
+
+    def stack(parts: Sequence[Tensor]) -> jax.Array | None:
+        if parts[0] is None:
+            return None
+        most = max(map(len, parts))
+        return jax.device_put(np.stack([*map(_moved, parts, shifts, [most] * len(parts))], axis=1))
+
+    def unflattened(leaves: Iterable[Tensor]) -> Tree:
+        return tree.pack_sequence_as(chunks[0].data, list(leaves))
+
+    by_leaf = list(zip(*(tree.flatten(chunk.data) for chunk in chunks), strict=True))
+    if chunks[0].rows is None:
+        return unflattened(map(stack, by_leaf)), None, None
+    pairs = [(None, None) if own[0] is None else resident.together(own) for own in by_leaf]
+    arrays, firsts = (unflattened(leaves) for leaves in zip(*pairs, strict=True))
+    return arrays, jax.device_put(firsts), stack([chunk.rows for chunk in chunks])
+
+
+def at_step(array: jax.Array, i: ArrayLike) -> jax.Array:
+    """Returns the part of an array that belongs to step `i`."""
+    return lax.dynamic_index_in_dim(array, i, keepdims=False)
+
+
+def rows_of(array: jax.Array, rows: jax.Array) -> jax.Array:
+    """Returns rows of an array; all exist, so that nothing has to check them."""
+    return array.at[rows].get(mode="promise_in_bounds")
 
 
 def as_before(new: ArrayLike, old: jax.Array) -> jax.Array:

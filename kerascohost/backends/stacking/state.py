@@ -2,11 +2,13 @@
 
 import collections
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import tree
 
+from kerascohost.backends import resident
 from kerascohost.backends.base import Logs, StepRange, Tensor, Tree
 from kerascohost.backends.keras_internals import with_parts
 from kerascohost.backends.stacking.signature import Stack
@@ -102,23 +104,40 @@ def finished(write: Callable[[], None]) -> None:
         raise
 
 
-def stacked_batches(ranges: Sequence[StepRange]) -> tuple[Tree, list[Tensor]]:
-    """Stacks the batches of several members, which are of one shape and equally many.
+class StackedBatches(NamedTuple):
+    """The batches of several members, or the rows of which they consist.
 
-    Returns:
-        The structure of a batch, for `unflattened`, and its arrays, `(steps, members, rows, ...)`.
+    Attributes:
+        structure: The structure of a batch, for `unflattened`.
+        arrays: The arrays of the batches, `(steps, members, rows, ...)`, or arrays to take rows of.
+        rows: In the second case the rows to take, `(steps, members, rows)`, else `None`.
+        firsts: In the second case, for each array the first row of each member, `(members, 1)`.
     """
-    parts = [
-        [
-            leaf[step_range.start : step_range.stop]
-            for leaf in tree.flatten(step_range.chunk.data)
-            if leaf is not None
-        ]
-        for step_range in ranges
-    ]
-    stack = np.stack if isinstance(parts[0][0], np.ndarray) else keras.ops.stack
-    arrays = [stack(leaves, axis=1) for leaves in zip(*parts, strict=True)]
-    return tree.map_structure(lambda leaf: leaf is not None, ranges[0].chunk.data), arrays
+
+    structure: Tree
+    arrays: list[Tensor]
+    rows: np.ndarray | None
+    firsts: list[np.ndarray]
+
+
+def stacked_batches(ranges: Sequence[StepRange]) -> StackedBatches:
+    """Stacks the batches of several members, which are of one shape and equally many."""
+    chunks = [step_range.chunk for step_range in ranges]
+    structure = tree.map_structure(lambda leaf: leaf is not None, chunks[0].data)
+    leaves = [[leaf for leaf in tree.flatten(c.data) if leaf is not None] for c in chunks]
+
+    def stack(parts: Sequence[Tensor]) -> Tensor:
+        cut = [part[own.start : own.stop] for own, part in zip(ranges, parts, strict=True)]
+        return (np.stack if isinstance(cut[0], np.ndarray) else keras.ops.stack)(cut, axis=1)
+
+    by_leaf = list(zip(*leaves, strict=True))
+    if chunks[0].rows is None:
+        return StackedBatches(structure, list(map(stack, by_leaf)), None, [])
+    pairs = [resident.together(own) for own in by_leaf]
+    rows = stack([chunk.rows for chunk in chunks])
+    return StackedBatches(
+        structure, [array for array, _ in pairs], rows, [first[:, None] for _, first in pairs]
+    )
 
 
 def unflattened(structure: Tree, leaves: Sequence[Tensor]) -> Tree:

@@ -67,6 +67,7 @@ class Program:
         self.kind = kind
         self.members = list(members)
         self._structures: list[Tree] = []
+        self._take_rows: list[bool] = []
         self._specs: list[list[tf.TensorSpec]] = []
         self._function: tf.types.experimental.ConcreteFunction | None = None
 
@@ -104,16 +105,18 @@ class Program:
         specs = [
             self._specs[i]
             if tensors is None
-            else [
-                _spec(t, bool(m.samples_per_replica) or ranges[m.name].chunk.is_fixed)
-                for t in tensors
-            ]
+            else _specs(
+                tensors,
+                bool(m.samples_per_replica) or ranges[m.name].chunk.is_fixed,
+                ranges[m.name].chunk.rows is not None,
+            )
             for i, (m, tensors) in enumerate(zip(self.members, given, strict=True))
         ]
         if self._function is None or not _accepts(self._specs, specs):
             if not self._structures:
                 chunks = [ranges[m.name].chunk for m in self.members]
                 self._structures = [tree.map_structure(_is_present, c.data) for c in chunks]
+                self._take_rows = [c.rows is not None for c in chunks]
             self._trace(specs)
         return [
             [_nothing(spec) for spec in known] if tensors is None else tensors
@@ -136,7 +139,7 @@ class Program:
         logs = []
         for i, member in enumerate(self.members):
             with member.traced(self.kind):
-                take = functools.partial(_take, self._structures[i], batches[i])
+                take = functools.partial(_take, self._structures[i], batches[i], self._take_rows[i])
                 logs.append(_loop(member, self.kind, take, bounds[i, 0], bounds[i, 1]))
         return logs
 
@@ -246,9 +249,14 @@ def _map_steps(step: _Step, take: _Take, start: tf.Tensor, stop: tf.Tensor) -> T
     return tf.map_fn(lambda i: traced(take(i)), tf.range(start, stop), fn_output_signature=spec)
 
 
-def _take(structure: Tree, tensors: list[tf.Tensor], i: tf.Tensor) -> Tree:
-    remaining = iter(tensors)
-    return tree.map_structure(lambda there: next(remaining)[i] if there else None, structure)
+def _take(structure: Tree, tensors: list[tf.Tensor], takes_rows: bool, i: tf.Tensor) -> Tree:
+    """Returns batch `i` of what `_on_device` returned."""
+    if takes_rows:
+        *tensors, rows = tensors
+        leaves = iter([tf.gather(tensor, rows[i]) for tensor in tensors])
+    else:
+        leaves = iter([tensor[i] for tensor in tensors])
+    return tree.map_structure(lambda there: next(leaves) if there else None, structure)
 
 
 def _is_present(leaf: Tree) -> bool:
@@ -256,16 +264,27 @@ def _is_present(leaf: Tree) -> bool:
 
 
 def _on_device(chunk: Chunk) -> list[tf.Tensor]:
+    """Returns the batches of a chunk; or the arrays to take rows of, and then these rows."""
     if chunk.on_device is None:
         leaves = [leaf for leaf in tree.flatten(chunk.data) if leaf is not None]
-        chunk.on_device = [tf.convert_to_tensor(leaf) for leaf in leaves]
+        if chunk.rows is None:
+            chunk.on_device = [tf.convert_to_tensor(leaf) for leaf in leaves]
+        else:
+            arrays = [leaf.on_device for leaf in leaves]
+            chunk.on_device = [*arrays, tf.convert_to_tensor(chunk.rows)]
     return chunk.on_device
 
 
-def _spec(tensor: tf.Tensor, fixed_batch: bool) -> tf.TensorSpec:
-    """Returns a spec of any number of steps, and of any batch size unless it is fixed."""
-    batch = tensor.shape[1] if fixed_batch else None
-    return tf.TensorSpec((None, batch, *tensor.shape[2:]), tensor.dtype)
+def _specs(tensors: list[tf.Tensor], fixed_batch: bool, take_rows: bool) -> list[tf.TensorSpec]:
+    """Returns specs of any number of steps and rows, and of any batch size unless it is fixed."""
+    if take_rows:
+        *arrays, rows = tensors
+        taken = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays]
+        return [*taken, *_specs([rows], fixed_batch, take_rows=False)]
+    return [
+        tf.TensorSpec((None, t.shape[1] if fixed_batch else None, *t.shape[2:]), t.dtype)
+        for t in tensors
+    ]
 
 
 def _accepts(specs: list[list[tf.TensorSpec]], others: list[list[tf.TensorSpec]]) -> bool:
@@ -413,6 +432,22 @@ def variables_read_by(function: tf.types.experimental.PolymorphicFunction) -> li
     """
     traced = function._list_all_concrete_functions()
     return [variable for concrete in traced for variable in concrete.variables]
+
+
+def to_device(array: np.ndarray) -> tf.Tensor:
+    """Returns the array on the device; on a CPU, aligned memory is shared."""
+    if tf.config.list_logical_devices("GPU"):
+        return tf.convert_to_tensor(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def to_host(tensor: tf.Tensor, rows: slice) -> np.ndarray:
+    """Returns rows of a tensor."""
+    return tensor[rows].numpy()
+
+
+def free_device_bytes() -> None:
+    """Returns `None`: TensorFlow does not say how much memory its GPU has."""
 
 
 def device_bytes() -> tuple[int, int] | None:

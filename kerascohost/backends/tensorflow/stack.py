@@ -31,6 +31,12 @@ T = TypeVar("T")
 # leaves. Inside a step they are of one member.
 Tensors: TypeAlias = list[tf.Tensor]
 
+# The arrays of batches, `(steps, members, rows, ...)`, and two empty lists; or arrays to take rows
+# of, a tensor of these rows, and for each array the first row of each member.
+_Data: TypeAlias = tuple[Tensors, Tensors, Tensors]
+
+_Specs: TypeAlias = tuple[list[tf.TensorSpec], ...]  # of such data
+
 # A step of one member: from its values, floats and batch.
 _Step: TypeAlias = Callable[[Tensors, Tensors, Tensors], T]
 
@@ -120,7 +126,7 @@ class Program:
         self._stack = stack
         self._state = state
         self._functions: dict[
-            tuple[Hashable, ...], tuple[list[tf.TensorSpec], tf.types.experimental.ConcreteFunction]
+            tuple[Hashable, ...], tuple[_Specs, tf.types.experimental.ConcreteFunction]
         ] = {}
         own = stack.variables[0]
         metrics = {id(v) for v in self._models[0].metrics_variables}
@@ -140,16 +146,18 @@ class Program:
         """
         names = list(ranges)
         chosen = _never_one(names)
-        structure, data = stacking.stacked_batches([ranges[name] for name in chosen])
-        data = [tf.convert_to_tensor(leaf) for leaf in data]
+        batches = stacking.stacked_batches([ranges[name] for name in chosen])
+        taken = [] if batches.rows is None else [batches.rows]
+        data = tree.map_structure(tf.convert_to_tensor, (batches.arrays, taken, batches.firsts))
+        steps = ranges[names[0]].stop - ranges[names[0]].start
         self._state.sync_from_models(
             names, [name for name, step_range in ranges.items() if step_range.metrics_reset]
         )
         is_fixed = all(ranges[name].chunk.is_fixed for name in names)
-        function = self._function_for(names, structure, data, is_fixed)
+        function = self._function_for(names, batches.structure, data, is_fixed)
         rows = self._state.rows(names)
         chosen_rows = tf.constant(self._state.rows(chosen))
-        logs, changed = function(data, chosen_rows, tf.constant(len(data[0])))
+        logs, changed = function(data, chosen_rows, tf.constant(steps))
         self._take_up(names, rows, self._checked(changed, len(chosen)))
         logs = tree.map_structure(lambda t: t.numpy(), logs)
         return stacking.logs_by_member(names, rows, logs, self._models)
@@ -181,34 +189,46 @@ class Program:
         stacking.finished(write)
 
     def _function_for(
-        self, names: list[str], structure: Tree, data: Tensors, is_fixed: bool
+        self, names: list[str], structure: Tree, data: _Data, is_fixed: bool
     ) -> tf.types.experimental.ConcreteFunction:
         """Returns the trace for these shapes, generalised if earlier calls had others."""
         everyone = names == self._stack.names
         size = len(names) if everyone else None
+        arrays, rows, firsts = data
+        batch = (rows or arrays)[0].shape[2] if is_fixed else None
+
+        def by_step(t: tf.Tensor) -> tf.TensorSpec:
+            return tf.TensorSpec((None, size, batch, *t.shape[3:]), t.dtype)
+
+        def any_length(t: tf.Tensor) -> tf.TensorSpec:
+            return tf.TensorSpec((None, *t.shape[1:]), t.dtype)
+
+        specs = (
+            [any_length(t) if rows else by_step(t) for t in arrays],
+            [by_step(t) for t in rows],
+            [tf.TensorSpec((size, 1), t.dtype) for t in firsts],
+        )
         key = (
             everyone,
-            data[0].shape[2] if is_fixed and self._counts_rows_by_type else None,
+            batch if self._counts_rows_by_type else None,
             repr(structure),
-            tuple((t.dtype, len(t.shape)) for t in data),
+            bool(rows),
+            tuple((t.dtype, len(t.shape)) for t in arrays),
         )
-        specs = [
-            tf.TensorSpec((None, size, t.shape[2] if is_fixed else None, *t.shape[3:]), t.dtype)
-            for t in data
-        ]
         known, function = self._functions.get(key, (specs, None))
-        pairs = list(zip(known, specs, strict=True))
+        pairs = list(zip(tree.flatten(known), tree.flatten(specs), strict=True))
         if function is None or not all(new.is_subtype_of(old) for old, new in pairs):
-            specs = [old.most_specific_common_supertype([new]) for old, new in pairs]
+            common = [old.most_specific_common_supertype([new]) for old, new in pairs]
+            specs = tree.pack_sequence_as(specs, common)
             function = self._trace(everyone, structure, specs)
             self._functions[key] = (specs, function)
         return function
 
     def _trace(
-        self, everyone: bool, structure: Tree, specs: list[tf.TensorSpec]
+        self, everyone: bool, structure: Tree, specs: _Specs
     ) -> tf.types.experimental.ConcreteFunction:
         traced = tf.function(functools.partial(self._run, structure, everyone), autograph=False)
-        rows = tf.TensorSpec((specs[0].shape[1],), tf.int32)
+        rows = tf.TensorSpec((len(self._stack.names) if everyone else None,), tf.int32)
         with (
             self._prototype.as_read(self.kind),
             self._stack.tracing(self._models[0]),
@@ -222,7 +242,7 @@ class Program:
         self,
         structure: Tree,
         everyone: bool,
-        data: Tensors,
+        data: _Data,
         rows: tf.Tensor,
         steps: tf.Tensor,
     ) -> tuple[Logs, Tensors]:
@@ -237,7 +257,7 @@ class Program:
 
         def body(i: tf.Tensor, *changing: tf.Tensor) -> Tensors:
             now = _replaced(values, self._changing, changing)
-            new = step(now, floats, [leaf[i] for leaf in data])
+            new = step(now, floats, _batches(data, i))
             return [i + 1, *map(_shaped_like, new, changing)]
 
         with _stateless(self._models[0]):
@@ -308,6 +328,19 @@ def stacks_badly(model: keras.Model) -> str | None:
     if model.count_params() > STACKED_WEIGHTS_LIMIT:
         return "models of so many weights are as fast joined on a CPU"
     return None
+
+
+def _batches(data: _Data, i: tf.Tensor) -> Tensors:
+    """Returns the members' batches of step `i`.
+
+    Rows are taken here, for all members at once: inside the vectorised step it would be slower.
+    """
+    arrays, rows, firsts = data
+    if not rows:
+        return [array[i] for array in arrays]
+    return [
+        tf.gather(array, rows[0][i] + first) for array, first in zip(arrays, firsts, strict=True)
+    ]
 
 
 def _map(

@@ -141,6 +141,21 @@ def is_recording() -> bool:
     return not torch.is_grad_enabled()
 
 
+def to_device(array: np.ndarray) -> torch.Tensor:
+    """Returns the array as a tensor of its own."""
+    return keras.ops.convert_to_tensor(array)
+
+
+def to_host(tensor: torch.Tensor, rows: slice) -> np.ndarray:
+    """Returns rows of a tensor."""
+    return keras.ops.convert_to_numpy(tensor[rows])
+
+
+def free_device_bytes() -> int | None:
+    """Returns the free memory of the GPU in bytes; `None` without a GPU."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+
+
 def device_bytes() -> tuple[int, int] | None:
     """Returns the memory in use on the GPU and its peak, in bytes; `None` without a GPU."""
     if not torch.cuda.is_available():
