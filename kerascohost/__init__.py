@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from kerascohost import environment  # noqa: F401  # first: it raises if Keras has no backend
 
 # isort: split
+from kerascohost.data import Subset
 from kerascohost.deferred.context import cohost
 from kerascohost.deferred.executor import Executor
 from kerascohost.deferred.functions import map, together  # used as `kc.map`
@@ -39,6 +40,7 @@ __all__ = [
     "MemoryEstimate",
     "Plan",
     "Progress",
+    "Subset",
     "UngroupBatch",
     "benchmark",
     "clones",

@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports run down this list, or stay in one line of it.
 LEVELS = [
     {"environment", "errors", "patching"},
-    {"arguments", "results"},
+    {"arguments", "data", "results"},
     {"backends"},
     {"models", "tracing"},
     {"training"},

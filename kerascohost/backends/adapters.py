@@ -34,6 +34,7 @@ from kerascohost.arguments import Data
 from kerascohost.backends import seeding
 from kerascohost.backends.base import RandomState, Tree
 from kerascohost.backends.row_order import RowOrder
+from kerascohost.data import Subset, whole
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -306,12 +307,21 @@ def columns(iterator: Epochs) -> Tree | None:
 
 def split_validation(data: _Columns, fraction: float) -> tuple[_Columns, _Columns]:
     """Returns `(training, validation)` data; the last `fraction` of the rows validate."""
-    return array_slicing.train_validation_split(data, validation_split=fraction)
+    numbers = tree.map_structure(
+        lambda leaf: np.arange(len(leaf)) if isinstance(leaf, Subset) else leaf, data
+    )
+    parts = array_slicing.train_validation_split(numbers, validation_split=fraction)
+
+    def rows_of(leaf: Data, part: Data) -> Data:
+        return Subset(leaf, part) if isinstance(leaf, Subset) else part
+
+    training, validation = (tree.map_structure(rows_of, data, part) for part in parts)
+    return training, validation
 
 
 def are_arrays(data: _Columns) -> bool:
     """Returns whether `fit` would cut its batches out of `(x, y, sample_weight)` itself."""
-    return bool(can_convert_arrays(data))
+    return bool(can_convert_arrays(whole(data)))
 
 
 def num_rows(data: _Columns, validation_split: float | None, validation_data: Data) -> int:

@@ -10,6 +10,7 @@ from keras import tree
 from kerascohost import backends, errors
 from kerascohost.arguments import Data, PerMember, per_member
 from kerascohost.backends import Chunk, Tree
+from kerascohost.data import Subset
 from kerascohost.errors import CohortError
 from kerascohost.training import batches
 
@@ -61,7 +62,9 @@ def _rows(key: str, value: Data, rows: int) -> Tree:
             f"Expected `{key}` made of arrays. Received: {type(value).__name__}. "
             "Without x and y, random data is used."
         )
-    return tree.map_structure(lambda leaf: np.asarray(leaf)[:rows], value)
+    return tree.map_structure(
+        lambda leaf: np.asarray(leaf[:rows] if isinstance(leaf, Subset) else leaf)[:rows], value
+    )
 
 
 def _from_stream(dataset: Data, steps: int) -> tuple[tuple[Tree, Tree], int]:

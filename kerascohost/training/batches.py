@@ -29,6 +29,7 @@ from kerascohost.arguments import Data
 from kerascohost.backends import Chunk, Tensor, Tree, adapters
 from kerascohost.backends.resident import ResidentArrays, padded_length
 from kerascohost.backends.row_order import RowOrder
+from kerascohost.data import common_rows, copied, whole
 from kerascohost.errors import CohortError
 
 # In bytes: large enough that calls of a program cost little, small enough for a hundred members.
@@ -72,7 +73,14 @@ def batches(
         CohortError: If the data is sparse, ragged or empty.
         ValueError: If `x`, `y` and the weights do not go together, as in `fit`.
     """
-    x, y, sample_weight = data
+    chosen = common_rows(data)
+    if chosen is None:
+        x, y, sample_weight = map(copied, data)
+    else:  # Keras's adapter is given the whole arrays, and must not count their rows
+        x, y, sample_weight = map(whole, data)
+        if not batch_size:
+            parts = steps_per_epoch * group if steps_per_epoch else None
+            batch_size = math.ceil(len(chosen) / parts) if parts else 32
     _check_spec(x)
     epochs = adapters.Epochs(
         group,
@@ -89,7 +97,9 @@ def batches(
     if columns is None:
         return StreamBatches(epochs, adapters.runs_python(x))
     rows = epochs.data_adapter.batch_size * group
-    return ArrayBatches(columns, rows, steps_per_epoch, shuffle, row_order, steps_per_execution)
+    return ArrayBatches(
+        columns, rows, steps_per_epoch, shuffle, row_order, steps_per_execution, chosen
+    )
 
 
 class ArrayBatches:
@@ -105,6 +115,7 @@ class ArrayBatches:
         shuffle: As in `fit`.
         row_order: As in `batches`.
         steps_per_execution: As in `batches`.
+        chosen: The numbers of the rows that are used of the arrays; `None`: all.
     """
 
     ran_out = False  # their number is known
@@ -120,12 +131,14 @@ class ArrayBatches:
         shuffle: bool | str,
         row_order: Callable[[int, int, bool | str], RowOrder],
         steps_per_execution: int = 1,
+        chosen: np.ndarray | None = None,
     ):
         self._columns = _map(_Column, columns)
         if keras.backend.backend() == "tensorflow":
             self._columns = tree.lists_to_tuples(self._columns)  # as `tf.data` hands them over
         leaves = _leaves(self._columns)
-        self._num_rows = len(leaves[0])
+        self._chosen = chosen
+        self._num_rows = len(leaves[0]) if chosen is None else len(chosen)
         if self._num_rows == 0:
             raise CohortError("Expected at least one row of data. Received: arrays of 0 rows.")
         self._rows = rows
@@ -163,7 +176,7 @@ class ArrayBatches:
 
     def peek(self, whole: bool = False) -> Tree:
         """Returns the rows of a first step, for their shapes; nothing is consumed."""
-        rows = slice(0, min(self._rows, self._num_rows))
+        rows = self._numbers(None, slice(0, min(self._rows, self._num_rows)))
         return _map(lambda column: column.take(rows, 1)[0], self._columns)
 
     def reset(self) -> None:
@@ -256,6 +269,11 @@ class ArrayBatches:
         start, stop = step - first, min(size, stop - first)
         return self._chunk(order, rows, size, start, stop, True, self._is_fixed)
 
+    def _numbers(self, order: np.ndarray | None, positions: slice) -> slice | np.ndarray:
+        """Returns the rows of the arrays at these positions of an order."""
+        rows = positions if order is None else order[positions]
+        return rows if self._chosen is None else self._chosen[rows]
+
     def _chunk(
         self,
         order: np.ndarray | None,
@@ -267,11 +285,12 @@ class ArrayBatches:
         is_fixed: bool = False,
     ) -> Chunk:
         """Returns the chunk of `steps` batches at these positions of the order."""
+        chosen = self._numbers(order, rows)
         if self._resident is None:
-            chosen = rows if order is None else order[rows]
             data = _map(lambda column: column.take(chosen, steps), self._columns)
             return Chunk(data, start, stop, is_first_shape, is_fixed)
-        chosen = np.arange(rows.start, rows.stop) if order is None else order[rows]
+        if isinstance(chosen, slice):
+            chosen = np.arange(chosen.start, chosen.stop)
         numbers = _few_lengths(chosen.astype(np.int32).reshape(steps, -1))
         return Chunk(self._resident, start, stop, is_first_shape, is_fixed, numbers)
 

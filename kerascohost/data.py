@@ -1,0 +1,142 @@
+"""Data that a member may be given beyond what Keras takes: rows of an array that is not copied."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerascohost.arguments import Data
+from kerascohost.errors import CohortError
+
+
+class Subset:
+    """Rows of an array, such as a fold or a bootstrap sample, at the price of their numbers.
+
+    Members train on it as on `x[rows]`, but many subsets of one `x` share it: it is put on the
+    device once. So it is if all arrays of a member (`x`, `y` and weights) are subsets with the same
+    rows, and the arrays have equally many; otherwise the rows are copied.
+
+    The name, and the order of the arguments, are those of `torch.utils.data.Subset`.
+
+    Args:
+        x: An array, a tensor or a DataFrame `(samples, ...)`, or another `Subset`.
+        rows: The numbers of the rows, in order, perhaps several times: integers `(rows,)`, from
+            `-samples` to `samples - 1`; a slice; or booleans `(samples,)`, which rows to take.
+
+    Attributes:
+        array: The array.
+        rows: The numbers of the rows: an array of integers that are not negative, `(rows,)`.
+        shape: The shape of `x[rows]`.
+        dtype: The type of the values.
+
+    Raises:
+        CohortError: If `x` is no array, or a row does not exist.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> import kerascohost as kc
+    >>> x, y = np.arange(40.0).reshape(10, 4), np.arange(10.0)
+    >>> models = {}
+    >>> for fold in range(2):
+    ...     net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    ...     net.compile("adam", "mse")
+    ...     models[f"fold {fold}"] = net
+    >>> rows = {f"fold {fold}": np.arange(10) % 2 != fold for fold in range(2)}
+    >>> history = kc.Cohort(models).fit(
+    ...     {name: kc.Subset(x, own) for name, own in rows.items()},
+    ...     {name: kc.Subset(y, own) for name, own in rows.items()}, verbose=0)
+    >>> kc.Subset(x, [0, -1]).shape
+    (2, 4)
+    """
+
+    array: Data
+    rows: np.ndarray
+
+    def __init__(self, x: Data, rows: Sequence[int] | np.ndarray | slice):
+        if isinstance(x, Subset):
+            rows = x.rows[_numbers(rows, len(x))]
+            x = x.array
+        if not hasattr(x, "shape") or not len(x.shape):
+            raise CohortError(
+                "Expected `x` to be an array, a tensor or a DataFrame; of a structure of arrays, "
+                f"give a Subset of each. Received: {type(x).__name__}."
+            )
+        self.array = x
+        self.rows = _numbers(rows, int(x.shape[0]))
+        self.shape = (len(self.rows), *map(int, x.shape[1:]))
+        self.ndim = len(self.shape)
+        self.dtype = x.dtype if hasattr(x, "dtype") else x.iloc[:1].to_numpy().dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: int | slice | np.ndarray) -> Data:
+        """Returns a copy of some of its rows, as an array."""
+        chosen = self.rows[rows]
+        if hasattr(self.array, "iloc"):
+            return self.array.iloc[chosen]
+        if keras.ops.is_tensor(self.array):
+            return keras.ops.take(self.array, chosen, axis=0)
+        return self.array[chosen]
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> np.ndarray:
+        values = self[:]
+        if keras.ops.is_tensor(values):
+            values = keras.ops.convert_to_numpy(values)
+        return np.asarray(values, dtype)
+
+    def __repr__(self) -> str:
+        return f"Subset({type(self.array).__name__} {tuple(self.array.shape)}, {len(self)} rows)"
+
+
+def _numbers(rows: Sequence[int] | np.ndarray | slice, count: int) -> np.ndarray:
+    if isinstance(rows, slice):
+        return np.arange(count)[rows]
+    numbers = np.asarray(rows)
+    if numbers.size == 0:
+        return np.zeros(0, np.int64)
+    if numbers.dtype == bool and numbers.shape == (count,):
+        return np.flatnonzero(numbers)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise CohortError(
+            f"Expected `rows` to be integers, `(rows,)`, or booleans, `({count},)`. "
+            f"Received: {numbers.dtype} {numbers.shape}."
+        )
+    least, most = int(numbers.min()), int(numbers.max())
+    if least < -count or most >= count:
+        raise CohortError(
+            f"Expected `rows` from {-count} to {count - 1}, as `x` has {count} rows. "
+            f"Received: {least if least < -count else most}."
+        )
+    return np.where(numbers < 0, numbers + count, numbers)
+
+
+def common_rows(data: Data) -> np.ndarray | None:
+    """Returns the rows of all arrays in `data`; `None` if not all are subsets, or rows differ."""
+    leaves = [leaf for leaf in tree.flatten(data) if leaf is not None]
+    if not leaves or not all(isinstance(leaf, Subset) for leaf in leaves):
+        return None
+    first = leaves[0].rows
+    same = all(leaf.rows is first or np.array_equal(leaf.rows, first) for leaf in leaves)
+    return first if same and len({len(leaf.array) for leaf in leaves}) == 1 else None
+
+
+def whole(data: Data) -> Data:
+    """Returns `data` with the whole arrays in place of their subsets."""
+    return _map(lambda subset: subset.array, data)
+
+
+def copied(data: Data) -> Data:
+    """Returns `data` with copies of their rows in place of subsets."""
+    return _map(lambda subset: subset[:], data)
+
+
+def _map(function: Callable[[Subset], Data], data: Data) -> Data:
+    if not any(isinstance(leaf, Subset) for leaf in tree.flatten((data,))):
+        return data
+    return tree.map_structure(
+        lambda leaf: function(leaf) if isinstance(leaf, Subset) else leaf, data
+    )
