@@ -36,7 +36,7 @@ class Source(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """What is equal for sources of the same rows."""
+        """Returns a key that is equal for sources of the same rows."""
 
     def __len__(self) -> int: ...
 

@@ -70,10 +70,10 @@ def measured(sides, rounds):
     return [{s: statistics.median(own) for s, own in times.items()} for times in (wall, busy)]
 
 
-def main(rounds=ROUNDS):
+def main(rounds=ROUNDS, layouts=("joined", "stacked")):
     x, y = data()
     hand = importlib.import_module(f"tests.benchmarks.hand_{keras.backend.backend()}")
-    for layout in ("joined", "stacked"):
+    for layout in layouts:
         sides = {}
         cohorts = {side: kc.Cohort(models(), layout=layout) for side in ("resident", "chunks")}
         sides["resident"] = partial(fit, cohorts["resident"], resident._SHARE, x, y)
@@ -105,4 +105,4 @@ def by_hand(loops, x, y):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main(*map(int, sys.argv[1:2]), *[sys.argv[2:]] * (len(sys.argv) > 2)))
