@@ -21,8 +21,9 @@ _FREE_IF_UNKNOWN = 2 * 2**30
 # In bytes: arrays are converted and compared in blocks of about this size.
 _BLOCK_BYTES = 2**20
 
-# Where JAX and XLA on a CPU take NumPy's memory for their own: at multiples of this address.
-_ALIGNMENT = 64
+# In bytes: JAX shares NumPy's memory only if it begins at a multiple of 64, and TensorFlow ends the
+# process if shared memory does not begin at a multiple of what its vector instructions need.
+_ALIGNMENT = 128
 
 
 class Source(Protocol):

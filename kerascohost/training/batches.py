@@ -456,6 +456,8 @@ class _Column:
         Not what is read from a file, what is text, what is converted column by column, and what
         would take more memory there than here (windows that overlap).
         """
+        if np.dtype(self._floatx).str not in _NUMBERS:  # NumPy does not know bfloat16
+            return False
         if self._is_frame:
             dtypes = [self._array.dtype] if self._array.ndim == 1 else list(self._array.dtypes)
             are_alike = len(set(dtypes)) == 1 and getattr(dtypes[0], "str", "") in _NUMBERS
