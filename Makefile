@@ -10,8 +10,8 @@ BACKEND := $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo gpu; \
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo lab test test-tensorflow test-jax test-torch test-oldest test-wheel test-binder \
-	test-keras test-marked fuzz nightly bench notebooks docs address lint clean
+.PHONY: demo lab test test-tensorflow test-jax test-torch test-oldest test-oldest-tools test-wheel \
+	test-binder test-keras test-marked fuzz nightly bench notebooks docs address lint clean
 
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
@@ -44,6 +44,14 @@ test-oldest: $(STAMP)
 		tests/training/test_cohort.py tests/models/test_cloning.py tests/parity \
 		--ignore=tests/parity/test_stacked.py --ignore=tests/parity/test_layers.py
 
+# The oldest tools to search with that pyproject allows, likewise.
+OLDEST_TOOLS := $(VENV)/oldest-tools
+test-oldest-tools: $(STAMP)
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(OLDEST_TOOLS) $$(sed -n \
+		'/^\(optuna\|sklearn\|tuner\) =/ s/.*= \["\([a-z-]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml)
+	PYTHONPATH=$(OLDEST_TOOLS) KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n $${WORKERS:-2} \
+		--dist loadgroup tests/integrations
+
 test-wheel:
 	PYTHON=$(PYTHON) .ci/wheel
 
@@ -64,7 +72,7 @@ fuzz: $(STAMP)
 
 # What takes too long for every change.
 nightly: MARKED = -m nightly
-nightly: test-marked test-torch fuzz test-keras test-oldest test-binder
+nightly: test-marked test-torch fuzz test-keras test-oldest test-oldest-tools test-binder
 
 # The tests that are marked so, and every layer family with every optimizer.
 test-marked: $(STAMP)
