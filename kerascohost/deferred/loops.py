@@ -1,9 +1,9 @@
 """Loops of a program whose iterations run in turn, where that ends as the loop as written.
 
 Each iteration is a function in turn, as those of `kerascohost.map`, with its own values of the
-names that the loop's body sets. What `names` proves to be an iteration's own runs as soon as it can;
-a statement that touches something else waits until all earlier iterations have ended. A loop that
-is not understood runs as written.
+names that the loop's body sets. What `names` proves to be an iteration's own runs as soon as it
+can; a statement that touches something else waits until all earlier iterations have ended. A loop
+that is not understood runs as written.
 """
 
 import ast
@@ -24,10 +24,11 @@ from tqdm import tqdm
 from kerascohost import backends
 from kerascohost.arguments import Layout
 from kerascohost.backends import Tree, threads
-from kerascohost.deferred import calls, names
+from kerascohost.deferred import calls, library, names
+from kerascohost.deferred.effects import Effects, UnprovenError, is_atom
 from kerascohost.deferred.fits import WaitingCall
-from kerascohost.deferred.functions import Calls, Job, Begin
-from kerascohost.deferred.names import Analysis, Effects, UnprovenError
+from kerascohost.deferred.functions import Begin, Calls, Job
+from kerascohost.deferred.names import Analysis
 from kerascohost.deferred.scripts import source_of
 from kerascohost.deferred.turns import TurnState, is_in_turn
 from kerascohost.tracing.places import AnyGenerator, UserObject
@@ -171,6 +172,10 @@ class Loops:
         except UnprovenError as error:
             error.rest = plain
             raise
+        except Exception as error:  # of the analysis: the program runs as written
+            unknown = UnprovenError(f"it is not understood ({type(error).__name__}: {error})")
+            unknown.rest = plain
+            raise unknown from error
         run = _Run(self._variables, analysis, code, waits, items, bar, self._options)
         run.both = both
         return run, plain
@@ -225,12 +230,12 @@ class _Finder(ast.NodeTransformer):
     def __init__(self, loops: list[ast.For]):
         self._loops = loops
 
-    def visit_FunctionDef(self, node: ast.AST) -> ast.AST:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.AST) -> ast.AST:
         return node
 
     visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = visit_FunctionDef  # noqa: N815
 
-    def visit_For(self, node: ast.For) -> ast.For:  # noqa: N802
+    def visit_For(self, node: ast.For) -> ast.For:
         position = len(self._loops)
         self._loops.append(copy.deepcopy(node))
         asked = ast.Call(ast.Name(_LOOPS, ast.Load()), [ast.Constant(position), node.iter], [])
@@ -266,14 +271,18 @@ class _Rewriter:
         loop.body, loop.orelse = body, ast.parse(f"{_ENDED} = True").body
         return _compiled(loop, file), self._waits
 
-    def _block(self, body: list[ast.stmt], outer: list[ast.stmt], rare: bool = False) -> list[ast.stmt]:
+    def _block(
+        self, body: list[ast.stmt], outer: list[ast.stmt], rare: bool = False
+    ) -> list[ast.stmt]:
         made: list[ast.stmt] = []
         for statement in body:
             made += self._waiting(statement, rare, outer)
             for field in ("body", "orelse", "finalbody"):
                 inner = getattr(statement, field, None)
                 if isinstance(inner, list) and not isinstance(statement, ast.FunctionDef):
-                    loops = [*outer, statement] if isinstance(statement, ast.For | ast.While) else outer
+                    loops = (
+                        [*outer, statement] if isinstance(statement, ast.For | ast.While) else outer
+                    )
                     setattr(statement, field, self._block(inner, loops, rare))
             for handler in getattr(statement, "handlers", []):
                 before = self._waiting(handler, True, outer)
@@ -298,7 +307,9 @@ class _Rewriter:
                 f"{label} is used in each iteration before the training, and changed", effects.line
             )
         if any(self._trains(each) for each in outer):
-            raise UnprovenError(f"{label} is used between the trainings of an iteration", effects.line)
+            raise UnprovenError(
+                f"{label} is used between the trainings of an iteration", effects.line
+            )
         if label not in self._waits:
             self._waits.append(label)
         wait = ast.Expr(ast.Call(ast.Name(_WAIT, ast.Load()), [], []))
@@ -332,32 +343,13 @@ class _Rewriter:
             return node
         if not self._analysis.waits(effects):
             return self._moved(node, before)
-        if isinstance(node, ast.Call):
-            parts: list[tuple[ast.AST, str, int | None]] = [
-                *((node, "func", None),),
-                *((node, "args", i) for i in range(len(node.args))),
-                *((each, "value", None) for each in node.keywords),
-            ]
-        elif isinstance(node, ast.Tuple | ast.List):
-            parts = [(node, "elts", i) for i in range(len(node.elts))]
-        elif isinstance(node, ast.Dict):
-            parts = [(node, "values", i) for i in range(len(node.values))]
-        elif isinstance(node, ast.BinOp):
-            parts = [(node, "left", None), (node, "right", None)]
-        elif isinstance(node, ast.Compare) and len(node.comparators) == 1:
-            parts = [(node, "left", None), (node, "comparators", 0)]
-        elif isinstance(node, ast.Subscript | ast.Attribute | ast.Starred):
-            parts = [(node, "value", None)]
-        else:
-            raise UnprovenError("it cannot be trained before")
+        parts = _parts(node)
         found = [_part(*part) for part in parts]
         training = [i for i, part in enumerate(found) if self._is_training(part)]
         if not training:
             raise UnprovenError("it cannot be trained before")
-        moved: list[tuple[tuple[ast.AST, str, int | None], ast.expr]] = []
-        for i, (place, part) in enumerate(zip(parts, found, strict=True)):
-            if i > training[-1]:
-                break
+        moved: list[tuple[_Place, ast.expr]] = []
+        for place, part in list(zip(parts, found, strict=True))[: training[-1] + 1]:
             if self._is_training(part):
                 moved.append((place, self._hoisted(part, before)))
             elif any(isinstance(each, ast.Call) for each in ast.walk(part)):
@@ -393,6 +385,28 @@ def _compiled(loop: ast.For, file: str) -> types.CodeType:
         if isinstance(node, ast.expr | ast.stmt) and not hasattr(node, "lineno"):
             ast.copy_location(node, loop)
     return compile(ast.fix_missing_locations(ast.Module([loop], [])), file, "exec")
+
+
+# An expression in a larger one: its owner, the field, and the position in the field.
+_Place = tuple[ast.AST, str, int | None]
+
+
+def _parts(node: ast.expr) -> list[_Place]:
+    """Returns the parts of an expression, in the order in which they are evaluated."""
+    if isinstance(node, ast.Call):
+        args: list[_Place] = [(node, "args", i) for i in range(len(node.args))]
+        return [(node, "func", None), *args, *((each, "value", None) for each in node.keywords)]
+    if isinstance(node, ast.Tuple | ast.List):
+        return [(node, "elts", i) for i in range(len(node.elts))]
+    if isinstance(node, ast.Dict):
+        return [(node, "values", i) for i in range(len(node.values))]
+    if isinstance(node, ast.BinOp):
+        return [(node, "left", None), (node, "right", None)]
+    if isinstance(node, ast.Compare) and len(node.comparators) == 1:
+        return [(node, "left", None), (node, "comparators", 0)]
+    if isinstance(node, ast.Subscript | ast.Attribute | ast.Starred):
+        return [(node, "value", None)]
+    return []
 
 
 def _part(owner: ast.AST, field: str, index: int | None) -> ast.expr:
@@ -538,6 +552,7 @@ class _Iteration(Job[None]):
     Attributes:
         runs_again: Whether it failed before it changed anything, so that it is run as written.
         broke: Whether it left the loop.
+        trains: Whether it has trained, evaluated or predicted something.
         is_filled: Whether it has all names that the program has.
         carried: The names that it has taken over from an iteration that had not ended.
     """
@@ -546,7 +561,7 @@ class _Iteration(Job[None]):
         self._run_of = run
         self.is_filled = number == run.counted  # it begins with all that the program has
         self.carried = {} if self.is_filled else values
-        self.broke = self.runs_again = self._has_waited = False
+        self.broke = self.runs_again = self.trains = self._has_passed = False
         self.item = run.items[number]
         values = {**values, _ITEMS: (self.item,), _WAIT: self.wait}
         self.own_state = _IterationState(run.variables, run.own, values)
@@ -559,7 +574,7 @@ class _Iteration(Job[None]):
         try:
             exec(self._run_of.code, self._run_of.variables)
         except Exception:
-            self.runs_again = not self._has_waited
+            self.runs_again = not self._has_passed
             raise
         finally:
             self.broke = _ENDED not in self._run_of.variables
@@ -577,10 +592,14 @@ class _Iteration(Job[None]):
         try:
             return super().defer(method, model, arguments, caller)
         except Exception:
-            if self._has_waited:
+            if self._has_passed:
                 raise
             self.runs_again = True
             raise _RunsAgain from None
+
+    def _about_to_wait(self, call: WaitingCall) -> None:
+        super()._about_to_wait(call)
+        self.trains = True
 
     def wait(self) -> None:
         """Waits, in the iteration's thread, until all earlier iterations have ended."""
@@ -588,7 +607,7 @@ class _Iteration(Job[None]):
             raise _RunsAgain
         while not self.is_sure:
             self.pause()
-        self._has_waited = True
+        self._has_passed = True
         self._snapshots.clear()
         self.own_state.output.open()
         if not self.is_filled:
@@ -611,14 +630,14 @@ class _Iteration(Job[None]):
         call.snapshot.surroundings = self.own_state.named
         values = self._run_of.variables
         call.snapshot.key = tuple(
-            (name, values.get(name) if names.is_immutable(values.get(name)) else id(values[name]))
+            (name, values.get(name) if is_atom(values.get(name)) else id(values[name]))
             for name in sorted(self._run_of.analysis.read_later)
         )
         return call
 
     def about_to_run(self, call: WaitingCall) -> None:
         """Stores the model's state if it was there before the loop."""
-        if self._run_of.analysis.trains_items and not self._has_waited:
+        if self._run_of.analysis.trains_items and not self._has_passed:
             self._store(call.model)
 
 
@@ -642,7 +661,7 @@ class _Run(Calls[None]):
         code: types.CodeType,
         waits: list[str],
         items: Sequence[UserObject],
-        bar: Any,  # a `tqdm`, which has no types
+        bar: UserObject,
         options: tuple[Layout, int, int | None],
     ):
         layout, at_once, self.verbose = options
@@ -688,6 +707,7 @@ class _Run(Calls[None]):
         self._bar.close()
 
     def _made(self, number: int, begin: Begin) -> Job[None]:
+        begin = Begin(begin.parts, begin.settings)  # its own: it may be dropped
         if number == self._counted:
             known = {n: self.variables[n] for n in self.analysis.own if n in self.variables}
             return _Iteration(self, number, begin, known)
@@ -710,7 +730,7 @@ class _Run(Calls[None]):
         if begin is None or number == self._counted:
             return begin
         carried = self._carried_to(number)
-        return begin if all(map(names.is_immutable, carried.values())) else None
+        return begin if all(map(is_atom, carried.values())) else None
 
     def _follows(self, later: Job[None], before: Job[None]) -> bool:
         assert isinstance(later, _Iteration)
@@ -737,6 +757,7 @@ class _Run(Calls[None]):
         self.stop()
 
     def _count(self, job: Job[None]) -> None:
+        """Takes over what an iteration leaves, unless it is to be run again as written."""
         assert isinstance(job, _Iteration)
         if not job.runs_again:
             super()._count(job)
@@ -753,6 +774,12 @@ class _Run(Calls[None]):
             self._bar.update()
         if job.error is not None or job.broke:
             self._error, self._was_left = job.error, True
+            self.stop()
+        elif job.trains and job.expected is None:
+            self._why = (
+                "it is not known before the end of a `fit` how many random numbers it draws (seed "
+                "each iteration with `keras.utils.set_random_seed`)"
+            )
             self.stop()
 
     def _take(self, job: _Iteration) -> None:
@@ -772,7 +799,9 @@ def _nothing() -> None:
 def _without_ours(error: BaseException) -> BaseException:
     """Returns an exception without the frames of ours that its traceback begins with."""
     place = error.__traceback__
-    while place is not None and place.tb_frame.f_globals.get("__name__", "").startswith("kerascohost."):
+    while place is not None and place.tb_frame.f_globals.get("__name__", "").startswith(
+        "kerascohost."
+    ):
         place = place.tb_next
     return error.with_traceback(place or error.__traceback__)
 
@@ -786,13 +815,12 @@ _PRODUCTS = (
     itertools.permutations,
     itertools.combinations_with_replacement,
 )
-_ITERATORS = tuple(
-    type(iter(each)) for each in ([], (), {}, set(), range(0), "", {}.values(), {}.items(), b"")
-)
-_CONTAINERS = (list, tuple, dict, set, frozenset, range, str, type({}.keys())) + (
-    type({}.values()),
-    type({}.items()),
-)
+_VIEWS: tuple[Iterable[UserObject], ...] = ({}.keys(), {}.values(), {}.items())
+_EMPTY: tuple[Iterable[UserObject], ...] = ([], (), {}, set(), range(0), "", *_VIEWS)
+_CONTAINERS = (list, tuple, dict, set, frozenset, range, str, *map(type, _VIEWS))
+_ITERATORS = tuple(type(iter(each)) for each in _EMPTY)
+_IN_MEMORY = ("Index", "RangeIndex", "Series", "DataFrameGroupBy", "SeriesGroupBy")
+
 _Opened = tuple[Iterable[UserObject], list[UserObject], list[UserObject]]
 
 
@@ -806,37 +834,66 @@ def _opened(iterable: Iterable[UserObject]) -> _Opened:
     Raises:
         UnprovenError: If reading them ahead may not be the same. Nothing has been read then.
     """
-    kind = type(iterable)
-    if kind in _CONTAINERS or _is_of(iterable, "pandas", "Index", "RangeIndex", "Series"):
-        return iterable, list(iterable), [iterable]
-    if _is_of(iterable, "numpy", "ndarray") and iterable.ndim:
-        return iterable, list(iterable), [iterable]
-    if _is_of(iterable, "pandas", "DataFrameGroupBy", "SeriesGroupBy"):
-        return iterable, list(iterable), [iterable]
-    if kind in _ITERATORS:
-        again = copy.copy(iterable)
-        source = iterable.__reduce__()[1]
+    for each in _sources(iterable):
+        if not (_is_container(each) or _is_read_once(each)):
+            raise UnprovenError(f"a {type(each).__name__} may not be read ahead")
+    return _read(iterable)
+
+
+def _sources(iterable: UserObject) -> Iterator[UserObject]:
+    """Yields what `enumerate`, `zip` and `tqdm` go over, at last."""
+    inner: tuple[UserObject, ...] = ()
+    if type(iterable) is enumerate:
+        inner = _reduced(iterable)[1][:1]
+    elif type(iterable) is zip and len(_reduced(iterable)) == 2:  # not a strict one
+        inner = _reduced(iterable)[1]
+    elif isinstance(iterable, tqdm):
+        inner = (iterable.iterable,)
+    if not inner:
+        yield iterable
+    for each in inner:
+        yield from _sources(each)
+
+
+def _reduced(iterable: UserObject) -> tuple[UserObject, ...]:
+    """Returns what an iterator of Python's is made of, as `pickle` stores it."""
+    made: Any = iterable.__reduce__()
+    return tuple(made)
+
+
+def _is_container(thing: UserObject) -> bool:
+    """Returns whether something, or a copy of it, can be read without changing it."""
+    is_array = _is_of(thing, "numpy", "ndarray") and thing.ndim
+    is_frame = _is_of(thing, "pandas", *_IN_MEMORY)
+    return type(thing) in (*_CONTAINERS, *_ITERATORS) or is_array or is_frame
+
+
+def _is_read_once(thing: UserObject) -> bool:
+    """Returns whether something has the same items if it is read ahead."""
+    return isinstance(thing, _PRODUCTS) or (
+        type(thing) is types.GeneratorType and _splits_ahead(thing)
+    )
+
+
+def _read(iterable: UserObject) -> _Opened:
+    if type(iterable) in _ITERATORS:
+        again, source = copy.copy(iterable), _reduced(iterable)[1]
         return iterable, list(again), list(source)
-    if kind is enumerate:
-        inner, start = iterable.__reduce__()[1]
-        plain, items, header = _opened(inner)
+    if _is_container(iterable):
+        return iterable, list(iterable), [iterable]
+    if type(iterable) is enumerate:
+        inner, start = _reduced(iterable)[1]
+        plain, items, header = _read(inner)
         return enumerate(plain, start), list(enumerate(items, start)), header
-    if kind is zip:
-        reduced = iterable.__reduce__()
-        if len(reduced) == 2:
-            parts = [_opened(inner) for inner in reduced[1]]
-            plain, items = (zip(*(part[i] for part in parts), strict=False) for i in (0, 1))
-            return plain, list(items), [each for part in parts for each in part[2]]
-    if isinstance(iterable, _PRODUCTS):
-        items = list(iterable)
-        return items, items, []
+    if type(iterable) is zip:
+        parts = [_read(inner) for inner in _reduced(iterable)[1]]
+        plain, again = (zip(*(part[i] for part in parts), strict=False) for i in (0, 1))
+        return plain, list(again), [each for part in parts for each in part[2]]
     if isinstance(iterable, tqdm):
-        iterable.iterable, items, header = _opened(iterable.iterable)
+        iterable.iterable, items, header = _read(iterable.iterable)
         return iterable, items, header
-    if kind is types.GeneratorType and _splits_ahead(iterable):
-        items = list(iterable)
-        return items, items, []
-    raise UnprovenError(f"a {kind.__name__} may not be read ahead")
+    items = list(iterable)
+    return items, items, []
 
 
 def _is_of(thing: UserObject, package: str, *kinds: str) -> bool:
@@ -846,7 +903,7 @@ def _is_of(thing: UserObject, package: str, *kinds: str) -> bool:
 
 
 # Those that draw all random numbers before the first split.
-_DRAW_FIRST = {"KFold", "StratifiedKFold", "GroupKFold", "TimeSeriesSplit", "LeaveOneOut", "LeavePOut"}
+_DRAW_FIRST = ("KFold", "StratifiedKFold", "GroupKFold", "TimeSeriesSplit", "LeaveOneOut")
 
 
 def _splits_ahead(generator: AnyGenerator) -> bool:
@@ -867,14 +924,13 @@ def _is_simple(node: ast.expr, variables: Variables) -> bool:
         if isinstance(each, ast.Call):
             function = each.func
             named = variables.get(getattr(function, "id", ""))
-            is_builtin = isinstance(function, ast.Name) and function.id not in variables and (
-                function.id in ("range", "enumerate", "zip", "len", "list", "sorted", "tuple", "reversed")
+            is_builtin = (
+                isinstance(function, ast.Name)
+                and function.id not in variables
+                and function.id in _BUILTINS
             )
-            is_splitter = isinstance(named, type) and named.__module__.startswith("sklearn.model_selection")
-            is_method = isinstance(function, ast.Attribute) and function.attr in (
-                "split", "items", "keys", "values", "groupby", "product"
-            )  # fmt: skip
-            if not (is_builtin or is_splitter or is_method):
+            is_method = isinstance(function, ast.Attribute) and function.attr in _METHODS
+            if not (is_builtin or is_method or _is_splitter(named)):
                 return False
         elif isinstance(each, ast.Name):
             if hasattr(variables.get(each.id), "__next__"):
@@ -884,6 +940,12 @@ def _is_simple(node: ast.expr, variables: Variables) -> bool:
     return True
 
 
+def _is_splitter(thing: UserObject) -> bool:
+    return isinstance(thing, type) and thing.__module__.startswith("sklearn.model_selection")
+
+
+_BUILTINS = ("range", "enumerate", "zip", "len", "list", "sorted", "tuple", "reversed")
+_METHODS = ("split", "items", "keys", "values", "groupby")
 _SIMPLE = (
     ast.Constant, ast.Attribute, ast.Subscript, ast.Tuple, ast.List, ast.keyword, ast.expr_context,
     ast.BinOp, ast.operator, ast.UnaryOp, ast.unaryop, ast.Slice,
@@ -895,7 +957,7 @@ def _may_train(body: list[ast.stmt], variables: Variables) -> bool:
     module = ast.Module(body, [])
     waiting: list[types.CodeType] = []
     for node in ast.walk(module):
-        if isinstance(node, ast.Attribute) and node.attr in names.TRAINS:
+        if isinstance(node, ast.Attribute) and node.attr in library.TRAINS:
             return True
         if isinstance(node, ast.Name):
             waiting += _codes(variables.get(node.id))
@@ -905,7 +967,7 @@ def _may_train(body: list[ast.stmt], variables: Variables) -> bool:
         if code in seen:
             continue
         seen.add(code)
-        if names.TRAINS.intersection(code.co_names):
+        if library.TRAINS.intersection(code.co_names):
             return True
         waiting += [each for each in code.co_consts if isinstance(each, types.CodeType)]
         waiting += [c for name in code.co_names for c in _codes(variables.get(name))]
@@ -942,8 +1004,6 @@ def run(
     finally:
         for report in loops.reports:
             tell(str(report))
-
-
 
 
 def run_script(path: str, arguments: Sequence[str]) -> None:

@@ -9,210 +9,38 @@ ended. Everything else raises `UnprovenError`, and the loop runs as written.
 import ast
 import builtins
 import contextlib
-import dataclasses
 import functools
-import gc
 import inspect
-import random
 import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeAlias
 
 import keras
 import numpy as np
 
-from kerascohost.tracing.places import PLAIN, UserObject
+from kerascohost import backends
+from kerascohost.deferred import library
+from kerascohost.deferred.effects import (
+    ARGUMENT,
+    FILES,
+    ITEM,
+    LAYER,
+    NOTHING,
+    Effects,
+    Key,
+    UnprovenError,
+    Value,
+    is_atom,
+    is_plain,
+    layer_code,
+    mutable,
+    reached,
+    union,
+)
+from kerascohost.tracing.places import UserObject
 from kerascohost.tracing.reads import is_of_package
 
-# An object of the program, by its identity; or one that has none yet, by a name.
-Key: TypeAlias = int | str
-
-FILES, ITEM, ARGUMENT = "files", "item", "argument"
-
-# Methods that wait for those of other iterations.
-TRAINS = frozenset({"fit", "evaluate", "predict"})
-# Other methods and functions inside which a model may be trained.
-_MAY_TRAIN = frozenset({"fit_transform", "fit_predict", "score", "cross_val_score"})
-
-# Packages whose functions change nothing but what they are given, except for those named below.
-_TRUSTED = frozenset(
-    {"builtins", "collections", "copy", "datetime", "gc", "itertools", "jax", "json", "keras"}
-    | {"math", "numpy", "operator", "os", "pandas", "pathlib", "posixpath", "random", "re"}
-    | {"scipy", "sklearn", "statistics", "string", "tensorflow", "time", "torch", "tqdm"}
-    | {"glob", "shutil", "pickle", "_pickle", "io", "_io", "genericpath", "_random", "joblib"}
-    | {"_operator", "posix", "nt", "ntpath", "_json", "_collections", "_bisect", "_heapq", "heapq"}
-    | {"bisect", "jaxlib", "ml_dtypes", "types", "_datetime", "functools", "_functools"}
-)
-_OF_FILES = frozenset({"glob", "shutil", "pickle", "_pickle", "io", "_io", "joblib", "posix", "nt"})
-_PURE_OF_OS = frozenset(
-    {"join", "basename", "dirname", "splitext", "split", "getcwd", "getpid", "cpu_count", "get"}
-)
-# Functions and methods that read or write files, by name.
-_FILES = frozenset(
-    {"open", "save", "save_weights", "load", "load_weights", "load_model", "save_model", "savez"}
-    | {"savez_compressed", "savetxt", "loadtxt", "genfromtxt", "fromfile", "tofile", "to_csv"}
-    | {"to_pickle", "to_parquet", "to_json", "to_excel", "to_hdf", "to_sql", "to_feather", "dump"}
-    | {"read_csv", "read_parquet", "read_json", "read_pickle", "read_excel", "write", "writelines"}
-    | {"write_text", "write_bytes", "read_text", "read_bytes", "exists", "is_file", "is_dir"}
-    | {"mkdir", "makedirs", "unlink", "rmdir", "touch", "rename", "export", "save_img", "load_img"}
-    | {"get_file", "image_dataset_from_directory", "read", "readline", "readlines", "close"}
-    | {"iterdir", "stat", "memmap", "plot_model", "flush", "truncate", "writerow", "writerows"}
-)
-# What changes the process, or code that is not seen.
-_REFUSED = frozenset(
-    {"exec", "eval", "globals", "locals", "vars", "input", "breakpoint", "exit", "quit"}
-    | {"__import__", "delattr", "clear_session", "partial", "lru_cache", "cache", "wraps"}
-    | {"cached_property", "singledispatch", "system", "custom_object_scope", "CustomObjectScope"}
-    | {"get_custom_objects", "py_function", "numpy_function", "seterr", "seterrcall", "errstate"}
-    | {"filterwarnings", "simplefilter", "putenv", "chdir", "option_context", "freeze"}
-)
-# Modules and objects that configure a package.
-_CONFIGURES = frozenset(
-    {"config", "compat", "debugging", "summary", "distribute", "profiler", "mixed_precision"}
-    | {"environ", "rcParams", "run_functions_eagerly"}
-)
-_WRITES_FILES = frozenset(
-    {"ModelCheckpoint", "CSVLogger", "BackupAndRestore", "TensorBoard", "RemoteMonitor"}
-)
-_SETTERS = ("set_", "enable_", "disable_", "register_", "experimental_", "use_")
-# Functions that change their first argument.
-_CHANGES_FIRST = frozenset(
-    {"shuffle", "heappush", "heappop", "heapify", "heappushpop", "heapreplace", "insort"}
-    | {"insort_left", "insort_right", "copyto", "put", "put_along_axis", "fill_diagonal", "place"}
-    | {"putmask", "next", "setattr", "anext"}
-)
-# Methods that change lists, dicts, sets, arrays and frames.
-_CHANGES = frozenset(
-    {"append", "extend", "insert", "remove", "pop", "popitem", "clear", "sort", "reverse"}
-    | {"update", "setdefault", "add", "discard", "difference_update", "intersection_update"}
-    | {"symmetric_difference_update", "appendleft", "popleft", "extendleft", "rotate", "fill"}
-    | {"resize", "put", "partition", "itemset", "setflags", "setfield", "byteswap", "subtract"}
-    | {"__setitem__", "__delitem__", "__iadd__", "move_to_end", "set_flags", "isetitem"}
-)
-# Methods that keep what they are given, in what they are called on.
-_KEEPS = _CHANGES | {"__init__", "set_params", "set_model"}
-# Methods that change nothing, whatever has them.
-_PURE = frozenset(
-    {"items", "keys", "values", "get", "copy", "index", "count", "get_weights", "get_config"}
-    | {"count_params", "split", "get_n_splits", "tolist", "numpy", "get_params"}
-)
-# Functions of Python that change nothing, whatever they are given.
-_PURE_FUNCTIONS = frozenset(
-    {"len", "print", "str", "repr", "isinstance", "issubclass", "id", "type", "hash", "sorted"}
-    | {"min", "max", "sum", "abs", "round", "float", "int", "bool", "list", "tuple", "set", "dict"}
-    | {"zip", "enumerate", "range", "reversed", "iter", "callable", "hasattr", "getattr", "any"}
-    | {"all", "format", "frozenset", "super", "divmod", "pow", "isnan", "clone", "clone_model"}
-    | {"deepcopy"}
-)
-_SCALARS = frozenset(
-    {
-        "len",
-        "str",
-        "repr",
-        "isinstance",
-        "issubclass",
-        "id",
-        "hash",
-        "float",
-        "int",
-        "bool",
-        "print",
-    }
-    | {"range", "callable", "hasattr", "any", "all", "format", "abs", "round"}
-)
-_MOST_REACHED = 200_000
 _MOST_PASSES = 12
-
-
-class UnprovenError(Exception):
-    """An error for code whose effects are not known.
-
-    Args:
-        why: A clause that says why.
-        line: The line, or 0.
-
-    Attributes:
-        rest: What the loop is to go over as written, if that is not what it went over.
-    """
-
-    def __init__(self, why: str, line: int = 0):
-        super().__init__(why)
-        self.why = why
-        self.line = line
-        self.rest: Iterable[UserObject] | None = None
-
-
-class Value(NamedTuple):
-    """The objects of the program that a value may lead to.
-
-    Attributes:
-        be: Those that it may be, or be a part or a view of.
-        holds: Those that it may refer to.
-        code: The functions made in the body that it is, if it is known to be one of these.
-    """
-
-    be: frozenset[Key] = frozenset()
-    holds: frozenset[Key] = frozenset()
-    code: frozenset[int] = frozenset()
-
-    @property
-    def keys(self) -> frozenset[Key]:
-        """All of them."""
-        return self.be | self.holds
-
-    @property
-    def part(self) -> "Value":
-        """The value of an attribute or an item."""
-        return Value(self.keys, self.keys)
-
-    @property
-    def container(self) -> "Value":
-        """The value of a new container of it."""
-        return Value(frozenset(), self.keys)
-
-
-NOTHING = Value()
-
-
-def _union(values: Iterable[Value]) -> Value:
-    values = list(values)
-    be = frozenset[Key]().union(*(value.be for value in values))
-    holds = frozenset[Key]().union(*(value.holds for value in values))
-    known = bool(values) and all(value.code for value in values)
-    code = frozenset[int]().union(*(value.code for value in values)) if known else frozenset[int]()
-    return Value(be, holds, code)
-
-
-@dataclasses.dataclass
-class Effects:
-    """The effects of a statement, or of a part of it.
-
-    Attributes:
-        reads: The objects of the program that it reads.
-        writes: Those that it changes.
-        unassigned: The iteration's own names that it may read before they are set.
-        deletes: Whether it deletes a name.
-        trains: Whether a model may be trained in it.
-        after: Whether a model may have been trained before it.
-        line: The line of the code.
-    """
-
-    reads: set[Key] = dataclasses.field(default_factory=set)
-    writes: set[Key] = dataclasses.field(default_factory=set)
-    unassigned: set[str] = dataclasses.field(default_factory=set)
-    deletes: bool = False
-    trains: bool = False
-    after: bool = False
-    line: int = 0
-
-    def add(self, other: "Effects") -> None:
-        """Adds the effects of a part."""
-        self.reads |= other.reads
-        self.writes |= other.writes
-        self.unassigned |= other.unassigned
-        self.deletes |= other.deletes
-        self.trains |= other.trains
 
 
 class _Locals:
@@ -235,6 +63,12 @@ class _Locals:
         self.variables, self.cells, self.own, self.names = variables, cells, own, set(names)
         self.is_comprehension = is_comprehension
         self.returned: list[Value] = []
+
+
+_ARGUMENT = Value(frozenset({ARGUMENT}), frozenset({ARGUMENT}))
+_CONTAINERS = (list, dict, set)
+# What classes have besides data; their functions are followed apart.
+_OF_CLASSES = (types.FunctionType, staticmethod, classmethod, property)
 
 
 class Analysis:
@@ -268,7 +102,7 @@ class Analysis:
     ):
         self._loop, self._variables = loop, variables
         self._all_items = list(items)
-        self._items = [item for item in self._all_items if not _is_atom(item)]
+        self._items = [item for item in self._all_items if not is_atom(item)]
         self._objects: dict[Key, UserObject] = {}
         self._labels: dict[Key, str] = {}
         self._is_plain: dict[Key, bool] = {
@@ -284,6 +118,7 @@ class Analysis:
         self._functions: list[types.CodeType] = []
         self._item_lines: set[int] = set()
         self._late: dict[Key, int] = {}
+        self._held: set[Key] = set()  # what is kept in containers and attributes
         self._code: dict[int, bool] = {}
         self.own = {n for n in _stored(loop) if not n.startswith("__kc")}
         self.read_later: set[str] = set()
@@ -334,12 +169,13 @@ class Analysis:
 
     def _state(self) -> tuple[int, ...]:
         ever = sum(len(value.keys) + 1 for value in self._ever.values())
-        counts = (self.own, self._user_methods, self._stored_after, self._unassigned, self._late)
-        return ever, *map(len, counts)
+        names = (self.own, self._user_methods, self._stored_after, self._unassigned)
+        others = (self._late, self._held, self.read_later)
+        return ever, *map(len, names), *map(len, others)
 
     def _pass(self) -> None:
         # Followed anew, as what names may be is known better each time.
-        self._checked: set[int] = set()
+        self._checked: set[Key] = set()
         self._classes: set[tuple[type, Value]] = set()
         self.effects, self._of_expressions = {}, dict[int, Effects]()
         self._trained = False
@@ -347,6 +183,8 @@ class Analysis:
         self._scope = _Locals(self._variables, {}, None)
         with self._statement(self._loop):
             self._store_items(self._loop.target, self._all_items)
+            if not self._is_plain[ITEM]:
+                self._check_reached(self._items, ITEM)
         self.effects.clear()
         self._block(self._loop.body)
 
@@ -361,7 +199,7 @@ class Analysis:
                     self._store_items(part, [item[i] for item in items])
                 return
         key = frozenset[Key]({ITEM})
-        self._store(target, NOTHING if all(map(_is_atom, items)) else Value(key, key))
+        self._store(target, NOTHING if all(map(is_atom, items)) else Value(key, key))
 
     def _all_written(self) -> set[Key]:
         """Returns all objects that are changed, with those that share something with one."""
@@ -370,8 +208,8 @@ class Analysis:
         objects[ITEM] = self._items
         if not written & objects.keys():
             return written
-        reached = {key: _mutable(things) for key, things in objects.items()}
-        header = _mutable(self._header)
+        reached = {key: mutable(things) for key, things in objects.items()}
+        header = mutable(self._header)
         while True:
             changed = set().union(*(reached[key] for key in written if key in reached))
             more = {key for key, found in reached.items() if not found.isdisjoint(changed)}
@@ -395,6 +233,14 @@ class Analysis:
                     "train",
                     line,
                 )
+        if not any(each.seeds and not each.after for each in self.effects.values()):
+            for each in self.effects.values():
+                if each.after and each.draws:
+                    raise UnprovenError(
+                        "random numbers are drawn after the first training (seed each iteration "
+                        "with `keras.utils.set_random_seed`)",
+                        each.line,
+                    )
         if not self.trains_items:
             return
         if self._item_lines or self._is_plain[ITEM]:
@@ -402,7 +248,7 @@ class Analysis:
             raise UnprovenError("an item of what the loop goes over is changed", line)
         seen: set[int] = set()
         for item in self._items:
-            found = _mutable([item])
+            found = mutable([item])
             if seen & found:
                 raise UnprovenError("items of what the loop goes over share objects", 0)
             seen |= found
@@ -551,7 +397,7 @@ class Analysis:
         for _ in range(_MOST_PASSES):  # what the end of the body leaves, its begin finds
             begun = dict(self._env_now())
             with self._statement_again(node):
-                self._store(node.target, value.part)
+                self._store(node.target, self._part(value))
             self._block(node.body)
             self._replace_env(_joined([begun, self._env_now()]))
             if self._env_now() == begun:
@@ -595,12 +441,12 @@ class Analysis:
         self._block(node.body)
         # A handler may begin after any statement of the body.
         end, of_body = dict(self._env_now()), self._scope.own is None
-        seen = _union([*begun.values(), *end.values()]) if not of_body else NOTHING
+        seen = union([*begun.values(), *end.values()]) if not of_body else NOTHING
         changed = _stored(ast.Module(node.body, []))
         inside = {
             name: value
             if name not in changed
-            else _union([value, seen, *([self._ever[name]] if of_body else [])])
+            else union([value, seen, *([self._ever[name]] if of_body else [])])
             for name, value in begun.items()
         }
         self._block(node.orelse)
@@ -644,8 +490,8 @@ class Analysis:
         if self._scope.own is None:
             self._env[name] = value
         elif name in self._env:  # by a function, which may do so or not
-            self._env[name] = _union([self._env[name], value])
-        self._ever[name] = _union([*([self._ever[name]] if name in self._ever else []), value])
+            self._env[name] = union([self._env[name], value])
+        self._ever[name] = union([*([self._ever[name]] if name in self._ever else []), value])
         if self._trained or self._now.trains:
             self._stored_after.add(name)
 
@@ -654,13 +500,15 @@ class Analysis:
             self._set(target.id, value)
         elif isinstance(target, (ast.Tuple, ast.List)):
             for part in target.elts:
-                self._store(part, value.part)
+                self._store(part, self._part(value))
         elif isinstance(target, ast.Starred):
             self._store(target.value, value)
         elif isinstance(target, (ast.Attribute, ast.Subscript)):
             found, thing = self._resolve(target.value)
             is_of_module = isinstance(target.value, ast.Attribute)
-            if found and (is_of_module or isinstance(thing, (types.ModuleType, type))):
+            is_code = isinstance(thing, (types.ModuleType, type, types.FunctionType))
+            calls = isinstance(target.value, ast.Call) and _text(target.value.func) == "type"
+            if calls or (found and (is_of_module or is_code)):
                 raise UnprovenError(f"`{_text(target)}` is set")
             changed = self._value(target.value)
             if isinstance(target, ast.Subscript):
@@ -672,6 +520,7 @@ class Analysis:
 
     def _keep(self, node: ast.expr, value: Value) -> None:
         """Notes that the object in a variable now refers to a value."""
+        self._held |= value.keys
         while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
             node = node.func if isinstance(node, ast.Call) else node.value
         if not (isinstance(node, ast.Name) and value.keys):
@@ -708,74 +557,78 @@ class Analysis:
         if name in scope.cells:
             return self._of_object(scope.cells[name], name)
         if scope.variables is self._variables and name in self.own:
-            if self._is_late:
-                self.read_later.add(name)
-            if name in self._env and not self._is_late:
-                return self._env[name]
-            if name not in self._env:
-                self._now.unassigned.add(name)
-                if self._is_late:
-                    raise UnprovenError(
-                        f"`{name}` may be read before it is set, by a function that may be called "
-                        "at any time"
-                    )
-            # What the iteration before, or the program, has left; or what is set later.
-            key = f"own {name}"
-            self._is_plain[key] = _is_atom(self._variables.get(name, self))
-            values = [self._ever.get(name, NOTHING)]
-            if name not in self._env:
-                values.append(Value(frozenset({key}), frozenset({key})))
-                if name in self._variables:
-                    values.append(self._of_object(self._variables[name], name))
-            return _union(values)
+            return self._of_own(name)
         if name in scope.variables:
             return self._of_object(scope.variables[name], name)
         if hasattr(builtins, name):
             return NOTHING
         raise UnprovenError(f"`{name}` is not defined before the loop", getattr(node, "lineno", 0))
 
+    def _of_own(self, name: str) -> Value:
+        """Returns the value of a name that iterations set."""
+        if self._is_late:
+            self.read_later.add(name)
+        elif name in self._env:
+            return self._env[name]
+        values = [self._ever.get(name, NOTHING)]  # what is set later, or was before
+        if name in self._env:
+            return union(values)
+        if self._is_late:
+            raise UnprovenError(
+                f"`{name}` may be read before it is set, by a function that may be called at any "
+                "time"
+            )
+        self._now.unassigned.add(name)
+        # What the iteration before, or the program, has left.
+        key = f"own {name}"
+        self._is_plain[key] = is_atom(self._variables.get(name, self))
+        values.append(Value(frozenset({key}), frozenset({key})))
+        if name in self._variables:
+            values.append(self._of_object(self._variables[name], name))
+        return union(values)
+
     def _of_object(self, thing: UserObject, name: str) -> Value:
         """Returns the value of an object that there was before the loop."""
-        if _is_atom(thing) or isinstance(thing, types.ModuleType):
+        if is_atom(thing) or isinstance(thing, types.ModuleType):
             return NOTHING
         if isinstance(thing, type):
-            if not _is_trusted(thing):
+            if not library.is_trusted(thing):
                 self._class(thing)
             return NOTHING
         if isinstance(thing, types.FunctionType):
-            if not _is_trusted(thing):
+            if not library.is_trusted(thing):
                 self._function_value(thing)
             return NOTHING
-        if isinstance(thing, (types.BuiltinFunctionType, np.ufunc)) and _is_trusted(thing):
+        if isinstance(thing, (types.BuiltinFunctionType, np.ufunc)) and library.is_trusted(thing):
             return NOTHING
         key = id(thing)
         if key not in self._objects:
             self._objects[key], self._labels[key] = thing, name
             self._is_plain[key] = is_plain(thing)
-        if not self._is_plain[key]:
-            self._check_reached(thing)
+        if not self._is_plain[key] or not library.is_trusted(type(thing)):
+            self._check_reached([thing], key)
         self._now.reads.add(key)
         if self._is_late:
             self._late.setdefault(key, self._now.line)
         return Value(frozenset({key}), frozenset({key}))
 
-    def _check_reached(self, thing: UserObject) -> None:
-        """Follows the user's functions and classes that an object leads to."""
-        if id(thing) in self._checked:
+    def _check_reached(self, things: list[UserObject], key: Key) -> None:
+        """Follows the user's functions and classes that objects lead to."""
+        if key in self._checked:
             return
-        self._checked.add(id(thing))
-        for each in _reached([thing]):
+        self._checked.add(key)
+        for each in reached(things):
             if isinstance(each, types.FunctionType):
                 if not self._is_library(each):
                     self._function_value(each)
             elif not self._is_library(type(each)):
-                self._class(type(each), Value(frozenset({id(thing)}), frozenset({id(thing)})))
+                self._class(type(each), Value(frozenset({key}), frozenset({key})))
 
     def _is_library(self, thing: UserObject) -> bool:
         """Returns whether a class or function is of an installed package."""
         name = getattr(thing, "__module__", None)
         return name != self._variables.get("__name__") and (
-            _is_trusted(thing) or is_of_package(thing)
+            library.is_trusted(thing) or is_of_package(thing)
         )
 
     # Functions
@@ -803,7 +656,7 @@ class Analysis:
         effects = self._run(inner, body)
         self._hand_back(inner)
         self._code[id(node)] = effects.trains
-        seen = effects.reads | _union(inner.returned).keys
+        seen = effects.reads | union(inner.returned).keys
         return Value(frozenset(), frozenset(seen - {ARGUMENT}), frozenset({id(node)}))
 
     def _hand_back(self, inner: _Locals) -> None:
@@ -851,14 +704,23 @@ class Analysis:
                 continue
             if type(base) is not type and not self._is_library(type(base)):
                 raise UnprovenError(f"`{base.__name__}` has a metaclass")
+            shared = [
+                self._of_object(member, f"{base.__name__}.{name}").keys
+                for name, member in vars(base).items()
+                if not (name.startswith("__") or isinstance(member, _OF_CLASSES))
+            ]
+            held = self_value.holds.union(*shared)
+            self_value = self_value._replace(holds=held)
             for name, member in vars(base).items():
                 accessors = [getattr(member, part, None) for part in ("fget", "fset", "fdel")]
                 for each in [member, getattr(member, "__func__", None), *accessors]:
-                    if isinstance(each, types.FunctionType) and not _is_trusted(each):
+                    if isinstance(each, types.FunctionType) and not library.is_trusted(each):
                         self._user_methods.add(name)
                         parameters = list(inspect.signature(each).parameters)
                         given = dict.fromkeys(parameters, NOTHING)
-                        given |= dict.fromkeys(parameters[:1], self_value)
+                        is_of_class = isinstance(member, classmethod)
+                        owner = _ARGUMENT if is_of_class else self_value
+                        given |= dict.fromkeys(parameters[:1], owner)
                         with self._later():
                             self._called(each, given)
 
@@ -877,12 +739,14 @@ class Analysis:
         }
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         for default in defaults:
-            if not _is_atom(default):
+            if not is_atom(default):
                 value = self._of_object(default, f"a default of {function.__name__}")
-                given = {name: _union([known, value]) for name, known in given.items()}
-        body = [ast.Return(node.body)] if isinstance(node, ast.Lambda) else node.body
-        for statement in body:
-            ast.copy_location(statement, node) if not hasattr(statement, "lineno") else None
+                given = {name: union([known, value]) for name, known in given.items()}
+        body: list[ast.stmt] = []
+        if isinstance(node, ast.Lambda):
+            body.append(ast.copy_location(ast.Return(node.body), node))
+        else:
+            body += node.body
         module = ast.Module(body, [])
         globals_ = {
             name for each in ast.walk(module) if isinstance(each, ast.Global) for name in each.names
@@ -904,7 +768,7 @@ class Analysis:
             raise
         finally:
             self._functions.pop()
-        return _union(scope.returned)
+        return union(scope.returned)
 
     # Expressions
 
@@ -943,10 +807,10 @@ class Analysis:
         return NOTHING
 
     def _of_binop(self, node: ast.BinOp) -> Value:
-        return _union([self._value(node.left), self._value(node.right)]).container
+        return union([self._value(node.left), self._value(node.right)]).container
 
     def _of_boolop(self, node: ast.BoolOp) -> Value:
-        return _union([self._value(each) for each in node.values])
+        return union([self._value(each) for each in node.values])
 
     def _of_unaryop(self, node: ast.UnaryOp) -> Value:
         return self._value(node.operand).container
@@ -958,16 +822,16 @@ class Analysis:
 
     def _of_ifexp(self, node: ast.IfExp) -> Value:
         self._value(node.test)
-        return _union([self._value(node.body), self._value(node.orelse)])
+        return union([self._value(node.body), self._value(node.orelse)])
 
     def _of_tuple(self, node: ast.Tuple | ast.List | ast.Set) -> Value:
-        return _union([self._value(each) for each in node.elts]).container
+        return union([self._value(each) for each in node.elts]).container
 
     _of_list = _of_set = _of_tuple
 
     def _of_dict(self, node: ast.Dict) -> Value:
         parts = [*(key for key in node.keys if key is not None), *node.values]
-        return _union([self._value(each) for each in parts]).container
+        return union([self._value(each) for each in parts]).container
 
     def _of_starred(self, node: ast.Starred) -> Value:
         return self._value(node.value)
@@ -981,17 +845,26 @@ class Analysis:
     def _of_subscript(self, node: ast.Subscript) -> Value:
         value = self._value(node.value)
         self._value(node.slice)
-        return value.part
+        return self._part(value)
 
     def _of_attribute(self, node: ast.Attribute) -> Value:
+        if node.attr.startswith("__") and node.attr not in ("__name__", "__version__"):
+            raise UnprovenError(f"`{_text(node)}` is read", node.lineno)
         found, thing = self._resolve(node)
         if found:
-            if isinstance(thing, (type, types.FunctionType)):
-                return self._of_object(thing, _text(node))
-            if _is_atom(thing) or callable(thing) or isinstance(thing, types.ModuleType):
+            is_value = not isinstance(thing, (*_CONTAINERS, keras.Layer, np.ndarray))
+            if self._package_of(node) in library.TRUSTED and is_value:
                 return NOTHING
             return self._of_object(thing, _text(node))
-        return self._value(node.value).part
+        found, thing = self._resolve(node.value)
+        if found and isinstance(thing, (types.FunctionType, type)) and node.attr != "__name__":
+            raise UnprovenError(f"`{_text(node)}` is read", node.lineno)
+        return self._part(self._value(node.value))
+
+    def _part(self, value: Value) -> Value:
+        """Returns the value of a part of an object, which may have been kept there."""
+        keys = value.keys | self._held
+        return Value(keys, keys)
 
     def _of_namedexpr(self, node: ast.NamedExpr) -> Value:
         if self._scope.is_comprehension:
@@ -1015,11 +888,11 @@ class Analysis:
             for each in node.generators:
                 value = self._value(each.iter)
                 self._scope = inner
-                self._store(each.target, value.part)
+                self._store(each.target, self._part(value))
                 for test in each.ifs:
                     self._value(test)
             self._scope = inner
-            return _union([self._value(part) for part in parts]).container
+            return union([self._value(part) for part in parts]).container
         finally:
             self._scope = outer
             self._hand_back(inner)
@@ -1049,7 +922,7 @@ class Analysis:
         if isinstance(node, ast.Attribute):
             found, thing = self._resolve(node.value)
             if found and isinstance(thing, (types.ModuleType, type)) and hasattr(thing, node.attr):
-                if isinstance(thing, types.ModuleType) and not _is_trusted(thing):
+                if isinstance(thing, types.ModuleType) and not library.is_trusted(thing):
                     self._now.reads.add(id(thing))
                 return True, getattr(thing, node.attr)
         return False, None
@@ -1060,7 +933,9 @@ class Analysis:
         function = node.func
         found, thing = self._resolve(function)
         is_method = not found and isinstance(function, ast.Attribute)
-        receiver = self._value(function.value) if isinstance(function, ast.Attribute) and is_method else NOTHING  # fmt: skip
+        receiver = NOTHING
+        if isinstance(function, ast.Attribute) and is_method:
+            receiver = self._value(function.value)
         args = [self._value(each) for each in node.args]
         keywords = {each.arg: self._value(each.value) for each in node.keywords}
         if found and self._is_function(thing, function):
@@ -1069,24 +944,26 @@ class Analysis:
             return self._method(receiver, node, args, keywords)
         value = self._value(function)
         if value.code:
-            self._now.trains |= any(self._code[each] for each in value.code - {_LAYER})
-            if _LAYER in value.code:
-                others = _union([*args, *keywords.values(), value]).keys
+            self._now.trains |= any(self._code[each] for each in value.code - {LAYER})
+            if LAYER in value.code:
+                others = union([*args, *keywords.values(), value]).keys
                 self._write({key for key in others if not self._is_plain[key]}, node)
-            return _union([*args, *keywords.values(), value]).part
-        if found and _is_trusted(type(thing)) and value.keys and not _bound_to(thing):
-            self._write(value.keys | {k for k in _union(args).keys if not self._is_plain[k]}, node)
-            return _union([*args, *keywords.values(), value]).part  # such as a layer
+            return union([*args, *keywords.values(), value]).part
+        if found and library.is_trusted(type(thing)) and value.keys and not library.bound_to(thing):
+            self._write(value.keys | {k for k in union(args).keys if not self._is_plain[k]}, node)
+            return union([*args, *keywords.values(), value]).part  # such as a layer
         raise UnprovenError(f"it is not known what `{_text(function)}` calls", node.lineno)
 
     def _is_function(self, thing: UserObject, node: ast.expr) -> bool:
         """Returns whether an object is a function or a class, and none that has a state."""
         if isinstance(thing, (types.FunctionType, type, np.ufunc)):
             return True
-        if isinstance(thing, functools.partial) or _bound_to(thing):
+        if isinstance(thing, functools.partial) or library.bound_to(thing):
             return False
         # Of a package, such as a compiled function of JAX's.
-        is_of_package = isinstance(node, ast.Attribute) and self._package_of(node) in _TRUSTED
+        is_of_package = (
+            isinstance(node, ast.Attribute) and self._package_of(node) in library.TRUSTED
+        )
         return is_of_package or isinstance(thing, (types.BuiltinFunctionType, types.MethodType))
 
     def _call(
@@ -1097,50 +974,65 @@ class Analysis:
         keywords: Mapping[str | None, Value],
     ) -> Value:
         """Returns the value of a call of an object that is known."""
-        given = _union([*args, *keywords.values()])
-        if isinstance(thing, types.FunctionType) and not _is_trusted(thing):
+        given = union([*args, *keywords.values()])
+        if isinstance(thing, types.FunctionType) and not library.is_trusted(thing):
             return self._called(thing, _bound(thing, node, args, keywords))
-        if isinstance(thing, type) and not _is_trusted(thing):
+        if isinstance(thing, type) and not library.is_trusted(thing):
             self._class(thing, given.container)
-            return given.container._replace(code=_layer(thing))
+            return given.container._replace(code=layer_code(thing))
         text = _text(node.func)
-        self._check_chain(node)
         name = getattr(thing, "__name__", text.rpartition(".")[2])
         called = {name, text.rpartition(".")[2]}
-        package = _package(thing) or self._package_of(node.func)
-        if package not in _TRUSTED or not callable(thing):
-            raise UnprovenError(f"it is not known what `{text}` changes", node.lineno)
-        if called & _WRITES_FILES:
-            raise UnprovenError(f"`{text}` writes files while others train", node.lineno)
-        changes = called & _REFUSED or thing is compile or name.startswith(_SETTERS) or package == "functools"
-        if changes and name != "set_random_seed":
-            raise UnprovenError(f"`{text}` changes what all iterations use", node.lineno)
-        if package in ("os", "posix", "nt", "posixpath", "ntpath", "genericpath", *_OF_FILES) or (
-            called & _FILES
-        ):
-            if not name in _PURE_OF_OS or package in _OF_FILES - {"posix", "nt"}:
-                self._files()
+        package = library.package(thing) or self._package_of(node.func)
+        self._check_function(thing, called, package, node)
+        if library.uses_files(called, package):
+            self._files()
         self._check_keywords(node, keywords)
-        if called & _CHANGES_FIRST and args:
+        if name == "print" and "file" in keywords:
+            self._files()
+            self._write(keywords["file"].keys, node)
+        if called & library.CHANGES_FIRST and args:
             self._write(args[0].keys, node)
         calls_back = any(each.arg == "key" for each in node.keywords)
-        if calls_back or not called & _PURE_FUNCTIONS:
+        if calls_back or not called & library.PURE_FUNCTIONS:
             self._write({key for key in given.keys if not self._is_plain[key]}, node)
-        self._now.trains |= bool(called & (TRAINS | _MAY_TRAIN))
-        if called & _SCALARS and package == "builtins":
+        self._now.trains |= bool(called & (library.TRAINS | library.MAY_TRAIN))
+        self._now.seeds |= name == "set_random_seed"
+        is_random = package == "random" or ".random." in f".{text}" or "train_test_split" in called
+        self._now.draws |= is_random or LAYER in layer_code(thing)
+        return self._returned(thing, called, package, given)
+
+    def _returned(self, thing: UserObject, called: set[str], package: str, given: Value) -> Value:
+        """Returns the value of what a package's function returns for what it is given."""
+        if called & library.SCALARS and package == "builtins":
             return NOTHING
-        if name == "super":
-            own = self._scope.own or {}
-            return _union(own.values()).part
-        is_new = isinstance(thing, type) and package in ("builtins", "keras", "sklearn", "itertools", "collections")  # fmt: skip
-        if is_new or called & {"deepcopy", "clone"}:
-            return given.container._replace(code=_layer(thing))
-        return given.part
+        if "super" in called:
+            return self._part(union((self._scope.own or {}).values()))
+        if called & {"deepcopy", "clone", "clone_model"}:
+            return Value(code=layer_code(keras.Model) if "clone_model" in called else frozenset())
+        if isinstance(thing, type) and package in library.KEEPS_WHOLE:
+            return given.container._replace(code=layer_code(thing))
+        return self._part(given)
+
+    def _check_function(
+        self, thing: UserObject, called: set[str], package: str, node: ast.Call
+    ) -> None:
+        """Raises an error if it is not known what a function changes, or if it is too much."""
+        self._check_chain(node)
+        text = _text(node.func)
+        if package not in library.TRUSTED or not callable(thing):
+            raise UnprovenError(f"it is not known what `{text}` changes", node.lineno)
+        if called & library.WRITES_FILES:
+            raise UnprovenError(f"`{text}` writes files while others train", node.lineno)
+        is_setter = any(each.startswith(library.SETTERS) for each in called)
+        changes = called & library.REFUSED or thing is compile or package == "functools"
+        if (changes or is_setter) and "set_random_seed" not in called:
+            raise UnprovenError(f"`{text}` changes what all iterations use", node.lineno)
 
     def _check_chain(self, node: ast.Call) -> None:
         """Raises an error for functions that configure a package."""
         names = {each.attr for each in ast.walk(node.func) if isinstance(each, ast.Attribute)}
-        if names & _CONFIGURES and not names & {"floatx", "epsilon", "list_physical_devices"}:
+        if names & library.CONFIGURES and not names & library.ONLY_READ:
             raise UnprovenError(
                 f"`{_text(node.func)}` changes what all iterations use", node.lineno
             )
@@ -1150,7 +1042,7 @@ class Analysis:
         while isinstance(node, ast.Attribute):
             node = node.value
         found, thing = self._resolve(node)
-        return _package(thing) if found else ""
+        return library.package(thing) if found else ""
 
     def _files(self) -> None:
         self._now.reads.add(FILES)
@@ -1168,6 +1060,17 @@ class Analysis:
             }:
                 raise UnprovenError("it is not known what `**` gives", node.lineno)
 
+    def _check_method(self, function: ast.Attribute, node: ast.Call) -> None:
+        """Raises an error if a method may change what cannot be seen."""
+        owner, name = function.value, function.attr
+        if self._package_of(owner):
+            self._check_chain(node)
+        is_of_module = isinstance(owner, ast.Attribute) and self._resolve(owner)[0]
+        if is_of_module and name not in library.PURE:
+            raise UnprovenError(f"`{_text(function)}` may change what all use", node.lineno)
+        if name in library.REFUSED or name.startswith(library.SETTERS[1:]):
+            raise UnprovenError(f"`{_text(function)}` may change anything", node.lineno)
+
     def _method(
         self,
         receiver: Value,
@@ -1177,17 +1080,13 @@ class Analysis:
     ) -> Value:
         """Returns the value of a call of a method."""
         assert isinstance(node.func, ast.Attribute)
-        name, given = node.func.attr, _union([*args, *keywords.values()])
-        trains = name in TRAINS
-        owner = node.func.value
-        self._check_chain(node) if self._package_of(owner) else None
-        if isinstance(owner, ast.Attribute) and self._resolve(owner)[0] and name not in _PURE:
-            raise UnprovenError(f"`{_text(node.func)}` may change what all use", node.lineno)
-        if name in _REFUSED or name.startswith(_SETTERS[1:]):
-            raise UnprovenError(f"`{_text(node.func)}` may change anything", node.lineno)
-        if name in _FILES:
+        name, given = node.func.attr, union([*args, *keywords.values()])
+        trains = name in library.TRAINS
+        self._check_method(node.func, node)
+        if name in library.FILES:
             self._files()
-        self._now.trains |= name in TRAINS | _MAY_TRAIN
+        self._now.trains |= name in library.TRAINS | library.MAY_TRAIN
+        self._now.draws |= name == "fit" and _may_shuffle(node)
         self._check_keywords(node, keywords)
         if any(each.arg == "inplace" for each in node.keywords):
             self._write(receiver.keys, node)
@@ -1197,38 +1096,29 @@ class Analysis:
             raise UnprovenError("a function that may be called at any time trains")
         if name in self._user_methods:
             self._write(receiver.keys | given.keys, node, trains)
-        if name not in _PURE:
-            changed = {k for k in receiver.be if name in _CHANGES or not self._is_plain[k]}
+        if name not in library.PURE:
+            changed = {k for k in receiver.be if name in library.CHANGES or not self._is_plain[k]}
             others = receiver.holds | given.keys
             self._write(changed | {k for k in others if not self._is_plain[k]}, node, trains)
         plain = {key for key in given.keys if self._is_plain[key]}
-        kept = given.keys if name in _KEEPS else given.keys - plain
+        kept = given.keys if name in library.KEEPS else given.keys - plain
         self._keep(node.func.value, Value(frozenset(), frozenset(kept)))
-        if name in ("evaluate", "predict", "get_weights", "count_params", "tolist"):
+        if name in library.FRESH:
             return NOTHING
         if trains:
             return Value(receiver.be, frozenset(k for k in receiver.holds if not self._is_plain[k]))
         if name == "copy":
             return receiver.container if not _is_frame_like(receiver, self._objects) else NOTHING
-        return _union([receiver, given]).part
+        return self._part(union([receiver, given]))
 
 
-# Stands for a new layer, as code that is called.
-_LAYER = 0
-
-
-def _layer(kind: UserObject) -> frozenset[int]:
-    is_layer = isinstance(kind, type) and issubclass(kind, keras.Layer)
-    return frozenset({_LAYER}) if is_layer else frozenset()
-
-
-def _bound_to(thing: UserObject) -> bool:
-    """Returns whether a function is a method of an object, other than the global generators."""
-    owner = getattr(thing, "__self__", None)
-    generators = (random.random.__self__, np.random.random.__self__)
-    if owner is None or any(owner is each for each in generators):
-        return False
-    return not isinstance(owner, (types.ModuleType, type))
+def _may_shuffle(node: ast.Call) -> bool:
+    """Returns whether a `fit` may draw the order of its rows from a global random state."""
+    is_off = any(
+        each.arg == "shuffle" and isinstance(each.value, ast.Constant) and not each.value.value
+        for each in node.keywords
+    )
+    return backends.get_backend().SHUFFLES_BY_GLOBAL_STATE and not is_off
 
 
 def _is_frame_like(value: Value, objects: Mapping[Key, UserObject]) -> bool:
@@ -1249,116 +1139,6 @@ def breaks(node: ast.stmt | ast.ExceptHandler) -> Iterator[ast.Break]:
                 yield from breaks(ast.If(ast.Constant(0), each.orelse, []))
             elif not isinstance(each, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
                 yield from breaks(each)
-
-
-def is_plain(thing: UserObject, depth: int = 4) -> bool:
-    """Returns whether an object is data: numbers, texts, arrays, frames, or containers of these."""
-    if _is_atom(thing):
-        return True
-    kind = type(thing)
-    package = kind.__module__.partition(".")[0]
-    if isinstance(thing, np.ndarray):
-        return kind is np.ndarray and thing.dtype != object
-    if package == "pandas" and kind.__name__ in ("DataFrame", "Series", "Index", "RangeIndex"):
-        return True
-    if package in ("tensorflow", "jaxlib") and kind.__name__ in ("EagerTensor", "ArrayImpl"):
-        return True
-    if kind in (list, tuple, set, frozenset) and depth and len(thing) <= _MOST_REACHED:
-        return all(is_plain(each, depth - 1) for each in thing)
-    if kind is dict and depth and len(thing) <= _MOST_REACHED:
-        return all(is_plain(e, depth - 1) for pair in thing.items() for e in pair)
-    return False
-
-
-def is_immutable(thing: UserObject) -> bool:
-    """Returns whether an object is a number, a text or another value that nothing changes."""
-    return _is_atom(thing)
-
-
-def _is_atom(thing: UserObject) -> bool:
-    if type(thing) in (tuple, frozenset):
-        return len(thing) < 1000 and all(map(_is_atom, thing))
-    return type(thing) in (*PLAIN[:-1], range, slice) or isinstance(thing, np.generic)
-
-
-def _package(thing: UserObject) -> str:
-    if isinstance(thing, types.ModuleType):
-        return thing.__name__.partition(".")[0]
-    if isinstance(thing, types.FunctionType):  # `__module__` may be that of what it wraps
-        return str(thing.__globals__.get("__name__", "")).partition(".")[0]
-    module = getattr(thing, "__module__", None)
-    if not isinstance(module, str):
-        owner = getattr(thing, "__self__", None)
-        module = "" if owner is None else type(owner).__module__
-    return module.partition(".")[0]
-
-
-def _is_trusted(thing: UserObject) -> bool:
-    """Returns whether a class, function or module is of a package in `_TRUSTED`."""
-    return _package(thing) in _TRUSTED
-
-
-def _reached(things: Iterable[UserObject]) -> list[UserObject]:
-    """Returns all objects that objects lead to, but for modules, classes and functions' modules.
-
-    Those of a backend, which lead to its state, are not followed.
-    """
-    found: dict[int, UserObject] = {}
-    waiting = list(things)
-    while waiting:
-        thing = waiting.pop()
-        if id(thing) in found or _is_atom(thing) or isinstance(thing, (types.ModuleType, type)):
-            continue
-        found[id(thing)] = thing
-        if len(found) > _MOST_REACHED:
-            raise UnprovenError("too many objects are reached")
-        if isinstance(thing, types.FunctionType):
-            cells = thing.__closure__ or ()
-            waiting += [c.cell_contents for c in cells if c != types.CellType()]
-            waiting += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-        elif isinstance(thing, np.ndarray):
-            waiting += [] if thing.base is None else [thing.base]
-            waiting += thing.ravel().tolist() if thing.dtype == object else []
-        elif _package(type(thing)) not in _NOT_FOLLOWED:
-            waiting += gc.get_referents(thing)
-            if type(thing).__module__.startswith("pandas") and hasattr(thing, "to_numpy"):
-                waiting += _blocks(thing)
-    return list(found.values())
-
-
-_NOT_FOLLOWED = frozenset(
-    {"tensorflow", "jax", "jaxlib", "torch", "inspect", "_thread", "weakref", "threading"}
-)
-# What programs do not change, or what all objects share.
-_NEVER_CHANGED = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.CodeType,
-    tuple,
-    keras.DTypePolicy,
-)
-
-
-def _blocks(frame: UserObject) -> list[UserObject]:
-    """Returns the arrays of a frame, which its own arrays may be views of."""
-    parts = [frame[column] for column in frame.columns] if hasattr(frame, "columns") else [frame]
-    return [part.to_numpy() for part in parts if hasattr(part, "to_numpy")]
-
-
-def _mutable(things: Iterable[UserObject]) -> set[int]:
-    """Returns the identities of the objects that things lead to and that can be changed."""
-    return {
-        id(each)
-        for each in _reached(things)
-        if not isinstance(each, _NEVER_CHANGED)
-        and (_package(type(each)) not in _NOT_FOLLOWED or _is_variable(each))
-    }
-
-
-def _is_variable(thing: UserObject) -> bool:
-    """Returns whether an object of a backend is one that can be changed."""
-    return hasattr(thing, "assign") or hasattr(thing, "element_spec") or hasattr(thing, "data_ptr")
 
 
 def _stored(node: ast.AST) -> set[str]:
@@ -1403,14 +1183,14 @@ def _bound(
         with contextlib.suppress(TypeError):
             bound = signature.bind(*args, **{str(k): v for k, v in keywords.items()})
             return {name: _flat(value) for name, value in bound.arguments.items()}
-    return dict.fromkeys(signature.parameters, _union([*args, *keywords.values()]).part)
+    return dict.fromkeys(signature.parameters, union([*args, *keywords.values()]).part)
 
 
 def _flat(value: Value | tuple[Value, ...] | dict[str, Value]) -> Value:
     """Returns one value for that of a parameter, which may be `*args` or `**kwargs`."""
     if isinstance(value, Value):
         return value
-    return _union(value.values() if isinstance(value, dict) else value).container
+    return union(value.values() if isinstance(value, dict) else value).container
 
 
 def _joined(ends: list[dict[str, Value]]) -> dict[str, Value]:
@@ -1418,7 +1198,7 @@ def _joined(ends: list[dict[str, Value]]) -> dict[str, Value]:
     if not ends:
         return {}
     names = set(ends[0]).intersection(*ends[1:])
-    return {name: _union([end[name] for end in ends]) for name in names}
+    return {name: union([end[name] for end in ends]) for name in names}
 
 
 def _leaves(body: list[ast.stmt]) -> bool:
@@ -1434,12 +1214,14 @@ def _source(function: types.FunctionType) -> ast.FunctionDef | ast.Lambda:
         tree = _parsed(text)
     except (OSError, SyntaxError, TypeError):
         raise UnprovenError(f"there is no source of `{name}`") from None
-    kind = ast.Lambda if code.co_name == "<lambda>" else ast.FunctionDef
-    found = [n for n in ast.walk(tree) if isinstance(n, kind)]
-    if kind is ast.FunctionDef:
-        found = [n for n in found if isinstance(n, ast.FunctionDef) and n.name == code.co_name][:1]
     parameters = code.co_varnames[: code.co_argcount]
-    found = [n for n in found if tuple(a.arg for a in [*n.args.posonlyargs, *n.args.args]) == parameters]  # fmt: skip
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.Lambda))]
+    found = [
+        node
+        for node in functions
+        if getattr(node, "name", "<lambda>") == code.co_name
+        and tuple(a.arg for a in [*node.args.posonlyargs, *node.args.args]) == parameters
+    ]
     if len(found) != 1:
         raise UnprovenError(f"there is no source of `{name}`")
     known = {n.id for n in ast.walk(found[0]) if isinstance(n, ast.Name)}

@@ -819,7 +819,7 @@ class Snapshot(StepReads):
 
     @contextlib.contextmanager
     def as_read(self) -> Iterator[None]:
-        """Restores, within the block, what changed, as `StepReads.as_read`, and the surroundings."""
+        """Restores the surroundings, and what changed as `StepReads.as_read`, within the block."""
         with self.surroundings(), super().as_read():
             yield
 
