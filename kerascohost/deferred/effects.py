@@ -119,14 +119,17 @@ class Effects:
         self.trains |= other.trains
 
 
-# Stands for a new layer, as code that is called.
-LAYER = 0
+# Stand for a new layer, and for a new object of scikit-learn's, as code.
+LAYER, ESTIMATOR = 0, -1
 
 
-def layer_code(kind: UserObject) -> frozenset[int]:
+def code_of(kind: UserObject) -> frozenset[int]:
     """Returns the `code` of a new object of a class: a layer can be called."""
-    is_layer = isinstance(kind, type) and issubclass(kind, keras.Layer)
-    return frozenset({LAYER}) if is_layer else frozenset()
+    if not isinstance(kind, type):
+        return frozenset()
+    if issubclass(kind, keras.Layer):
+        return frozenset({LAYER})
+    return frozenset({ESTIMATOR}) if package(kind) == "sklearn" else frozenset()
 
 
 def is_plain(thing: UserObject, depth: int = 4) -> bool:

@@ -22,6 +22,7 @@ from kerascohost import backends
 from kerascohost.deferred import library
 from kerascohost.deferred.effects import (
     ARGUMENT,
+    ESTIMATOR,
     FILES,
     ITEM,
     LAYER,
@@ -30,9 +31,9 @@ from kerascohost.deferred.effects import (
     Key,
     UnprovenError,
     Value,
+    code_of,
     is_atom,
     is_plain,
-    layer_code,
     mutable,
     reached,
     union,
@@ -738,10 +739,11 @@ class Analysis:
             if cell != types.CellType()
         }
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        for default in defaults:
-            if not is_atom(default):
-                value = self._of_object(default, f"a default of {function.__name__}")
-                given = {name: union([known, value]) for name, known in given.items()}
+        default = union(
+            self._of_object(each, f"a default of {function.__name__}")
+            for each in defaults
+            if not is_atom(each)
+        )
         body: list[ast.stmt] = []
         if isinstance(node, ast.Lambda):
             body.append(ast.copy_location(ast.Return(node.body), node))
@@ -751,11 +753,12 @@ class Analysis:
         globals_ = {
             name for each in ast.walk(module) if isinstance(each, ast.Global) for name in each.names
         }
-        names = {a.arg for a in _arguments(node.args)} | _stored(module) - globals_
+        arguments = {a.arg for a in _arguments(node.args)}
+        names = arguments | _stored(module) - globals_
         variables = function.__globals__
         if variables is not self._variables and globals_:
             raise UnprovenError(f"`{function.__name__}` sets names of its module")
-        own = {name: given.get(name, NOTHING) for name in {a.arg for a in _arguments(node.args)}}
+        own = {name: union([given.get(name, NOTHING), default]) for name in arguments}
         scope = _Locals(variables, cells, own, names)
         self._functions.append(code)
         line = self._now.line
@@ -944,8 +947,8 @@ class Analysis:
             return self._method(receiver, node, args, keywords)
         value = self._value(function)
         if value.code:
-            self._now.trains |= any(self._code[each] for each in value.code - {LAYER})
-            if LAYER in value.code:
+            self._now.trains |= any(self._code[each] for each in value.code if each in self._code)
+            if not value.code <= self._code.keys():
                 others = union([*args, *keywords.values(), value]).keys
                 self._write({key for key in others if not self._is_plain[key]}, node)
             return union([*args, *keywords.values(), value]).part
@@ -979,7 +982,7 @@ class Analysis:
             return self._called(thing, _bound(thing, node, args, keywords))
         if isinstance(thing, type) and not library.is_trusted(thing):
             self._class(thing, given.container)
-            return given.container._replace(code=layer_code(thing))
+            return given.container._replace(code=code_of(thing))
         text = _text(node.func)
         name = getattr(thing, "__name__", text.rpartition(".")[2])
         called = {name, text.rpartition(".")[2]}
@@ -999,7 +1002,7 @@ class Analysis:
         self._now.trains |= bool(called & (library.TRAINS | library.MAY_TRAIN))
         self._now.seeds |= name == "set_random_seed"
         is_random = package == "random" or ".random." in f".{text}" or "train_test_split" in called
-        self._now.draws |= is_random or LAYER in layer_code(thing)
+        self._now.draws |= is_random or LAYER in code_of(thing)
         return self._returned(thing, called, package, given)
 
     def _returned(self, thing: UserObject, called: set[str], package: str, given: Value) -> Value:
@@ -1009,9 +1012,9 @@ class Analysis:
         if "super" in called:
             return self._part(union((self._scope.own or {}).values()))
         if called & {"deepcopy", "clone", "clone_model"}:
-            return Value(code=layer_code(keras.Model) if "clone_model" in called else frozenset())
+            return Value(code=code_of(keras.Model) if "clone_model" in called else frozenset())
         if isinstance(thing, type) and package in library.KEEPS_WHOLE:
-            return given.container._replace(code=layer_code(thing))
+            return given.container._replace(code=code_of(thing))
         return self._part(given)
 
     def _check_function(
@@ -1081,13 +1084,33 @@ class Analysis:
         """Returns the value of a call of a method."""
         assert isinstance(node.func, ast.Attribute)
         name, given = node.func.attr, union([*args, *keywords.values()])
-        trains = name in library.TRAINS
+        # Of scikit-learn's own, only those that are given models train any.
+        is_estimator = receiver.code == {ESTIMATOR} and not receiver.keys
+        trains = name in library.TRAINS and not is_estimator
         self._check_method(node.func, node)
         if name in library.FILES:
             self._files()
-        self._now.trains |= name in library.TRAINS | library.MAY_TRAIN
-        self._now.draws |= name == "fit" and _may_shuffle(node)
+        self._now.trains |= trains or (name in library.MAY_TRAIN and not is_estimator)
+        self._now.draws |= trains and name == "fit" and _may_shuffle(node)
         self._check_keywords(node, keywords)
+        self._change(name, receiver, given, node, trains)
+        plain = {key for key in given.keys if self._is_plain[key]}
+        kept = given.keys if name in library.KEEPS else given.keys - plain
+        self._keep(node.func.value, Value(frozenset(), frozenset(kept)))
+        if name in library.FRESH:
+            return NOTHING
+        if is_estimator and name == "fit":
+            return receiver
+        if trains:
+            return Value(receiver.be, frozenset(k for k in receiver.holds if not self._is_plain[k]))
+        if name == "copy":
+            return receiver.container if not _is_frame_like(receiver, self._objects) else NOTHING
+        return self._part(union([receiver, given]))
+
+    def _change(
+        self, name: str, receiver: Value, given: Value, node: ast.Call, trains: bool
+    ) -> None:
+        """Notes what a method changes."""
         if any(each.arg == "inplace" for each in node.keywords):
             self._write(receiver.keys, node)
         if name == "shuffle":
@@ -1100,16 +1123,6 @@ class Analysis:
             changed = {k for k in receiver.be if name in library.CHANGES or not self._is_plain[k]}
             others = receiver.holds | given.keys
             self._write(changed | {k for k in others if not self._is_plain[k]}, node, trains)
-        plain = {key for key in given.keys if self._is_plain[key]}
-        kept = given.keys if name in library.KEEPS else given.keys - plain
-        self._keep(node.func.value, Value(frozenset(), frozenset(kept)))
-        if name in library.FRESH:
-            return NOTHING
-        if trains:
-            return Value(receiver.be, frozenset(k for k in receiver.holds if not self._is_plain[k]))
-        if name == "copy":
-            return receiver.container if not _is_frame_like(receiver, self._objects) else NOTHING
-        return self._part(union([receiver, given]))
 
 
 def _may_shuffle(node: ast.Call) -> bool:
