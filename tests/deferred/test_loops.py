@@ -4,6 +4,7 @@ import contextlib
 import io
 import linecache
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -118,6 +119,29 @@ def run(program, with_loops, layout="joined"):
     return left, told
 
 
+# On JAX, XLA may fuse the loop of several members otherwise than that of one.
+TOLERANCE = 0.0 if ON_TENSORFLOW else 1e-5
+
+
+def assert_same(one, other):
+    """Asserts that two programs leave the same."""
+    if isinstance(one, float) and isinstance(other, float):
+        assert one == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE, nan_ok=True)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    elif isinstance(one, str) and TOLERANCE:
+        shortened = [re.sub(r"(\.\d{3})\d*", r"\1", text) for text in (one, other)]
+        assert shortened[0] == shortened[1]
+    else:
+        assert one == other
+
+
 def value(thing, depth=4):
     """Everything that is to be equal of an object of a program."""
     if isinstance(thing, keras.Model):
@@ -128,16 +152,16 @@ def value(thing, depth=4):
     if isinstance(thing, np.ndarray):
         return thing.tolist()
     if isinstance(thing, pd.DataFrame | pd.Series):
-        return thing.to_json()
+        return value(thing.to_dict())
     if isinstance(thing, list | tuple) and depth:
         return type(thing).__name__, [value(each, depth - 1) for each in thing]
     if isinstance(thing, dict) and depth:
         return [(repr(key), value(each, depth - 1)) for key, each in thing.items()]
     if isinstance(thing, set):
         return sorted(map(repr, thing))
-    return (
-        repr(thing) if isinstance(thing, float | int | str | np.generic) else type(thing).__name__
-    )
+    if isinstance(thing, float | np.floating):
+        return float(thing)
+    return repr(thing) if isinstance(thing, int | str | np.generic) else type(thing).__name__
 
 
 @pytest.mark.parametrize(
@@ -152,7 +176,7 @@ def test_programs_end_as_written(name, tmp_path, monkeypatch):
     for file in tmp_path.iterdir():
         file.unlink()
     together, told = run(ALL[name], with_loops=True)
-    assert together == plain
+    assert_same(together, plain)
     assert name not in TOGETHER or any("trained together" in line for line in told), told
 
 
@@ -163,7 +187,7 @@ def test_most_programs_that_can_run_in_turn_do():
 def test_stacked_to_tolerance():
     program = "scores = []\nfor u in (8, 8, 8):\n    m = build(u)\n    " + FIT
     (plain, _), (together, told) = run(program, False), run(program, True, "stacked")
-    one, other = (eval(repr(left["names"]["scores"][1])) for left in (plain, together))
+    one, other = (left["names"]["scores"][1] for left in (plain, together))
     np.testing.assert_allclose(np.array(one, float), np.array(other, float), rtol=1e-4)
     assert "3 iterations trained together" in told[0]
 
@@ -174,7 +198,7 @@ def test_losses_that_read_names_of_their_iteration_are_not_stacked_with_others()
         "    m = build(loss=lambda t, p: ops.mean((t - p) ** 2) * q)\n    " + FIT
     )
     (plain, _), (together, _) = run(program, False), run(program, True, "stacked")
-    assert plain == together
+    assert_same(plain, together)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +214,7 @@ def test_the_line_names_what_keeps_a_loop_from_running_in_turn(body, told_of):
         "rng, scores = np.random.default_rng(0), []\nunknown = [build, build]\nfor k in range(2):\n"
     )
     _, (line,) = run(head + "    " + body, True)
-    assert pytest.approx(line.count("kc.map")) == 1
-    import re
-
+    assert "kc.map" in line
     assert re.search(told_of, line), line
 
 
@@ -241,7 +263,10 @@ def test_a_cell_of_a_notebook():
     try:
         shell.run_line_magic("load_ext", "kerascohost")
         shell.run_cell(PREAMBLE).raise_error()
-        cell = "scores = []\nfor k in range(3):\n    keras.utils.set_random_seed(k)\n    m = build()\n    "
+        cell = (
+            "scores = []\nfor k in range(3):\n    keras.utils.set_random_seed(k)\n"
+            "    m = build()\n    "
+        )
         with capture_output() as captured:
             shell.run_cell("%%cohost --loops\n" + cell + FIT + "scores").raise_error()
         together = shell.user_ns["scores"]
