@@ -60,9 +60,12 @@ class Report:
 
     def __str__(self) -> str:
         where = f"cohost: the loop in line {self.line}"
+        if not self.together and self.why is None:
+            return f"{where} was left in its first iteration."
         if not self.together:
             return f"{where} ran as written, as {self.why}. {_HELP}"
-        text = f"{where}: {self.together} iterations trained together"
+        many = "iteration" if self.together == 1 else "iterations"
+        text = f"{where}: {self.together} {many} trained together"
         if self.waits:
             text += f" ({', '.join(self.waits)}: in order, each after the iteration before)"
         if self.plainly:
@@ -224,6 +227,9 @@ class Loops:
         return items, header
 
 
+_CONTEXTS = ("errstate", "open", "suppress", "catch_warnings", "redirect_stdout", "nullcontext")
+
+
 class _Finder(ast.NodeTransformer):
     """Makes loops ask how they are to run, but for those inside of functions and classes."""
 
@@ -231,6 +237,17 @@ class _Finder(ast.NodeTransformer):
         self._loops = loops
 
     def visit_FunctionDef(self, node: ast.AST) -> ast.AST:
+        return node
+
+    def visit_With(self, node: ast.With) -> ast.With:
+        """Leaves loops alone where a context may be that of one thread, such as a device."""
+        known = [
+            isinstance(each.context_expr, ast.Call)
+            and ast.unparse(each.context_expr.func).rpartition(".")[2] in _CONTEXTS
+            for each in node.items
+        ]
+        if all(known):
+            self.generic_visit(node)
         return node
 
     visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = visit_FunctionDef  # noqa: N815

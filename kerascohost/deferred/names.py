@@ -604,6 +604,7 @@ class Analysis:
             return NOTHING
         key = id(thing)
         if key not in self._objects:
+            self._check_kinds(thing, name)
             self._objects[key], self._labels[key] = thing, name
             self._is_plain[key] = is_plain(thing)
         if not self._is_plain[key] or not library.is_trusted(type(thing)):
@@ -612,6 +613,24 @@ class Analysis:
         if self._is_late:
             self._late.setdefault(key, self._now.line)
         return Value(frozenset({key}), frozenset({key}))
+
+    def _check_kinds(self, thing: UserObject, name: str) -> None:
+        """Raises an error for objects of unknown packages: they may need their thread."""
+        waiting, seen = [thing], set()
+        while waiting:
+            each = waiting.pop()
+            kind = type(each)
+            if id(each) in seen or is_atom(each) or isinstance(each, (type, types.ModuleType)):
+                continue
+            seen.add(id(each))
+            if self._is_library(kind) and not library.is_trusted(kind):
+                raise UnprovenError(f"it is not known what `{name}`, a {kind.__name__}, does")
+            if isinstance(each, dict):
+                waiting += each.values()
+            elif isinstance(each, (list, tuple, set)):
+                waiting += each
+            elif not self._is_library(kind):
+                waiting += getattr(each, "__dict__", {}).values()
 
     def _check_reached(self, things: list[UserObject], key: Key) -> None:
         """Follows the user's functions and classes that objects lead to."""

@@ -5,7 +5,6 @@ import io
 import linecache
 import pickle
 import re
-import signal
 import subprocess
 import sys
 import types
@@ -88,25 +87,33 @@ ALL = {**PROGRAMS, **DANGEROUS}
 FIT = "m.fit(x, y, **FIT)\n    scores.append(m.evaluate(x, y, verbose=0))\n"
 
 
+def known(text, file):
+    """The name of a file whose source can be read, as that of a notebook's cell."""
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    return file
+
+
+def made():
+    """The names of a program after its preamble."""
+    names = {"__name__": "program"}
+    exec(compile(PREAMBLE, known(PREAMBLE, "<preamble>"), "exec"), names)
+    return names
+
+
 def run(program, with_loops, layout="joined"):
     """What a program leaves, and what is told of its loops."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
-    names, told = {"__name__": "program"}, []
-    for text, file in (
-        (PREAMBLE, f"<preamble {with_loops}>"),
-        (program, f"<program {with_loops}>"),
-    ):
-        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    exec(compile(PREAMBLE, f"<preamble {with_loops}>", "exec"), names)
+    names, told = made(), []
+    file = known(program, f"<program {with_loops}>")
     printed, error = io.StringIO(), None
     with contextlib.redirect_stdout(printed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the programs
         try:
             if with_loops:
-                loops.run(program, f"<program {with_loops}>", names, layout, told.append)
+                loops.run(program, file, names, layout, told.append)
             else:
-                exec(compile(program, f"<program {with_loops}>", "exec"), names)
+                exec(compile(program, file, "exec"), names)
         except Exception as failed:
             error = failed
     left = {
@@ -227,34 +234,45 @@ def test_the_line_names_what_iterations_wait_for():
 
 
 def test_a_failure_shows_the_lines_of_the_program_only():
-    program = "for k in range(3):\n    m = build()\n    m.fit(x, y, **FIT)\n    raise KeyError(k)\n"
-    names = {"__name__": "program"}
-    exec(PREAMBLE, names)
+    program = (
+        "scores = []\nfor k in range(3):\n    m = build()\n    " + FIT + "    raise KeyError(k)\n"
+    )
+    names, told = made(), []
     with pytest.raises(KeyError) as raised:
-        loops.run(program, "<failing>", names, tell=lambda line: None)
+        loops.run(program, "<failing>", names, tell=told.append)
     ours = [entry for entry in raised.traceback if "deferred/turns" in str(entry.path)]
     assert not ours
+    assert "1 iteration trained together" in told[0]
     assert names["k"] == 0
 
 
 def test_an_interrupt_ends_the_loop_with_models_after_whole_steps():
     program = (
-        "models, scores = [], []\n"
+        "scores, trained = [], []\n"
         "class Interrupts(keras.callbacks.Callback):\n"
         "    def on_epoch_end(self, epoch, logs=None):\n"
-        "        if epoch == 1: signal.raise_signal(signal.SIGINT)\n"
+        "        if epoch == 1: raise KeyboardInterrupt\n"
         "for k in range(3):\n"
         "    keras.utils.set_random_seed(k)\n"
         "    m = build()\n"
-        "    m.fit(x, y, epochs=4, verbose=0, callbacks=[Interrupts()] if k == 1 else None)\n"
+        "    callbacks = [Interrupts()] if k == 1 else []\n"
+        "    m.fit(x, y, epochs=k + 1, verbose=0, shuffle=False, callbacks=callbacks)\n"
         "    scores.append(m.evaluate(x, y, verbose=0))\n"
     )
-    names, told = {"__name__": "program", "signal": signal}, []
-    exec(PREAMBLE, names)
+    names, told = made(), []
     with pytest.raises(KeyboardInterrupt):
-        loops.run(program, "<interrupted>", names, tell=told.append)
-    assert int(names["m"].optimizer.iterations) > 0
-    assert "__kc_loops__" not in names and "__kc_items__" not in names
+        loops.run(program, known(program, "<interrupted>"), names, tell=told.append)
+    assert "as written" not in told[0]
+    steps = int(names["m"].optimizer.iterations)
+    assert steps > 0
+    keras.utils.set_random_seed(names["k"])
+    alone = names["build"]()
+    for step in np.resize(np.arange(4), steps):
+        rows = slice(32 * step, 32 * step + 32)
+        alone.train_on_batch(names["x"][rows], names["y"][rows])
+    for mine, its in zip(names["m"].get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-5)
+    assert not [name for name in names if name.startswith("__kc")]
 
 
 def test_a_cell_of_a_notebook():
@@ -298,8 +316,7 @@ def test_a_script(tmp_path):
 
 def test_loops_of_functions_and_loops_that_train_nothing_are_left_alone():
     program = "def f():\n    for k in range(2):\n        build()\nfor k in range(3):\n    f()\n"
-    names = {"__name__": "program"}
-    exec(PREAMBLE, names)
+    names = made()
     told = []
     loops.run(program, "<nothing>", names, tell=told.append)
     assert not told
