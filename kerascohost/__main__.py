@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from kerascohost import environment
-from kerascohost.deferred import scripts
+from kerascohost.deferred import loops, scripts
 from kerascohost.errors import CohortError
 
 
@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
     if asked.command == "info":
         return _info()
     try:
+        if asked.loops:
+            return _run_loops(asked.scripts, arguments)
         return _run(asked.scripts, arguments)
     except CohortError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
@@ -38,10 +40,15 @@ def _parser() -> argparse.ArgumentParser:
         help="run scripts, with their calls of `fit` trained together",
         description="Runs scripts that build, fit, evaluate and save Keras models, unchanged, with "
         "their calls of `fit` trained together as one program.",
-        usage="%(prog)s [-h] SCRIPT [SCRIPT ...] [-- ARGUMENT ...]",
+        usage="%(prog)s [-h] [--loops] SCRIPT [SCRIPT ...] [-- ARGUMENT ...]",
         epilog="Arguments after `--` are handed to every script.",
     )
     run.add_argument("scripts", nargs="+", metavar="SCRIPT", help="a Python file")
+    run.add_argument(
+        "--loops",
+        action="store_true",
+        help="run one script, with the iterations of its loops in turn and trained together",
+    )
     commands.add_parser(
         "info",
         help="show versions, backend and devices: what a bug report needs",
@@ -61,6 +68,13 @@ def _run(paths: list[str], arguments: list[str]) -> int:
     for outcome in outcomes:
         print(outcome, file=sys.stderr)
     return next((outcome.status for outcome in outcomes if outcome.status), 0)
+
+
+def _run_loops(paths: list[str], arguments: list[str]) -> int:
+    if len(paths) != 1:
+        raise CohortError(f"Expected one script with `--loops`. Received: {len(paths)}.")
+    loops.run_script(paths[0], arguments)
+    return 0
 
 
 def _partition(items: list[str], separator: str) -> tuple[list[str], list[str], list[str]]:

@@ -1,5 +1,6 @@
 """The state that Keras keeps per thread, used in other threads."""
 
+import collections
 import contextlib
 import copy
 import random
@@ -68,6 +69,10 @@ _SETTINGS = (
 )
 
 
+_COPIED = ("custom_objects_scope_dict", "object_name_uids")
+_OF_SEEDS = ("global_random_seed", _SEEDS)
+
+
 def settings(state: State) -> State:
     """Returns a copy of the entries of a thread's state that programs set."""
     return [{key: part[key] for key in _SETTINGS if key in part} for part in state]
@@ -77,11 +82,50 @@ def copied_settings(state: State) -> State:
     """Returns `settings` of their own: with a global seed generator and counts of names apart."""
     copied = settings(state)
     for part in copied:
-        for key in ("custom_objects_scope_dict", "object_name_uids"):
+        for key in _COPIED:
             if key in part:
                 part[key] = copy.copy(part[key])
     set_seeds(copied, seeds(state))
     return copied
+
+
+def unseeded(state: State) -> State:
+    """Returns a copy of `settings` without the seeds, to compare it later.
+
+    Without the count of symbolic tensors' names, too: building a model makes such tensors.
+    """
+    known = [{k: v for k, v in part.items() if v is not None} for part in settings(state)]
+    copied = [{k: copy.copy(v) if k in _COPIED else v for k, v in p.items()} for p in known]
+    for part in copied:
+        for key in _OF_SEEDS:
+            part.pop(key, None)
+        part.get("object_name_uids", {}).pop("keras_tensor", None)
+    return copied
+
+
+def take_over_names(state: State, begun: State, ended: State) -> bool:
+    """Makes a thread's state one that follows another, if it has used nothing that differs.
+
+    Args:
+        state: The thread's state.
+        begun: What it began with, as `unseeded` returns it.
+        ended: What it should have begun with.
+
+    Returns:
+        Whether it has used nothing that differs.
+    """
+    names = "object_name_uids"
+    others = [[{k: v for k, v in p.items() if k != names} for p in s] for s in (begun, ended)]
+    if others[0] != others[1]:
+        return False
+    counts, right = (part[0].get(names, {}) for part in (begun, ended))
+    now = state[0].setdefault(names, collections.defaultdict(int))
+    differs = [key for key in counts.keys() | right.keys() if counts.get(key) != right.get(key)]
+    if any(now.get(key) != counts.get(key) for key in differs):
+        return False
+    for key in differs:
+        now[key] = right.get(key, 0)
+    return True
 
 
 def setting_seed(called: Callable[[], None]) -> contextlib.AbstractContextManager[None]:

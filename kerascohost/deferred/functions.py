@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
+import keras
+
 from kerascohost import backends
 from kerascohost.arguments import Layout, check_layout
 from kerascohost.backends import random_states, seeding, threads
@@ -28,7 +30,7 @@ class _Dropped(BaseException):
     """Ends a function that is to be called again; no handler of `Exception` catches it."""
 
 
-class _Begin:
+class Begin:
     """The state in which a function begins: random states, and what Keras keeps per thread."""
 
     def __init__(self, parts: Parts, settings: threads.State):
@@ -37,7 +39,7 @@ class _Begin:
         threads.set_seeds(self.settings, parts["keras"])
 
     @classmethod
-    def now(cls) -> "_Begin":
+    def now(cls) -> "Begin":
         """Returns the present state of the process and of the calling thread."""
         return cls(_parts(), threads.thread_state())
 
@@ -57,6 +59,7 @@ class Job(Turn[T]):
         begin: The state that it begins with.
         verbose: As in `Turn`.
         repeats: As in `Calls`.
+        state: As in `Turn`; by default that of the process.
 
     Attributes:
         expected: The state in which it is expected to end, once it has waited for the first time;
@@ -72,18 +75,19 @@ class Job(Turn[T]):
         number: int,
         function: Callable[[], T],
         name: str,
-        begin: _Begin,
+        begin: Begin,
         verbose: int | str | None,
-        repeats: bool,
+        repeats: bool = True,
+        state: TurnState | None = None,
     ):
-        self.expected: _Begin | None = None
+        self.expected: Begin | None = None
         self._repeats = repeats
         self.is_sure = self.is_dropped = False
         self._begin = begin.parts
         self._seeding = seeding.Seeding(begin.parts, _parts)
         self._snapshots: dict[int, ModelSnapshot] = {}
         self._has_waited = False
-        state = TurnState()
+        state = TurnState() if state is None else state
         state.process.random = random_states.joined(begin.parts)
         super().__init__(self._watched(function), name, state, number, begin.settings, verbose)
 
@@ -103,8 +107,13 @@ class Job(Turn[T]):
             call.draw_ahead()
         is_known = not isinstance(call, DeferredFit) or call.end_is_known or self.seeds_itself
         if is_known or not self._repeats:
-            self.expected = _Begin.now()
+            self.expected = Begin.now()
         backends.set_random_state(before)
+
+    @property
+    def may_go_on(self) -> bool:
+        """Returns whether the functions before it have ended, and it began as they end."""
+        return self.is_sure
 
     @property
     def seeds_itself(self) -> bool:
@@ -117,15 +126,20 @@ class Job(Turn[T]):
         return f"{self.name}: {'ended' if self.error is None else repr(self.error)}"
 
     @property
-    def end(self) -> _Begin:
+    def end(self) -> Begin:
         """The state in which the function is now: it waits or has ended."""
         parts = random_states.parts(self.state.process.random, self.keras_state)
-        return _Begin(parts, self.keras_state)
+        return Begin(parts, self.keras_state)
 
     def about_to_run(self, call: WaitingCall) -> None:
         """Stores the model's state if the function may have to be called again."""
-        if not (self.is_sure or self.seeds_itself or id(call.model) in self._snapshots):
-            self._snapshots[id(call.model)] = ModelSnapshot([call.model])
+        if not (self.is_sure or self.seeds_itself):
+            self._store(call.model)
+
+    def _store(self, model: keras.Model) -> None:
+        """Stores a model's state, which `undo` restores."""
+        if id(model) not in self._snapshots:
+            self._snapshots[id(model)] = ModelSnapshot([model])
 
     def settle(self) -> None:
         """Keeps what the function trains, as it is not called again."""
@@ -197,9 +211,10 @@ class Calls(Generic[T]):
         self._ended = ended
         self._jobs: dict[int, Job[T]] = {}  # those begun whose results are not known to count
         self._counted = 0  # the functions whose results count
-        self._last = _Begin.now()  # the state in which the last of these has ended
+        self._last = Begin.now()  # the state in which the last of these has ended
         self._warning = ""
         self._is_in_turn = False  # whether each begins when the one before has ended
+        self._is_stopped = False
         self._keras_state = threads.thread_state()
         self._turns: Turns[Job[T]] = Turns(
             self._next_job, self._on_end, layout, at_once, self._may_run
@@ -214,7 +229,7 @@ class Calls(Generic[T]):
 
     def begin_anew(self) -> None:
         """Stores the present state of the process and this thread for the next function."""
-        self._last = _Begin.now()
+        self._last = Begin.now()
         self._keras_state = threads.thread_state()
 
     @property
@@ -222,7 +237,16 @@ class Calls(Generic[T]):
         """Returns whether the results of all functions count."""
         return self._counted == len(self._functions)
 
+    def stop(self) -> None:
+        """Begins no more functions, and ends those whose results do not count."""
+        self._is_stopped = True
+        for job in list(self._jobs.values()):
+            self._drop(job)
+        self._leave_state()
+
     def _next_job(self) -> Job[T] | None:
+        if self._is_stopped:
+            return None
         number = next(
             (n for n in range(self._counted, len(self._functions)) if n not in self._jobs), None
         )
@@ -231,14 +255,19 @@ class Calls(Generic[T]):
         begin = self._begin_of(number)
         if begin is None:
             return None
-        function, name = self._functions[number], self._names[number]
-        job = Job(number, function, name, begin, self._verbose, self._repeats)
-        job.is_sure = number == self._counted or not self._repeats
+        job = self._made(number, begin)
+        if number == self._counted:
+            job.settle()
+        job.is_sure = job.is_sure or not self._repeats
         job.tells = self._tells
         self._jobs[number] = job
         return job
 
-    def _begin_of(self, number: int) -> _Begin | None:
+    def _made(self, number: int, begin: Begin) -> Job[T]:
+        function, name = self._functions[number], self._names[number]
+        return Job(number, function, name, begin, self._verbose, self._repeats)
+
+    def _begin_of(self, number: int) -> Begin | None:
         """Returns the state that a function begins with; `None` if it has to wait for that."""
         if number == self._counted:
             return self._last
@@ -264,15 +293,27 @@ class Calls(Generic[T]):
         self._counted += 1
         self._last = job.end
         if self.are_done:  # before the result is known, so that who waits for it finds this state
-            backends.set_random_state(random_states.joined(self._last.parts))
-            threads.set_settings(self._keras_state, self._last.settings)
+            self._leave_state()
         self._ended(job)
         later = self._jobs.get(self._counted)
-        if later is None:
+        if later is None or later.is_dropped:
             return
-        if later.follows(self._last.parts) or not self._repeats:
+        if not self._repeats or self._follows(later, job):
             later.settle()
-            return
+        else:
+            self._redo(later, job)
+
+    def _leave_state(self) -> None:
+        """Sets the state of the process and of this thread to that in which the last one ends."""
+        backends.set_random_state(random_states.joined(self._last.parts))
+        threads.set_settings(self._keras_state, self._last.settings)
+
+    def _follows(self, later: Job[T], before: Job[T]) -> bool:
+        """Returns whether a function begins where the one before has ended."""
+        return later.follows(self._last.parts)
+
+    def _redo(self, later: Job[T], job: Job[T]) -> None:
+        """Has the functions under way called again, each when the one before has ended."""
         if not self._is_in_turn:
             self._is_in_turn = True
             self._warning = (
@@ -281,14 +322,17 @@ class Calls(Generic[T]):
                 "train them together, begin each with `keras.utils.set_random_seed`."
             )
         for other in list(self._jobs.values()):
-            if other.seeds_itself:
-                continue
-            other.is_dropped = True
-            if other.has_ended:
-                other.undo()
-                del self._jobs[other.number]
-            else:
-                self._turns.end(other, _Dropped())
+            if not other.seeds_itself:
+                self._drop(other)
+
+    def _drop(self, job: Job[T]) -> None:
+        """Ends a function whose result does not count."""
+        job.is_dropped = True
+        if job.has_ended:
+            job.undo()
+            del self._jobs[job.number]
+        else:
+            self._turns.end(job, _Dropped())
 
 
 def together(

@@ -81,7 +81,7 @@ class _Script(Turn[None]):
 
     def __init__(self, name: str, path: Path, arguments: Sequence[str]):
         self._began = time.perf_counter()
-        self._path, self._source = path, _source(path)
+        self._path, self._source = path, source_of(path)
         self._own = _ScriptState(name, path, arguments)
         self.outcome = Outcome(name, 0, None, 0.0)
         super().__init__(self._execute, name, self._own)
@@ -208,7 +208,8 @@ def _status(end: SystemExit) -> int:
     return 1
 
 
-def _source(path: Path) -> bytes:
+def source_of(path: Path) -> bytes:
+    """Returns the source of a script."""
     try:
         return path.read_bytes()
     except OSError as error:

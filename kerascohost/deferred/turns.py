@@ -104,6 +104,7 @@ class Turn(Generic[T]):
         call: The call that it waits in, if any.
         tells: Whether it prints why something is not trained with the rest.
         was_interrupted: Whether a `KeyboardInterrupt` came while it ran.
+        is_paused: Whether it waits in `pause`.
         state: The state of the process for it.
         keras_state: What Keras keeps for its thread.
     """
@@ -134,7 +135,7 @@ class Turn(Generic[T]):
         self._raised: BaseException | None = None
         self._has_told = False
         self.tells = True
-        self.was_interrupted = False
+        self.was_interrupted = self.is_paused = False
         # The turns that were given to the thread, and those that it has ended. Numbers, as an
         # interrupt may come between any two lines: setting one again changes nothing.
         self._given = self._done = 0
@@ -150,9 +151,9 @@ class Turn(Generic[T]):
             error: The exception that the call it waits in raises, if any.
 
         Returns:
-            The call that it waits in now, or `None` at its end.
+            The call that it waits in now, or `None` at its end or in `pause`.
         """
-        self._raised, self.call = error, None
+        self._raised, self.call, self.is_paused = error, None, False
         with self.state.entered():
             self._give_turn()
         return self.call
@@ -161,6 +162,19 @@ class Turn(Generic[T]):
         """Raises `error` in each call that the function waits in or still makes, until it ends."""
         while not self.has_ended:
             self.resume(error)
+
+    def pause(self) -> None:
+        """Waits, in the function's thread, until `may_go_on` allows the function to go on."""
+        self.is_paused = True
+        self._end_turn()
+        self._await_turn()
+        if self._raised is not None:
+            raise self._raised
+
+    @property
+    def may_go_on(self) -> bool:
+        """Returns whether the function may go on from `pause`."""
+        return True
 
     def defer(
         self,
@@ -359,6 +373,8 @@ class Turns(Generic[AnyTurn]):
         if turn.call in self._blocked:
             self._blocked.remove(turn.call)
             self._ready += self._resumed(turn)
+        elif turn.is_paused:
+            self._ready += self._resumed(turn)
         elif turn.call is not None:
             turn.call.model.stop_training = True  # not all of its epochs are of use
 
@@ -398,12 +414,19 @@ class Turns(Generic[AnyTurn]):
             last = list({use.key: use for use in uses}.values())
             self._forget(last[:-_KEPT_MODELS])
             self._blocked.append(call)
+        if not turn.has_ended:
             return self._freed()
         self._under_way.remove(turn)
         self._owners = {key: owner for key, owner in self._owners.items() if owner is not turn}
         self._forget(self._uses.pop(id(turn), []))
         self._ended(turn)
-        return self._freed()
+        gone_on = [
+            call
+            for other in list(self._under_way)
+            if other.is_paused and other.may_go_on
+            for call in self._resumed(other)
+        ]
+        return [*gone_on, *self._freed()]
 
     def _freed(self) -> list[WaitingCall]:
         """Returns the calls that nothing keeps any more from being run."""

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from kerascohost.arguments import LAYOUTS
 from kerascohost.deferred import scripts
 from kerascohost.deferred.context import cohost
+from kerascohost.deferred.loops import Loops
 from kerascohost.errors import CohortError
 from kerascohost.layouts.benchmark import benchmark
 from kerascohost.layouts.result import BenchmarkResult
@@ -89,6 +90,11 @@ class CohostMagics(Magics):
         metavar="SECONDS",
         help="When a benchmark begins no new round; it needs two of each layout (default: 30).",
     )
+    @argument(
+        "--loops",
+        action="store_true",
+        help="Run the iterations of the cell's loops in turn, with what they train run together.",
+    )
     @argument("-q", "--quiet", action="store_true", help="Neither progress bars nor the table.")
     @argument("-p", "--plot", action="store_true", help="Draw the losses at the end.")
     @line_cell_magic
@@ -102,6 +108,10 @@ class CohostMagics(Magics):
             %%cohost --group-factor mlp=2 -o runs
             h1 = cnn.fit(x1, y1, epochs=5)
             h2 = mlp.fit(x2, y2, epochs=9)
+
+        As `%%cohost --loops`: the iterations of the cell's `for` loops run in turn, and what they
+        train, evaluate and predict runs together, where that ends as the loops as written. A line
+        for each loop says what became of it.
 
         As `%cohost`: the widget, in which to pick models, benchmark and train them, with those
         named already picked (where there are no widgets: a table of them). With `--benchmark`: how
@@ -131,6 +141,8 @@ class CohostMagics(Magics):
                 f"Received: {asked.models[0]!r}."
             )
         _check_options(asked, "on a cell, without `--benchmark`", "budget")
+        if asked.loops:
+            return self._loop(asked, cell)
         run = cohost(
             asked.layout or "joined",
             _by_name("--group-factor", asked.group_factor, 1),
@@ -150,6 +162,19 @@ class CohostMagics(Magics):
         if asked.plot:
             display(_image(run.history))
         return value
+
+    def _loop(self, asked: argparse.Namespace, cell: str) -> Value:
+        __tracebackhide__ = True
+        _check_options(
+            asked, "with `--loops`", "group_factor", "replicas", "output", "plot", "quiet"
+        )
+        loops = Loops(self.shell.user_ns, asked.layout or "joined")
+        try:
+            with loops.entered():
+                return self._executed(cell, loops)
+        finally:
+            for report in loops.reports:
+                print(report)
 
     def _benchmark(self, models: dict[str, keras.Model], asked: argparse.Namespace) -> None:
         _check_options(asked, "with `--benchmark`, which measures every layout", "layout")
@@ -180,12 +205,13 @@ class CohostMagics(Magics):
             widget.session.output = asked.output
         display(widget)
 
-    def _executed(self, cell: str) -> Value:
+    def _executed(self, cell: str, loops: Loops | None = None) -> Value:
         """Runs the cell; returns the value of its last expression, as a cell shows it."""
         __tracebackhide__ = True
         code = self.shell.transform_cell(cell)
         self._file = name = self.shell.compile.cache(code)  # so that tracebacks show its lines
-        body = ast.parse(code, filename=name).body
+        program = ast.parse(code, filename=name)
+        body = (program if loops is None else loops.prepared(program, name)).body
         last = body.pop() if body and _is_shown(body[-1], code) else None
         variables = self.shell.user_ns
         exec(compile(ast.Module(body, []), name, "exec"), variables)
@@ -209,6 +235,7 @@ class CohostMagics(Magics):
 
     def _show(self, line: str) -> None:
         asked = _parsed(self.cohost, line)
+        _check_options(asked, "without a cell", "loops")
         variables = self.shell.user_ns
         models = namespace.chosen(variables, asked.models) or namespace.models_in(variables)
         if models and asked.benchmark:

@@ -23,7 +23,7 @@ import random
 import sys
 import sysconfig
 import types
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -226,7 +226,7 @@ def _holds_packages(folder: Path) -> bool:
     return next(folder.glob("*.dist-info"), None) is not None
 
 
-def _is_of_package(thing: UserObject) -> bool:
+def is_of_package(thing: UserObject) -> bool:
     """Returns whether a class, function or module is from Python or an installed package."""
     module = None if _is_module(thing) else getattr(thing, "__module__", None)
     module = module or getattr(thing, "__name__", "")
@@ -258,7 +258,7 @@ class _Named:
         self.kind = thing if isinstance(thing, type) else type(thing)
         self.own = {} if isinstance(thing, type) else getattr(thing, "__dict__", {})
         bases = [] if isinstance(thing, types.ModuleType) else self.kind.__mro__
-        self.bases = [base for base in bases if not _is_of_package(base)]
+        self.bases = [base for base in bases if not is_of_package(base)]
         self.done: set[str] = set()
 
     def names(self, mentioned: set[str]) -> set[str]:
@@ -397,7 +397,7 @@ class _Walk:
         """Notes a class or module of the user's; returns whether `thing` is a class or module."""
         if not isinstance(thing, (type, types.ModuleType)):
             return False
-        if not _is_of_package(thing):
+        if not is_of_package(thing):
             self._named.append(_Named(thing, f"`{thing.__name__}`"))
         return True
 
@@ -434,14 +434,14 @@ class _Walk:
         self.walk(getattr(function, "__wrapped__", None), path)
         title = _title(function, path)
         code = function.__code__
-        written = set() if _is_of_package(function) else names_of(code).written
+        written = set() if is_of_package(function) else names_of(code).written
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             place = Cell(f"variable `{name}`, read by {title}", cell, name)
             if name in written:
                 self._binds(place)
             self.add(place)
             self.walk(place.old, f"`{name}`")
-        if _is_of_package(function):
+        if is_of_package(function):
             return
         for name in ("__defaults__", "__kwdefaults__"):
             if getattr(function, name):
@@ -486,12 +486,12 @@ class _Walk:
         for name in ("__wrapped__", "python_function"):  # of `jax.jit`, `tf.function`, `lru_cache`
             self.walk(vars(thing).get(name) if hasattr(thing, "__dict__") else None, path)
             # Not of its instance: a `Mock` has any attribute, and makes a new one for each.
-            if callable(thing) and _is_of_package(type(thing)) and hasattr(type(thing), name):
+            if callable(thing) and is_of_package(type(thing)) and hasattr(type(thing), name):
                 self.walk(getattr(thing, name, None), path)
         if isinstance(thing, (keras.callbacks.History, keras.callbacks.CallbackList)):
             return
         of_keras = isinstance(thing, reached.KERAS)
-        if _is_of_package(type(thing)) and not of_keras and not isinstance(thing, _NAMESPACES):
+        if is_of_package(type(thing)) and not of_keras and not isinstance(thing, _NAMESPACES):
             if any(hasattr(type(thing), name) for name in _WRITERS):
                 self.shared.add(id(thing))
             return
@@ -503,7 +503,7 @@ class _Walk:
     def of_keras(self, thing: UserObject, path: str) -> None:
         """Notes what Keras itself reads of an object whose class is Keras's or derived from it."""
         where = f"the {type(thing).__name__} at {path}"
-        is_own = _is_of_package(type(thing))
+        is_own = is_of_package(type(thing))
         for name, value in list(vars(thing).items()):
             if reached.is_bookkeeping(thing, name):
                 continue
@@ -514,7 +514,7 @@ class _Walk:
             else:
                 self.walk(value, f"`{name}` of {where}")
         named = _Named(thing, where)
-        known = {n for base in type(thing).__mro__ if _is_of_package(base) for n in vars(base)}
+        known = {n for base in type(thing).__mro__ if is_of_package(base) for n in vars(base)}
         for base in named.bases:
             for name in sorted(known & vars(base).keys() - {"__init__"}):
                 self._class_attribute(named, base, name)
@@ -754,8 +754,13 @@ class Snapshot(StepReads):
         stamp: Equal as long as the model is not compiled again.
         writes: The identities of objects outside of the model that the training may change; of
             files and folders, their paths.
+        surroundings: Makes a context in which the program is as the model is traced. By default it
+            changes nothing.
+        key: Equal for calls whose surroundings are alike to the steps.
     """
 
+    surroundings: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    key: Hashable = ()
     _then = "the call"
     _is_for_traces = False
 
@@ -811,6 +816,16 @@ class Snapshot(StepReads):
         """
         walks = (self._steps, self._hooks)
         return any(walk.draws_numbers or walk.draws_seeds for walk in walks)
+
+    @contextlib.contextmanager
+    def as_read(self) -> Iterator[None]:
+        """Restores the surroundings, and what changed as `StepReads.as_read`, within the block."""
+        with self.surroundings(), super().as_read():
+            yield
+
+    def restored(self) -> tuple[Hashable, ...]:
+        """Returns a key as `StepReads.restored`, which tells surroundings apart, too."""
+        return *super().restored(), self.key
 
     def check(self, member: str, form: Hashable = None) -> None:
         """Compares the present values with the recorded ones, as `StepReads.check` does.
@@ -901,7 +916,7 @@ def may_draw(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback]) 
     walk = _Walk(may_write=True)
     for callback in callbacks:
         kind = type(callback)
-        if _is_of_package(kind) and kind.__module__.partition(".")[0] not in _DRAW_NOTHING:
+        if is_of_package(kind) and kind.__module__.partition(".")[0] not in _DRAW_NOTHING:
             return True
         walk.walk(callback, "`callbacks`")
     if backends.runs_code_between_steps(model):

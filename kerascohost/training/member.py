@@ -208,6 +208,8 @@ class Member:
         found = reads.remembered(self.model, kind) if self._is_traced else None
         found = found or self.snapshot
         with contextlib.ExitStack() as entered:
+            if self.snapshot is not None:
+                entered.enter_context(self.snapshot.surroundings())
             if found is not None:
                 entered.enter_context(found.as_read())
             if self._seeds is not None:

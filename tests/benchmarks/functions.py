@@ -1,4 +1,4 @@
-"""Ten folds of an MLP with `evaluate`: a plain loop, `kc.map`, and a cohort written by hand.
+"""Ten folds of an MLP with `evaluate`: a plain loop, `kc.map`, the loop in turn, and by hand.
 
 Each round makes fresh models, so that tracing and compiling are included; the sides take turns.
 Those that wait are functions which share a model, so that none can be run with another. Prints a
@@ -15,6 +15,7 @@ import numpy as np
 from keras import layers
 
 import kerascohost as kc
+from kerascohost.deferred import loops
 from tests.benchmarks import cases
 
 FOLDS = 10
@@ -66,14 +67,40 @@ def in_turn(layout):
     return kc.map(fold, range(FOLDS), layout=layout, verbose=0)
 
 
+LOOP = """
+scores = []
+for i in range(FOLDS):
+    model = net(i)
+    model.fit(X[i != ROWS], Y[i != ROWS], epochs=EPOCHS, verbose=0)
+    scores.append(model.evaluate(X[i == ROWS], Y[i == ROWS], verbose=0))
+"""
+WAITING_LOOP = """
+model, scores = net(0), []
+for i in range(FOLDS):
+    model.fit(X, Y, epochs=3, verbose=0)
+    scores.append(model.evaluate(X, Y, verbose=0))
+"""
+
+
+def loop(program, layout="joined"):
+    """The results of a program whose loops run in turn."""
+    names = {k: v for k, v in globals().items() if not k.startswith("__")}
+    names["__name__"] = "program"
+    loops.run(program, "<program>", names, layout, tell=lambda line: None)
+    return names["scores"]
+
+
 SIDES = {
     "plain": lambda: list(map(fold, range(FOLDS))),
     "map, joined": lambda: in_turn("joined"),
     "map, auto": lambda: in_turn("auto"),
+    "loop, joined": lambda: loop(LOOP),
+    "loop, auto": lambda: loop(LOOP, "auto"),
     "by hand, joined": lambda: by_hand("joined"),
     "by hand, auto": lambda: by_hand("auto"),
     "waits, plain": lambda: waiting(map),
     "waits, map": lambda: waiting(lambda f, models: kc.map(f, models, verbose=0)),
+    "waits, loop": lambda: loop(WAITING_LOOP),
 }
 
 
@@ -86,8 +113,11 @@ def main():
             scores[side] = run()
             times[side].append(time.perf_counter() - began)
     seconds = {side: statistics.median(taken) for side, taken in times.items()}
-    difference = np.subtract(scores["plain"], scores["map, joined"])
-    row = {"seconds": seconds, "difference": float(np.abs(difference).max())}
+    differences = {
+        side: float(np.abs(np.subtract(scores["plain"], scores[side])).max())
+        for side in ("map, joined", "loop, joined")
+    }
+    row = {"seconds": seconds, "difference": differences["map, joined"], "differences": differences}
     print(json.dumps({"backend": os.environ["KERAS_BACKEND"], **row}))
 
 

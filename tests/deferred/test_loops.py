@@ -1,0 +1,323 @@
+"""Programs whose loops run in turn end as the programs as written."""
+
+import contextlib
+import io
+import linecache
+import pickle
+import re
+import subprocess
+import sys
+import types
+import warnings
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+from kerascohost import backends
+from kerascohost.deferred import loops
+from tests.helpers.programs_that_loop import DANGEROUS, PREAMBLE, PROGRAMS
+
+ON_TORCH = keras.backend.backend() == "torch"
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+pytestmark = [
+    pytest.mark.skipif(ON_TORCH, reason="fits draw from torch's generator, which members share"),
+    pytest.mark.filterwarnings("ignore:.*figure.*:UserWarning"),
+]
+
+# Of each kind one is run on every change; the others in a nightly run.
+QUICK = {
+    "k-fold, unseeded shuffle, seed set once",
+    "seeds, best so far, save the best",
+    "grid, nested loops, dict of results",
+    "quantiles, lambda loss (late binding)",
+    "models of a dict, fitted and evaluated",
+    "try/except around fit",
+    "unequal lengths: later ones end first",
+    "an exception in iteration 2",
+    "warm start by weights of the last",
+    "function in a dict reads the loop's global",
+    "two names of one list",
+    "an error, after others have trained models from before",
+    "prints before it fails",
+}
+# At least these run in turn, on each backend.
+TOGETHER = {
+    "EarlyStopping, verbose prints, numpy totals",
+    "a later iteration fails first",
+    "an error, after others have trained models from before",
+    "an exception in iteration 2",
+    "break before all fits",
+    "build() reads the loop's global",
+    "closures kept for later",
+    "counter and print",
+    "ensemble: list grows, mean of all so far",
+    "for-else, and a name deleted",
+    "functional models with layers in variables",
+    "global counter in build()",
+    "grid, nested loops, dict of results",
+    "grid, outer loop with its own statements",
+    "history to DataFrame rows",
+    "if/else with fits in both, while inside",
+    "k-fold, evaluate",
+    "k-fold, unseeded shuffle, seed set once",
+    "layer class reads the loop's global",
+    "learning curve over sizes",
+    "loop in an if, inside a with",
+    "models of a dict, fitted and evaluated",
+    "per group, groupby, predictions collected",
+    "product of itertools, zip, enumerate, scaler",
+    "quantiles, lambda loss (late binding)",
+    "random draws in the head (np.random)",
+    "seeds, best so far, save the best",
+    "subclass model, custom train_step, own callback",
+    "three fits per iteration, rows of a DataFrame",
+    "tqdm around",
+    "train_on_batch and own loops beside fit",
+    "try/except around fit",
+    "two loops after each other",
+    "unequal lengths: later ones end first",
+    "walk-forward: slices of one array, filled",
+}
+ALL = {**PROGRAMS, **DANGEROUS}
+FIT = "m.fit(x, y, **FIT)\n    scores.append(m.evaluate(x, y, verbose=0))\n"
+
+
+def known(text, file):
+    """The name of a file whose source can be read, as that of a notebook's cell."""
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    return file
+
+
+def made():
+    """The names of a program after its preamble."""
+    names = {"__name__": "program"}
+    exec(compile(PREAMBLE, known(PREAMBLE, "<preamble>"), "exec"), names)
+    return names
+
+
+def run(program, with_loops, layout="joined"):
+    """What a program leaves, and what is told of its loops."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    names, told = made(), []
+    file = known(program, f"<program {with_loops}>")
+    printed, error = io.StringIO(), None
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the programs
+        try:
+            if with_loops:
+                loops.run(program, file, names, layout, told.append)
+            else:
+                exec(compile(program, file, "exec"), names)
+        except Exception as failed:
+            error = failed
+    left = {
+        "names": {k: value(v) for k, v in names.items() if not k.startswith("__")},
+        "printed": printed.getvalue(),
+        "error": repr(error),
+        "random": [pickle.dumps(part) for part in pickle.loads(backends.random_state())],
+        "next name": keras.layers.Dense(1).name,
+    }
+    return left, told
+
+
+# On JAX, XLA may fuse the loop of several members otherwise than that of one.
+TOLERANCE = 0.0 if ON_TENSORFLOW else 1e-5
+
+
+def assert_same(one, other):
+    """Asserts that two programs leave the same."""
+    if isinstance(one, float) and isinstance(other, float):
+        assert one == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE, nan_ok=True)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    elif isinstance(one, str) and TOLERANCE:
+        shortened = [re.sub(r"(\.\d{3})\d*", r"\1", text) for text in (one, other)]
+        assert shortened[0] == shortened[1]
+    else:
+        assert one == other
+
+
+def value(thing, depth=4):
+    """Everything that is to be equal of an object of a program."""
+    if isinstance(thing, keras.Model):
+        optimizer = [np.array(v).tolist() for v in thing.optimizer.variables]
+        return thing.name, [w.tolist() for w in thing.get_weights()], optimizer
+    if isinstance(thing, keras.callbacks.History):
+        return thing.history, thing.epoch
+    if isinstance(thing, np.ndarray):
+        return thing.tolist()
+    if isinstance(thing, pd.DataFrame | pd.Series):
+        return value(thing.to_dict())
+    if isinstance(thing, list | tuple) and depth:
+        return type(thing).__name__, [value(each, depth - 1) for each in thing]
+    if isinstance(thing, dict) and depth:
+        return [(repr(key), value(each, depth - 1)) for key, each in thing.items()]
+    if isinstance(thing, set):
+        return sorted(map(repr, thing))
+    if isinstance(thing, float | np.floating):
+        return float(thing)
+    return repr(thing) if isinstance(thing, int | str | np.generic) else type(thing).__name__
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.nightly) for n in ALL],
+)
+def test_programs_end_as_written(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name == "verbose=2 and model.summary in the loop":
+        pytest.skip("the lines that `verbose=2` prints begin with the name of the iteration")
+    plain, _ = run(ALL[name], with_loops=False)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    together, told = run(ALL[name], with_loops=True)
+    assert_same(together, plain)
+    assert name not in TOGETHER or any("trained together" in line for line in told), told
+
+
+def test_most_programs_that_can_run_in_turn_do():
+    assert len(TOGETHER & PROGRAMS.keys()) >= 0.4 * len(PROGRAMS)
+
+
+def test_stacked_to_tolerance():
+    program = "scores = []\nfor u in (8, 8, 8):\n    m = build(u)\n    " + FIT
+    (plain, _), (together, told) = run(program, False), run(program, True, "stacked")
+    one, other = (left["names"]["scores"][1] for left in (plain, together))
+    np.testing.assert_allclose(np.array(one, float), np.array(other, float), rtol=1e-4)
+    assert "3 iterations trained together" in told[0]
+
+
+def test_losses_that_read_names_of_their_iteration_are_not_stacked_with_others():
+    program = (
+        "scores = []\nfor q in (0.1, 0.5, 0.9):\n"
+        "    m = build(loss=lambda t, p: ops.mean((t - p) ** 2) * q)\n    " + FIT
+    )
+    (plain, _), (together, _) = run(program, False), run(program, True, "stacked")
+    assert_same(plain, together)
+
+
+@pytest.mark.parametrize(
+    ("body", "told_of"),
+    [
+        ("rng.normal()\n    m = build()\n    " + FIT, "`rng` is used in each iteration before"),
+        ("m = build()\n    " + FIT + "    if scores[-1] > 9: break\n", "a `break` after a `fit`"),
+        ("m = unknown[k]()\n    " + FIT, r"it is not known what `unknown\[k\]` calls"),
+    ],
+)
+def test_the_line_names_what_keeps_a_loop_from_running_in_turn(body, told_of):
+    head = (
+        "rng, scores = np.random.default_rng(0), []\nunknown = [build, build]\nfor k in range(2):\n"
+    )
+    _, (line,) = run(head + "    " + body, True)
+    assert "kc.map" in line
+    assert re.search(told_of, line), line
+
+
+def test_the_line_names_what_iterations_wait_for():
+    _, (line,) = run("scores = []\nfor k in range(3):\n    m = build()\n    " + FIT, True)
+    assert line == (
+        "cohost: the loop in line 2: 3 iterations trained together (`scores`: in order, each after "
+        "the iteration before)."
+    )
+
+
+def test_a_failure_shows_the_lines_of_the_program_only():
+    program = (
+        "scores = []\nfor k in range(3):\n    m = build()\n    " + FIT + "    raise KeyError(k)\n"
+    )
+    names, told = made(), []
+    with pytest.raises(KeyError) as raised:
+        loops.run(program, "<failing>", names, tell=told.append)
+    ours = [entry for entry in raised.traceback if "deferred/turns" in str(entry.path)]
+    assert not ours
+    assert "1 iteration trained together" in told[0]
+    assert names["k"] == 0
+
+
+def test_an_interrupt_ends_the_loop_with_models_after_whole_steps():
+    program = (
+        "scores, trained = [], []\n"
+        "class Interrupts(keras.callbacks.Callback):\n"
+        "    def on_epoch_end(self, epoch, logs=None):\n"
+        "        if epoch == 1: raise KeyboardInterrupt\n"
+        "for k in range(3):\n"
+        "    keras.utils.set_random_seed(k)\n"
+        "    m = build()\n"
+        "    callbacks = [Interrupts()] if k == 1 else []\n"
+        "    m.fit(x, y, epochs=k + 1, verbose=0, shuffle=False, callbacks=callbacks)\n"
+        "    scores.append(m.evaluate(x, y, verbose=0))\n"
+    )
+    names, told = made(), []
+    with pytest.raises(KeyboardInterrupt):
+        loops.run(program, known(program, "<interrupted>"), names, tell=told.append)
+    assert "as written" not in told[0]
+    steps = int(names["m"].optimizer.iterations)
+    assert steps > 0
+    keras.utils.set_random_seed(names["k"])
+    alone = names["build"]()
+    for step in np.resize(np.arange(4), steps):
+        rows = slice(32 * step, 32 * step + 32)
+        alone.train_on_batch(names["x"][rows], names["y"][rows])
+    for mine, its in zip(names["m"].get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-5)
+    assert not [name for name in names if name.startswith("__kc")]
+
+
+def test_a_cell_of_a_notebook():
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    try:
+        shell.run_line_magic("load_ext", "kerascohost")
+        shell.run_cell(PREAMBLE).raise_error()
+        cell = (
+            "scores = []\nfor k in range(3):\n    keras.utils.set_random_seed(k)\n"
+            "    m = build()\n    "
+        )
+        with capture_output() as captured:
+            shell.run_cell("%%cohost --loops\n" + cell + FIT + "scores").raise_error()
+        together = shell.user_ns["scores"]
+        shell.run_cell(cell + FIT).raise_error()
+        assert shell.user_ns["scores"] == together
+        assert "3 iterations trained together" in captured.stdout
+        with capture_output() as captured:
+            result = shell.run_cell("%%cohost --loops -o runs\npass")
+        assert "Expected no `--output` with `--loops`" in str(result.error_in_exec)
+    finally:
+        InteractiveShell.clear_instance()
+
+
+@pytest.mark.nightly
+def test_a_script(tmp_path):
+    script = tmp_path / "folds.py"
+    script.write_text(
+        "import sys\n"
+        + PREAMBLE
+        + "scores = []\nfor k in range(3):\n    m = build()\n    "
+        + FIT
+        + "print(len(scores), sys.argv[1:], __name__)\n"
+    )
+    command = [sys.executable, "-m", "kerascohost", "run", "--loops", str(script), "--", "7"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout == "3 ['7'] __main__\n", ended.stderr
+    assert "3 iterations trained together" in ended.stderr
+
+
+def test_loops_of_functions_and_loops_that_train_nothing_are_left_alone():
+    program = "def f():\n    for k in range(2):\n        build()\nfor k in range(3):\n    f()\n"
+    names = made()
+    told = []
+    loops.run(program, "<nothing>", names, tell=told.append)
+    assert not told
+    assert isinstance(names["f"], types.FunctionType)
