@@ -40,6 +40,7 @@ TARGETS = {
     ("tensorflow", "8 CNNs", "auto"): {"warm": 3.8, "over_joined": 0.95},
 }
 HAND_TARGET = 0.9
+DATA_ROW_BYTES = 8_000  # as in `data_memory`
 REAL_SIZE_TARGETS = {
     ("tensorflow", "joined"): 0.9,
     ("jax", "joined"): 1,
@@ -179,6 +180,20 @@ def real_size_line(row):
     )
 
 
+def data_memory_lines(backend):
+    rows = 20_000
+    for layout, members in (("joined", 1), ("joined", 16), ("stacked", 16)):
+        few, many = (
+            int(*module("data_memory", backend, layout, str(members), str(count)))
+            for count in (rows, 2 * rows)
+        )
+        share = (many - few) / (rows * DATA_ROW_BYTES)
+        yield (
+            f"- {backend}: memory at the peak of a `fit` of {members} {layout} over one x, for "
+            f"each byte of x: {share:.2f} (target 1.10: {verdict(share <= 1.1)})"
+        )
+
+
 def notes(backend):
     """What is measured besides, a line each."""
     for row in map(json.loads, module("processes", backend)):
@@ -203,6 +218,7 @@ def notes(backend):
             f"(target 1.10; ungrouped {row['ungrouped']:.2f}); the benchmark's `separate` is "
             f"{row['separate']:.2f} of a plain loop of `fit` (target 0.90 to 1.10)"
         )
+    yield from data_memory_lines(backend)
     apart, ours = (float(*module("memory", backend, way)) for way in ("separate", "joined"))
     yield f"- {backend}: peak memory of 16 MLPs {ours:.0f} MB, trained separately {apart:.0f} MB"
 
