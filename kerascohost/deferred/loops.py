@@ -42,7 +42,7 @@ Variables = dict[str, UserObject]
 
 @dataclasses.dataclass
 class Report:
-    """What became of a loop.
+    """Record of what became of a loop.
 
     Attributes:
         line: The line of the loop.
@@ -103,7 +103,7 @@ class Loops:
 
     @property
     def reports(self) -> list[Report]:
-        """What became of each loop in which a model is trained."""
+        """Returns the record of each loop in which a model is trained."""
         return [self._reports[i] for i in sorted(self._reports)]
 
     def prepared(self, program: ast.Module, file: str) -> ast.Module:
@@ -448,7 +448,7 @@ def _located(made: ast.stmt, like: ast.AST) -> ast.stmt:
 
 
 class _Output:
-    """What an iteration writes, kept until all earlier iterations have ended."""
+    """Text that an iteration writes, kept until all earlier iterations have ended."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[TextIO, str]] = []
@@ -632,7 +632,7 @@ class _Iteration(Job[None]):
             self.own_state.fill()
 
     def settle(self) -> None:
-        """Lets the iteration go on from where it waits for earlier ones."""
+        """Allows the iteration to go on from where it waits for earlier ones."""
         self.is_sure = True  # until it has waited, it may still be run again
 
     @property
