@@ -457,7 +457,8 @@ class KerasClassifier(ClassifierMixin, _KerasEstimator):
 class KerasRegressor(RegressorMixin, _KerasEstimator):
     """A regressor of scikit-learn that trains the Keras model which a function builds.
 
-    It takes parameters as `KerasClassifier` does, and meets the same checks.
+    It takes parameters as `KerasClassifier` does, and meets the same checks; several outputs are
+    predicted in Keras's float type, where scikit-learn's check expects float64.
 
     Args:
         build: A function that returns a compiled `keras.Model`. It is called with `X` and `y`, if
@@ -503,6 +504,11 @@ class KerasRegressor(RegressorMixin, _KerasEstimator):
         rows, targets = validate_data(self, X, y, allow_nd=True, multi_output=True, y_numeric=True)
         self._has_rows_of_targets = targets.ndim > 1
         return self._fit(rows, targets, sample_weight, fit_arguments)
+
+    def __sklearn_tags__(self) -> Value:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
 
     def _targets(self, model: keras.Model, y: Array) -> Array:
         return y.reshape(len(y), -1)
