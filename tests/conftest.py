@@ -23,7 +23,9 @@ FOREIGN_WARNINGS = [
 
 
 # What does the same on every backend: on every change it is run with the default one only.
-OF_ONE_BACKEND = {"layouts", "notebook", "results", "test_environment.py"}
+OF_ONE_BACKEND = {"integrations", "layouts", "notebook", "results"} | {
+    f"test_{name}.py" for name in ("environment", "loops", "scripts")
+}
 # On torch, where steps are not compiled, also what does the same on two backends that compile.
 OF_COMPILED_BACKENDS = {"browser", "fuzz", "models", "tracing"} | {
     f"test_{name}.py" for name in ("architecture", "arguments", "patching")
@@ -36,7 +38,7 @@ def pytest_collection_modifyitems(items):
     )
     for item in items:
         part = item.path.relative_to(ROOT).parts
-        if part[0] == "tests" and part[1] in rare:
+        if part[0] == "tests" and not rare.isdisjoint(part):
             item.add_marker(pytest.mark.nightly)
 
 

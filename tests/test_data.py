@@ -78,7 +78,11 @@ def both(subsets, **arguments):
     }
 
 
-@pytest.mark.parametrize("share", [resident._SHARE, 0], ids=["resident", "chunks"])
+@pytest.mark.parametrize(
+    "share",
+    [resident._SHARE, pytest.param(0, marks=pytest.mark.nightly)],
+    ids=["resident", "chunks"],
+)
 @pytest.mark.parametrize("layout", ["joined", "stacked"])
 def test_members_end_as_with_copies_of_the_rows(layout, share, monkeypatch):
     monkeypatch.setattr(resident, "_SHARE", share)
@@ -118,9 +122,14 @@ def test_unequal_lengths_are_refused_as_those_of_arrays():
         kc.Cohort([model()]).fit(kc.Subset(X, ROWS), LABELS, verbose=0)
 
 
-def test_benchmarks_and_the_widget_take_subsets():
+@pytest.mark.nightly
+def test_benchmarks_take_subsets():
     x, y = kc.Subset(X, ROWS), kc.Subset(LABELS, ROWS)
     kc.benchmark([model("a")], x, y, layouts=["joined"], steps=2, repeats=2, progress=False)
+
+
+def test_the_widget_takes_subsets():
+    x, y = kc.Subset(X, ROWS), kc.Subset(LABELS, ROWS)
     data = notebook_data.data_in({"x": x, "y": y})
     assert list(data) == ["x", "y"]
     assert notebook_data.inputs_for("a", model(), data) == ["x"]

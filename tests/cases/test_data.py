@@ -138,12 +138,17 @@ LOSSES_BY_OUTPUT = {
 }
 
 
-def test_metrics_count_rows_as_fit_counts_them():
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("weighted", "rows unknown", "validated, rows known", "uneven"),
+        pytest.param(tuple(LOSSES_BY_OUTPUT), marks=pytest.mark.nightly),
+    ],
+    ids=["quick", "all"],
+)
+def test_metrics_count_rows_as_fit_counts_them(names):
     """On TensorFlow by the batches' static shape, and once more where the data ends."""
-    members = {
-        name: Member(two_outputs, epochs=2, **make()) for name, make in LOSSES_BY_OUTPUT.items()
-    }
-    in_all_layouts(members)
+    in_all_layouts({n: Member(two_outputs, epochs=2, **LOSSES_BY_OUTPUT[n]()) for n in names})
 
 
 def test_one_dataset_that_reshuffles_for_several_members_is_refused():

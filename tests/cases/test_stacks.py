@@ -214,7 +214,7 @@ def test_lengths_that_differ_from_batch_to_batch():
     if BACKEND == "tensorflow":
         (active,) = cohort._scheduler.stacks.active_stacks
         traced = [specs for specs, _ in active.programs["train"]._run._functions.values()]
-        assert [specs[0].shape.as_list() for specs in traced] == [[None, 2, None, None]]
+        assert [specs[0][0].shape.as_list() for specs in traced] == [[None, 2, None, None]]
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="Keras on TensorFlow trains on as it was traced")

@@ -120,7 +120,7 @@ def run(program, with_loops, layout="joined"):
         "names": {k: value(v) for k, v in names.items() if not k.startswith("__")},
         "printed": printed.getvalue(),
         "error": repr(error),
-        "random": [pickle.dumps(part) for part in pickle.loads(backends.random_state())],
+        "random": [pickle.dumps(part) for part in backends.random_state().states],
         "next name": keras.layers.Dense(1).name,
     }
     return left, told

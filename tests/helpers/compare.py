@@ -67,7 +67,8 @@ def train_apart(members: Mapping[str, Member], seed: int = 7) -> dict[str, Train
     for name, member in members.items():
         model = built(member, seed)
         optimizer = model.optimizer
-        if model.built and optimizer is not None and not optimizer.built:
+        has_epochs = member.fit.get("epochs", 1) > member.fit.get("initial_epoch", 0)
+        if has_epochs and model.built and optimizer is not None and not optimizer.built:
             # While it builds one, `fit` on TensorFlow traces its step twice.
             optimizer.build(model.trainable_variables)
         keras.utils.set_random_seed(seed)
