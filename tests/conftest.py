@@ -23,7 +23,7 @@ FOREIGN_WARNINGS = [
 
 
 # What does the same on every backend: on every change it is run with the default one only.
-OF_ONE_BACKEND = {"integrations", "layouts", "notebook", "results"} | {
+OF_ONE_BACKEND = {"README.md", "integrations", "layouts", "notebook", "results"} | {
     f"test_{name}.py" for name in ("environment", "loops", "scripts")
 }
 # On torch, where steps are not compiled, also what does the same on two backends that compile.
@@ -37,8 +37,7 @@ def pytest_collection_modifyitems(items):
         BACKEND, OF_ONE_BACKEND | OF_COMPILED_BACKENDS
     )
     for item in items:
-        part = item.path.relative_to(ROOT).parts
-        if part[0] == "tests" and not rare.isdisjoint(part):
+        if not rare.isdisjoint(item.path.relative_to(ROOT).parts):
             item.add_marker(pytest.mark.nightly)
 
 
