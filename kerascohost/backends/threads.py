@@ -92,8 +92,8 @@ def copied_settings(state: State) -> State:
 def unseeded(state: State) -> State:
     """Returns a copy of `settings` without the seeds, to compare it later.
 
-    Without the counts of names that are given while a model is built, too: those of symbolic tensors
-    and, on TensorFlow, of the graphs in which shapes are computed.
+    Without the counts of names that are given while a model is built, too: those of symbolic
+    tensors and, on TensorFlow, of the graphs in which shapes are computed.
     """
     known = [{k: v for k, v in part.items() if v is not None} for part in settings(state)]
     copied = [{k: copy.copy(v) if k in _COPIED else v for k, v in p.items()} for p in known]
