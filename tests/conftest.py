@@ -47,6 +47,22 @@ def pytest_configure(config):
 
 
 @pytest.fixture
+def put(monkeypatch):
+    """The shapes of what is put on the device to stay there."""
+    from kerascohost.backends import resident
+
+    shapes = []
+    usual = resident._put
+
+    def recorded(arrays):
+        shapes.append([array.shape for array in arrays])
+        return usual(arrays)
+
+    monkeypatch.setattr(resident, "_put", recorded)
+    return shapes
+
+
+@pytest.fixture
 def float64():
     """Keras computes in float64."""
     before = keras.config.floatx()

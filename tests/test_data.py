@@ -92,20 +92,12 @@ def test_members_end_as_with_copies_of_the_rows(layout, share, monkeypatch):
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="torch's steps take batches from memory")
-def test_folds_of_one_array_are_put_on_the_device_once(monkeypatch):
-    shapes = []
-    usual = resident._put
-
-    def recorded(arrays):
-        shapes.append([array.shape for array in arrays])
-        return usual(arrays)
-
-    monkeypatch.setattr(resident, "_put", recorded)
+def test_folds_of_one_array_are_put_on_the_device_once(put):
     folds = {f"fold {i}": np.arange(50) % 3 != i for i in range(3)}
     cohort = kc.Cohort({name: model() for name in folds}, layout="stacked")
     x, y = ({n: kc.Subset(array, rows) for n, rows in folds.items()} for array in (X, LABELS))
     cohort.fit(x, y, batch_size=8, verbose=0)
-    assert shapes == [[(50, 4)], [(50,)]]
+    assert put == [[(50, 4)], [(50,)]]
 
 
 def test_evaluations_and_predictions_are_those_of_the_rows():

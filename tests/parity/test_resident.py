@@ -108,20 +108,6 @@ MEMBERS = {
 QUICK = ("shuffled", "own data", "weights", "two ways")
 
 
-@pytest.fixture
-def put(monkeypatch):
-    """The shapes of what is put on the device to stay there."""
-    shapes = []
-    usual = resident._put
-
-    def recorded(arrays):
-        shapes.append([array.shape for array in arrays])
-        return usual(arrays)
-
-    monkeypatch.setattr(resident, "_put", recorded)
-    return shapes
-
-
 def in_chunks(monkeypatch):
     return monkeypatch.setattr(resident, "_SHARE", 0)
 
