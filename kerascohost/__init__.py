@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from kerascohost import environment  # noqa: F401  # first: it raises if Keras has no backend
 
 # isort: split
-from kerascohost.data import Subset
+from kerascohost.data import Subset, shared
 from kerascohost.deferred.context import cohost
 from kerascohost.deferred.executor import Executor
 from kerascohost.deferred.functions import map, together  # used as `kc.map`
@@ -51,6 +51,7 @@ __all__ = [
     "map",
     "plot_benchmark",
     "plot_losses",
+    "shared",
     "suggest_group_factors",
     "together",
     "ungroup",

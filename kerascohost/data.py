@@ -92,6 +92,73 @@ class Subset:
         return f"Subset({type(self.array).__name__} {tuple(self.array.shape)}, {len(self)} rows)"
 
 
+class Shared:
+    """A dataset that is read once for all members; see `shared`."""
+
+    def __init__(self, dataset: Data, shuffle: bool = True):
+        self.dataset = dataset
+        self.shuffle = shuffle
+        self.reader: Any = None  # of the members that read it now; made in `backends`
+
+    def __repr__(self) -> str:
+        return f"shared({self.dataset!r})"
+
+
+def shared(dataset: Data, shuffle: bool = True) -> Shared:
+    """Returns a dataset in a form that all members of a cohort can be given: it is read once.
+
+    Each batch is read, or made, once, and every member takes it. Given as it is, a dataset is read
+    by each member for itself, as by its own `fit`; a generator or a dataset that changes while it
+    is read cannot be given to several members at all.
+
+    All members see the batches of an epoch in one order. It is drawn once: by the `tf.data`
+    pipeline, by the `PyDataset` (whose `on_epoch_end` is called once an epoch), or by `fit`'s
+    `shuffle` for a `PyDataset`. A member thus ends as by its own `fit` on these batches, in this
+    order. Members that end early let it go on. Faster members are at most some 64 MiB of batches
+    ahead of slower ones.
+
+    Args:
+        dataset: A `tf.data.Dataset`, a `keras.utils.PyDataset`, a torch `DataLoader` or a generator
+            of batches: `x`, `(x, y)` or `(x, y, sample_weight)`.
+        shuffle: Whether the batches of a `PyDataset` are shuffled, as by the `shuffle` of `fit`.
+            Default `True`.
+
+    Returns:
+        An object to give as `x` or `validation_data`. Its members must begin together: it is
+        another reading if one `fit` follows another.
+
+    Raises:
+        CohortError: If `dataset` is arrays, which need no reader.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> import kerascohost as kc
+    >>> def batches():
+    ...     random = np.random.default_rng(0)
+    ...     while True:
+    ...         x = random.normal(size=(8, 4))
+    ...         yield x, x.sum(axis=1, keepdims=True)
+    >>> models = {}
+    >>> for units in (2, 3):
+    ...     net = keras.Sequential([keras.layers.Dense(units), keras.layers.Dense(1)])
+    ...     net.compile("adam", "mse")
+    ...     models[f"net{units}"] = net
+    >>> history = kc.Cohort(models).fit(
+    ...     kc.shared(batches()), steps_per_epoch=5, epochs=2, verbose=0)
+    >>> {name: len(history[name].epoch) for name in history}
+    {'net2': 2, 'net3': 2}
+    """
+    is_one = hasattr(dataset, "__next__") or not isinstance(dataset, (list, tuple, dict, Subset))
+    if not is_one or hasattr(dataset, "shape"):
+        raise CohortError(
+            "Expected `dataset` to be a tf.data.Dataset, a PyDataset, a DataLoader or a generator. "
+            f"Received: {type(dataset).__name__}. Arrays are given to all members as they are: "
+            "they are on the device once."
+        )
+    return Shared(dataset, shuffle)
+
+
 def _numbers(rows: Sequence[int] | np.ndarray | slice, count: int) -> np.ndarray:
     if isinstance(rows, slice):
         return np.arange(count)[rows]

@@ -154,7 +154,11 @@ class Epochs(EpochIterator):
     @property
     def are_fixed(self) -> bool:
         """Returns whether the type of a `tf.data.Dataset` says how many rows a batch has."""
-        if not self.is_dataset or self._group > 1:
+        if self._group > 1:
+            return False
+        if hasattr(self.data_adapter, "are_fixed"):  # a view of a dataset that several read
+            return bool(self.data_adapter.are_fixed)
+        if not self.is_dataset:
             return False
         specs = tree.flatten(self.data_adapter.get_tf_dataset().element_spec)
         shapes = [getattr(spec, "shape", None) for spec in specs]
@@ -171,6 +175,10 @@ class Epochs(EpochIterator):
 
     def __next__(self) -> tuple[int, int, Iterator[Tree]]:
         return next(self._epoch_iterator)
+
+    def batches(self) -> Iterator[Tree]:
+        """Returns an iterator over the batches of a pass over the data."""
+        return iter(self._get_iterator())
 
     def _get_iterator(self) -> Iterator[Tree]:
         adapter = self.data_adapter

@@ -188,7 +188,7 @@ class Backend(Protocol):
 
     @property
     def StackProgram(self) -> "_MakeProgram | None":  # noqa: N802
-        """The class of programs of a stack: `StackProgram(kind, members, stack, state)`.
+        """The class of programs of a stack: `StackProgram(kind, compiled, state)`.
 
         All members in a call do equally many steps. `None` where nothing is stacked.
         """

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, SupportsIndex, TypeAlias, TypeVar
 import keras
 
 from kerascohost import backends, errors
-from kerascohost.arguments import FitArguments
+from kerascohost.arguments import FitArguments, Layout
 from kerascohost.backends import StepKind, Tree, adapters
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.backends.random_states import RandomStates
@@ -357,7 +357,7 @@ class DeferredRunner(Generic[AnyCall]):
     """
 
     def __init__(
-        self, factors: Mapping[str, tuple[int, ...]] | None = None, layout: str = "joined"
+        self, factors: Mapping[str, tuple[int, ...]] | None = None, layout: Layout = "joined"
     ):
         self._factors = {} if factors is None else factors
         self._scheduler = Scheduler(layout)

@@ -11,7 +11,8 @@ class Plan:
     """The placement of the members of a cohort in its program.
 
     Args:
-        rows: For each member `member`, `layout`, `stack`, `batch_size`, `differs` and `reason`.
+        rows: For each member `member`, `layout`, `stack`, `batch_size`, `differs`, `measured` and
+            `reason`.
 
     Attributes:
         frame: A DataFrame with a row for each member:
@@ -20,6 +21,8 @@ class Plan:
             `stack`: the number of its stack, from 1, or missing;
             `batch_size`: the samples in one step of it, missing before the first `fit`;
             `differs`: the hyperparameters that are not the same in all members of its stack;
+            `measured`: the milliseconds of a step of its stack and of its members joined, if
+            `layout="auto"` has measured them, or empty;
             `reason`: why it is not stacked, or empty.
 
     Example:
@@ -32,12 +35,22 @@ class Plan:
     '2 members in 1 stack, 1 joined (c: runs eagerly)'
     """
 
-    _COLUMNS = ("member", "layout", "stack", "batch_size", "differs", "reason")
+    _COLUMNS = ("member", "layout", "stack", "batch_size", "differs", "measured", "reason")
 
     def __init__(self, rows: Sequence[dict[str, str | int | None]]):
-        whole = [{"differs": "", "reason": "", **row} for row in rows]
+        whole = [{"differs": "", "measured": "", "reason": "", **row} for row in rows]
         self.frame = pd.DataFrame(whole, columns=list(self._COLUMNS))
         self.frame = self.frame.astype({"stack": "Int64", "batch_size": "Int64"})
+
+    @property
+    def members(self) -> list[str]:
+        """The names of the members."""
+        return list(self.frame["member"])
+
+    def stack_of(self, member: str) -> int | None:
+        """Returns the number of a member's stack; `None` if it is joined."""
+        number = self.frame.set_index("member")["stack"][member]
+        return None if pd.isna(number) else int(number)
 
     @property
     def summary(self) -> str:

@@ -29,7 +29,8 @@ from kerascohost.arguments import Data
 from kerascohost.backends import Chunk, Tensor, Tree, adapters
 from kerascohost.backends.resident import ResidentArrays, padded_length
 from kerascohost.backends.row_order import RowOrder
-from kerascohost.data import common_rows, copied, whole
+from kerascohost.backends.shared_reader import View
+from kerascohost.data import Shared, common_rows, copied, whole
 from kerascohost.errors import CohortError
 
 # In bytes: large enough that calls of a program cost little, small enough for a hundred members.
@@ -73,6 +74,8 @@ def batches(
         CohortError: If the data is sparse, ragged or empty.
         ValueError: If `x`, `y` and the weights do not go together, as in `fit`.
     """
+    if isinstance(data[0], Shared):
+        return _of_shared(data, class_weight, steps_per_epoch, group, steps_per_execution)
     chosen = common_rows(data)
     if chosen is None:
         x, y, sample_weight = map(copied, data)
@@ -102,6 +105,29 @@ def batches(
     )
 
 
+def _of_shared(
+    data: tuple[Data, Data, Data],
+    class_weight: Mapping[int, float] | None,
+    steps_per_epoch: int | None,
+    group: int,
+    steps_per_execution: int,
+) -> "StreamBatches":
+    """Returns the batches that a member reads of a `Shared`."""
+    given = dict(zip(("y", "sample_weight"), data[1:], strict=True)) | {
+        "class_weight": class_weight
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise CohortError(
+                f"Expected `x=kc.shared(...)` without `{name}`: the dataset's batches are "
+                f"`(x, y)` or `(x, y, sample_weight)`. Received: {name}={type(value).__name__}."
+            )
+    epochs = adapters.Epochs(
+        group, steps_per_epoch, x=View(data[0]), steps_per_execution=steps_per_execution
+    )
+    return StreamBatches(epochs, runs_python=False)
+
+
 class ArrayBatches:
     """Batches cut out of arrays.
 
@@ -118,6 +144,7 @@ class ArrayBatches:
         chosen: The numbers of the rows that are used of the arrays; `None`: all.
     """
 
+    must_wait = False
     ran_out = False  # their number is known
     steps_taken = 0  # of this epoch, as far as they are trained; set by the member
     fixed_rows = None  # of interest only where their number is not known
@@ -319,6 +346,8 @@ class StreamBatches:
         self.are_weighted = False  # whether the batches of an epoch that has begun have weights
         self._waiting: Iterator[Tree] | None = None
         self._is_reset = False
+        adapter = epochs.data_adapter
+        self._view = adapter if isinstance(adapter, View) else None
         self.ran_out = False  # whether the last epoch ended where no more batch was found
 
     @property
@@ -379,8 +408,20 @@ class StreamBatches:
     def advance_global_rng(self) -> None:
         """Does nothing: such data has its own random state, or that of its member."""
 
+    @property
+    def must_wait(self) -> bool:
+        """Returns whether members that read the same dataset more slowly must go on first."""
+        return self._view is not None and self._view.must_wait
+
+    def close(self) -> None:
+        """Ends the use of the data."""
+        if self._view is not None:
+            self._view.close()
+
     def epoch(self, at_most: int | None = None, *_: object) -> Iterator[Chunk]:
         """Yields the chunks of the next epoch, each of no more than `at_most` steps."""
+        if self._view is not None:
+            self._view.begin()
         items, self._waiting = self._waiting or self._items(), None
         self._is_reset = False
         first = next(items, None)

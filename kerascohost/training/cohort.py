@@ -52,9 +52,12 @@ class Cohort:
         layout: A string. `"joined"` (default): each member's own step, side by side in one program.
             `"stacked"`: members of one architecture are trained by one vectorised step, to
             floating-point tolerance; the others are joined. `"auto"`: stacked where that is
-            expected to be faster on this backend, joined elsewhere. See `plan`. While a stack
-            trains, the variables of a model are up to date whenever its own callbacks are called;
-            callbacks of other members may find earlier values in it.
+            expected to be faster on this backend, joined elsewhere; during a long `fit` both are
+            measured, and the faster one goes on. A `Plan`, the `plan` of another cohort with
+            members of the same names: as there. The layouts differ in the last bits of floats, so
+            two runs are equal only with one fixed layout: `"joined"`, `"stacked"` or a plan. While
+            a stack trains, the variables of a model are up to date whenever its own callbacks are
+            called; callbacks of other members may find earlier values in it.
         group_factor: The number of batches of a member that are merged into one step: a positive
             integer for all members, or a dict from names to integers. Default 1, also for members
             that the dict does not name. The member ends as its own `fit` with a `batch_size` that
@@ -67,7 +70,7 @@ class Cohort:
 
     Attributes:
         members: A dict from names to the models.
-        layout: The layout that was given.
+        layout: The layout that was given: a string or a `Plan`.
         group_factor: A dict from names to group factors.
         replicas: A dict from names to numbers of replicas.
         history: The `CohortHistory` of the last `fit`, also of one that failed or was interrupted.
@@ -97,12 +100,15 @@ class Cohort:
     def __init__(
         self,
         models: Mapping[str, keras.Model] | Sequence[keras.Model],
-        layout: Layout = "joined",
+        layout: Layout | Plan = "joined",
         group_factor: PerMember[int] = 1,
         replicas: PerMember[int] = 1,
     ):
         named = named_models(models)
-        check_layout(layout)
+        if isinstance(layout, Plan):
+            _check_plan(layout, named)
+        else:
+            check_layout(layout)
         group_factors = counts_per_member("group_factor", group_factor, named)
         replica_counts = counts_per_member("replicas", replicas, named)
         self.layout = layout
@@ -180,7 +186,8 @@ class Cohort:
         return type(self), (self.members, self.layout, self.group_factor, self.replicas), own
 
     def __repr__(self) -> str:
-        told = [*self._members, f"layout={self.layout!r}"]
+        layout = "a plan" if isinstance(self.layout, Plan) else repr(self.layout)
+        told = [*self._members, f"layout={layout}"]
         for key, factors in (("group_factor", self.group_factor), ("replicas", self.replicas)):
             if set(factors.values()) != {1}:
                 told.append(f"{key}={factors}")
@@ -526,6 +533,15 @@ class Cohort:
             tasks.append(Task(member, begin(member, bar), bar))
         results = self._scheduler.run(tasks)
         return {name: results[name] for name in self._members}
+
+
+def _check_plan(plan: Plan, models: Mapping[str, keras.Model]) -> None:
+    if set(plan.members) != set(models):
+        raise CohortError(
+            "Expected `layout` to be the plan of a cohort with the same members, "
+            f"{', '.join(map(repr, models))}. Received: a plan of "
+            f"{', '.join(map(repr, plan.members))}."
+        )
 
 
 # Keras's defaults, which `Cohort.fit` has too, for members that a dict does not name. Arguments

@@ -82,7 +82,7 @@ class StepRequest:
 Batches = ArrayBatches | StreamBatches
 
 # Yields requests, receives how many steps were done and the logs of the last one.
-Run = Generator[StepRequest, tuple[int, Logs], Tree]
+Run = Generator[StepRequest | None, tuple[int, Logs], Tree]
 
 CallbackList: TypeAlias = list[keras.callbacks.Callback]
 
@@ -124,6 +124,7 @@ class Member:
         self._group = group_factor * replicas
         self._fit: FitArguments
         self._epochs = 0
+        self._epochs_left = 0
         self._train: Any = None
         self._validation: Any = None
         self._evaluated: Any = None
@@ -381,6 +382,13 @@ class Member:
             )
         return rows // self.replicas
 
+    @property
+    def steps_left(self) -> int:
+        """The steps of its fit that are still to come, if nothing stops it; 0 if not known."""
+        if self._train is None or not self._train.steps_per_epoch:
+            return 0
+        return self._epochs_left * self._train.steps_per_epoch - self._train.steps_taken
+
     def training(self, callbacks: CallbackList) -> Run:
         """Returns a run that trains as `fit` does, with `callbacks` added to the fit's own."""
         return self._drawing(self._training(callbacks))
@@ -397,6 +405,7 @@ class Member:
         finished = False
         try:
             for epoch in range(backends.first_epoch(model, fit["initial_epoch"]), epochs):
+                self._epochs_left = epochs - epoch
                 self._reset_metrics()
                 dispatch.on_epoch_begin(epoch)
                 training_logs = yield from self._trained_epoch(epoch, dispatch, limit)
@@ -534,7 +543,7 @@ class Member:
         take: Callable[[Tree], None],
         told: Callable[[], Logs],
         must_sync: bool = True,
-    ) -> Generator[StepRequest, tuple[int, Tree], tuple[int, bool]]:
+    ) -> Generator[StepRequest | None, tuple[int, Tree], tuple[int, bool]]:
         """Requests the steps of one pass over the data, and calls the hooks of batches.
 
         Hooks are called before and after each `steps_per_execution` steps, wherever chunks and
@@ -558,7 +567,8 @@ class Member:
         step = 0
         # Batch hooks are the user's code, and an eager step takes its batch from memory.
         resident = self.resident if self._is_traced and not limit else None
-        for chunk in batches.epoch(limit, resident, _may_change_data(dispatch)):
+        chunks = batches.epoch(limit, resident, _may_change_data(dispatch))
+        while (chunk := (yield from self._next(batches, chunks))) is not None:
             position = chunk.start
             while position < chunk.stop:
                 if limit and step % limit == 0:
@@ -589,6 +599,13 @@ class Member:
         if limit and batches.ran_out and backends.reads_after_hooks():
             on_begin(limit * math.ceil(step / limit))
         return step, False
+
+    @staticmethod
+    def _next(batches: Batches, chunks: Iterator[Chunk]) -> Generator[None, object, Chunk | None]:
+        """Returns the next chunk, or `None`; yields `None` as long as others must read first."""
+        while batches.must_wait:
+            yield None
+        return next(chunks, None)
 
     def _metrics_or(self, logs: Logs, kind: StepKind) -> Tree:
         """Returns the metrics, or the last step's logs if the model's own step makes other ones."""
@@ -633,6 +650,9 @@ class Member:
         if self._seeds is not None:
             self._seeds.advance_global_rng()
         vars(self).pop("_fit", None)
+        for data in (self._train, self._validation, self._evaluated, self._predicted):
+            if isinstance(data, StreamBatches):
+                data.close()
         self._train = self._validation = self._evaluated = self._predicted = None
         self.resident = None
 

@@ -11,12 +11,16 @@ import keras
 from keras import tree
 
 from kerascohost import backends, errors
+from kerascohost.arguments import Layout
 from kerascohost.backends import Program, StepKind, StepRange, Tree, eager, observed
 from kerascohost.backends.resident import ResidentArrays
+from kerascohost.backends.snapshot import VariableSnapshot
 from kerascohost.backends.stacking import NotStackableError, reason
+from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress
 from kerascohost.training.member import Member, Run, StepRequest
 from kerascohost.training.stacks import ActiveStack, Stacks
+from kerascohost.training.timing import WORTH_SECONDS, StepTiming
 
 # The result of a run: logs, predictions or metrics; or the exception that ended it.
 Outcome: TypeAlias = Any
@@ -48,13 +52,13 @@ class Scheduler:
     """Runs tasks side by side, and stores the programs that it made for their members.
 
     Args:
-        layout: `"joined"`, `"stacked"` or `"auto"`, see `Stacks`.
+        layout: `"joined"`, `"stacked"`, `"auto"` or a plan, see `Stacks`.
 
     Attributes:
         stacks: The stacks of the members.
     """
 
-    def __init__(self, layout: str = "joined") -> None:
+    def __init__(self, layout: Layout | Plan = "joined") -> None:
         self.stacks = Stacks(layout)
         self._members: dict[str, Member] = {}
         self._programs: dict[_Placement, list[_Program]] = {}
@@ -107,6 +111,8 @@ class Scheduler:
             outcomes = self._call_stack(active, program, ranges)
             self.stacks.mark_done(outcomes)
             yield ranges, outcomes
+            if self.stacks.layout == "auto" and active in self.stacks.active_stacks:
+                self._time(active, program, ranges)
         for program, names in self._programs_for(rest):
             ranges = self._ranges(program, {name: requests[name] for name in names})
             yield ranges, self._call(program, ranges)
@@ -137,8 +143,9 @@ class Scheduler:
 
     @staticmethod
     def _stack_program(active: ActiveStack, kind: StepKind) -> "_Program":
+        compiled = active.compiled
         if kind not in active.programs:
-            active.programs[kind] = _Program(kind, active.members, active.program(kind))
+            active.programs[kind] = _Program(kind, active.members, compiled.program(kind))
         return active.programs[kind]
 
     def _call_stack(
@@ -146,15 +153,49 @@ class Scheduler:
     ) -> dict[str, Outcome]:
         try:
             return program(ranges)
-        except NotStackableError as error:  # no step was done; the next turn runs without the stack
-            self.stacks.disband(active, error)
-            return {}
         except Exception as error:
+            if program.kind == "predict":  # the next turn predicts with one member after another
+                active.compiled.predicts = False
+                return {}
+            if isinstance(error, NotStackableError):  # no step was done; nor will the stack do any
+                self.stacks.disband(active, error)
+                return {}
             outcomes = self._replay(program.kind, ranges)
             if not any(isinstance(outcome, Exception) for outcome in outcomes.values()):
                 # No member fails alone, so the failure is one of the stack's step.
                 self.stacks.disband(active, NotStackableError(reason(error)))
             return outcomes
+
+    def _time(self, active: ActiveStack, program: "_Program", ranges: dict[str, StepRange]) -> None:
+        """Times a stack's steps against its members' own, if so much training is left.
+
+        Only where steps run no code of the user's: the last member takes a few steps on its own,
+        which are undone.
+        """
+        if active.timing or active.stack.key is None or program.kind != "train":
+            return
+        left = max(self._members[name].steps_left for name in ranges)
+        seconds_left = left * program.seconds_per_step
+        if not program.is_timed or seconds_left < max(WORTH_SECONDS, 2 * program.first_seconds):
+            return
+        name = list(ranges)[-1]
+        member, taken = self._members[name], ranges[name]
+        self.stacks.sync_to_models([name])
+        before = VariableSnapshot([member.model])
+        own = _Program("train", [member])
+        try:
+            while not own.is_timed:
+                stop = min(taken.stop, taken.start + own.steps_per_turn())
+                own({name: StepRange(taken.chunk, taken.start, stop)})
+        finally:
+            own.release_data()
+            before.restore()
+        timing = StepTiming(
+            program.seconds_per_step,
+            own.seconds_per_step * len(ranges),
+            own.first_seconds * len(ranges),
+        )
+        self.stacks.note_timing(active, timing, left)
 
     def _programs_for(self, requests: dict[str, StepRequest]) -> list[tuple["_Program", list[str]]]:
         """Returns the programs for these requests, each with the members that it serves.
@@ -299,13 +340,15 @@ class _Tasks:
         self._arriving: deque[Task] = deque()
         self._bars: list[Progress] = []
         self._ending: list[tuple[str, Outcome]] = []
+        self._waiting: list[str] = []
         self._resident = ResidentArrays()
 
     def run(self, tasks: Iterable[Task]) -> None:
         self._arriving.extend(tasks)
         try:
-            while self._arriving or self._requests:
+            while self._arriving or self._requests or self._waiting:
                 self._begin_all()
+                self._resume_waiting()
                 for ranges, outcomes in self._scheduler.turn(dict(self._requests)):
                     self._show_models(outcomes)
                     for name, outcome in outcomes.items():
@@ -353,12 +396,23 @@ class _Tasks:
         try:
             with errors.about(name):
                 request = self._active[name].run.send(answer)
+            if request is None:
+                self._requests.pop(name, None)
+                self._waiting.append(name)
+                return
             self._requests[name] = request
             self._scheduler.stacks.set_metrics_reset(name, request)
         except StopIteration as end:
             self._ending.append((name, end.value))
         except Exception as error:
             self._ending.append((name, error))
+
+    def _resume_waiting(self) -> None:
+        """Asks members that wait for data again, which others may have read by now."""
+        waiting, self._waiting = self._waiting, []
+        for name in waiting:
+            self._resume(name, None)
+        self._end_all()
 
     def _end_all(self) -> None:
         self._scheduler.stacks.sync_to_models(name for name, _ in self._ending)
@@ -384,6 +438,8 @@ class _Program:
     Attributes:
         kind: `"train"`, `"test"` or `"predict"`.
         is_protected: Whether a call that fails leaves the members as they were before it.
+        first_seconds: The seconds of the first call, which also traces and compiles.
+        seconds_per_step: Those of a step of the last call.
         signatures: For each member that it serves, the member's signature when it was made.
     """
 
@@ -397,16 +453,19 @@ class _Program:
         self._run: Program = run or make(kind, members)
         self.is_protected = self._run.is_protected
         self._calls = 0
-        self._seconds_per_step = 0.0
+        self.first_seconds = 0.0
+        self.seconds_per_step = 0.0
 
     def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Outcome]:
         began = time.perf_counter()
         logs = self._run(ranges)
+        seconds = time.perf_counter() - began
         if not self._calls:
+            self.first_seconds = seconds
             for member in self._members:
                 member.remember_trace(self.kind)
         steps = max(step_range.stop - step_range.start for step_range in ranges.values())
-        self._seconds_per_step = (time.perf_counter() - began) / steps
+        self.seconds_per_step = seconds / steps
         self._calls += 1
         return logs
 
@@ -419,6 +478,11 @@ class _Program:
         """Returns whether a call has succeeded."""
         return self._calls > 0
 
+    @property
+    def is_timed(self) -> bool:
+        """Returns whether calls without a trace have been timed."""
+        return self._calls > 2
+
     def steps_per_turn(self) -> int:
         """Returns the number of steps that take about `_TURN_SECONDS`.
 
@@ -429,7 +493,7 @@ class _Program:
             return 2**31  # predictions are made for a whole chunk at once
         if self._calls < 2:
             return 1 if self._calls == 0 else 8
-        return max(1, int(_TURN_SECONDS / self._seconds_per_step))
+        return max(1, int(_TURN_SECONDS / self.seconds_per_step))
 
 
 def _structure(data: Tree) -> str:

@@ -29,11 +29,16 @@ def check_arguments(arguments: Mapping[str, Mapping[str, Argument]]) -> None:
             for thing in stateful(given.get(key)):
                 first = owner.setdefault(id(thing), name)
                 if first != name:
+                    way_out = (
+                        ""
+                        if key == "callbacks"
+                        else (", or all of them one that is read once: kerascohost.shared(...)")
+                    )
                     raise CohortError(
                         f"Expected `{key}` that each member has for itself. Received: one "
                         f"{_described(thing)} for {first!r} and {name!r}, which changes "
                         f"while it is used; give each its own: {key}={{{first!r}: ..., "
-                        f"{name!r}: ...}}."
+                        f"{name!r}: ...}}{way_out}."
                     )
     _check_paths(arguments)
 

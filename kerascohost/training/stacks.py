@@ -4,12 +4,16 @@ import functools
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import keras
 from keras import tree
 
 from kerascohost import backends
-from kerascohost.backends import Program, StepKind, stacking
+from kerascohost.arguments import Layout
+from kerascohost.backends import StepKind, stacking
+from kerascohost.backends.stacking import CompiledStack, compiled_stacks
 from kerascohost.results.plan import Plan
 from kerascohost.training.member import Member, StepRequest
+from kerascohost.training.timing import StepTiming
 
 if TYPE_CHECKING:
     from kerascohost.training.scheduler import _Program
@@ -21,19 +25,18 @@ class ActiveStack:
     Attributes:
         stack: The stack.
         members: Its members, in its order.
-        state: Its state.
         programs: Its programs by kind; the scheduler's.
         differs: The hyperparameters that its members did not have in common when they came.
+        timing: What was measured of its steps, for `layout="auto"`.
     """
 
     def __init__(self, stack: stacking.Stack, members: Sequence[Member]):
         self.stack = stack
         self.members = list(members)
-        models = [member.model for member in members]
-        make = backends.get_backend().StackedState
-        assert make is not None  # otherwise `cannot_stack` has refused every model
-        self.state = make(stack, models)
         self.programs: dict[StepKind, _Program] = {}
+        self.timing: StepTiming | None = None
+        self._compiled: CompiledStack | None = None
+        self._is_lent = False
         self.differs = list(dict.fromkeys(ref.name for ref in stack.float_refs))
         rates = {float(member.model.optimizer.learning_rate) for member in members}
         if len(rates) > 1:
@@ -44,23 +47,47 @@ class ActiveStack:
         """Returns whether members whose batches are of unlike types need separate calls."""
         return backends.counts_rows_by_type(self.members[0].model)
 
-    def program(self, kind: StepKind) -> Program:
-        """Returns a backend's program for steps of this kind."""
-        make = backends.get_backend().StackProgram
-        assert make is not None  # as above
-        return make(kind, self.members, self.stack, self.state)
+    @property
+    def compiled(self) -> CompiledStack:
+        """Its compiled stack: borrowed when it is first asked for in a run, until `release`."""
+        if self._compiled is None or not self._is_lent:
+            before = self._compiled
+            self._compiled = compiled_stacks.lent(self.stack, self.members, before)
+            self._is_lent = True
+            if self._compiled is not before:
+                self.programs.clear()
+        return self._compiled
+
+    def serves(self, request: StepRequest) -> bool:
+        """Returns whether it runs the steps that one of its members requests."""
+        is_possible = request.kind != "predict" or self.compiled.predicts
+        return is_possible and not request.has_batch_hooks
+
+    def sync_to_models(self, names: Sequence[str], reset: Sequence[str]) -> None:
+        """Stores the rows of these members in their own variables, see `StackedState`."""
+        if self._is_lent:
+            self.compiled.state.sync_to_models(names, reset)
+
+    def release(self) -> None:
+        """Releases the data of a run that has ended, and what is compiled for other stacks."""
+        for program in self.programs.values():
+            program.release_data()
+        if self._compiled is not None and self._is_lent and self._compiled.state.is_current:
+            self._is_lent = False
+            compiled_stacks.give_back(self._compiled)
 
 
 class Stacks:
     """Sorts the members of a cohort into stacks, where they stay as long as they can be stacked.
 
     Args:
-        layout: `"stacked"`: all that can be stacked is; `"auto"`: where it is expected to be faster
-            than joined; `"joined"`: nothing is.
+        layout: `"stacked"`: all that can be stacked is; `"auto"`: where it is expected or measured
+            to be faster than joined; `"joined"`: nothing is; a plan: what is stacked in it.
     """
 
-    def __init__(self, layout: str):
+    def __init__(self, layout: Layout | Plan):
         self.layout = layout
+        self._timings: dict[Hashable, StepTiming] = {}
         self.active_stacks: list[ActiveStack] = []
         self.reasons: dict[str, str] = {}
         self._active_of: dict[str, ActiveStack] = {}
@@ -93,7 +120,8 @@ class Stacks:
             self._leave(active)
 
     def _leave(self, active: ActiveStack) -> None:
-        active.state.sync_to_models(active.stack.names, list(self._metrics_reset))
+        active.sync_to_models(active.stack.names, list(self._metrics_reset))
+        active.release()
         self.active_stacks.remove(active)
         for name in active.stack.names:
             del self._active_of[name]
@@ -107,19 +135,50 @@ class Stacks:
             else:
                 self.reasons[member.name] = obstacle
         read = {m.name: m.snapshot for m in members if m.snapshot is not None}
-        stacks, alone = stacking.alike(models, self._static_paths.__contains__, read)
-        self.reasons |= alone
+        stacks = []
+        for group in self._may_stack(models):
+            found, alone = stacking.alike(group, self._static_paths.__contains__, read)
+            stacks += found
+            self.reasons |= alone
         for stack in stacks:
             stacked = [self._members[name] for name in stack.names]
+            timing = None if stack.key is None else self._timings.get(stack.key)
             slow = self._expected_slow(stacked)
+            if timing is not None and timing.joined < timing.stacked:
+                slow = str(timing)
             if slow is not None:
                 self.reasons |= dict.fromkeys(stack.names, slow)
                 continue
             active = ActiveStack(stack, stacked)
+            active.timing = timing
             self.active_stacks.append(active)
             for name in stack.names:
                 self.reasons.pop(name, None)
                 self._active_of[name] = active
+
+    def _may_stack(self, models: dict[str, keras.Model]) -> list[dict[str, keras.Model]]:
+        """Returns the models in groups of which stacks may be made: all, or those of a plan."""
+        if not isinstance(self.layout, Plan):
+            return [models]
+        groups: dict[int, dict[str, keras.Model]] = {}
+        for name, model in models.items():
+            number = self.layout.stack_of(name)
+            if number is None:
+                self.reasons[name] = "is joined in the plan that was given"
+            else:
+                groups.setdefault(number, {})[name] = model
+        return list(groups.values())
+
+    def note_timing(self, active: ActiveStack, timing: StepTiming, steps_left: int) -> None:
+        """Takes up what was measured of a stack; dissolves it if joined steps save time.
+
+        Later stacks of the same signature are placed accordingly.
+        """
+        active.timing = timing
+        self._timings[active.stack.key] = timing
+        if timing.saves(steps_left):
+            self._leave(active)
+            self.reasons |= dict.fromkeys(active.stack.names, str(timing))
 
     def _expected_slow(self, members: Sequence[Member]) -> str | None:
         if self.layout != "auto":
@@ -157,7 +216,7 @@ class Stacks:
         rest: dict[str, StepRequest] = {}
         for name, request in requests.items():
             active = self._active_of.get(name)
-            if active is None or request.has_batch_hooks or request.kind == "predict":
+            if active is None or not active.serves(request):
                 rest[name] = request
             else:
                 key = (
@@ -188,8 +247,7 @@ class Stacks:
     def release_data(self) -> None:
         """Releases the data of a run that has ended."""
         for active in self.active_stacks:
-            for program in active.programs.values():
-                program.release_data()
+            active.release()
 
     def sync_to_models(self, names: Iterable[str]) -> None:
         """Stores the values in their stacks in the own variables of these members."""
@@ -198,7 +256,7 @@ class Stacks:
             if name in self._active_of:
                 by_stack.setdefault(self._active_of[name], []).append(name)
         for active, members in by_stack.items():
-            active.state.sync_to_models(members, list(self._metrics_reset))
+            active.sync_to_models(members, list(self._metrics_reset))
 
     def plan(self, members: Iterable[Member]) -> Plan:
         """Returns the placement of these members, with reasons."""
@@ -212,7 +270,8 @@ class Stacks:
             verbose: The `verbose` of each `fit`.
         """
         if self.layout != "joined" and any(value != 0 for value in verbose):
-            print(f"{self.layout}: {self.plan(members).summary}")
+            name = "plan" if isinstance(self.layout, Plan) else self.layout
+            print(f"{name}: {self.plan(members).summary}")
 
     def _row(self, member: Member) -> dict[str, str | int | None]:
         active = self._active_of.get(member.name)
@@ -227,6 +286,7 @@ class Stacks:
         return told | {
             "layout": "stacked",
             "stack": self.active_stacks.index(active) + 1,
+            "measured": "" if active.timing is None else str(active.timing),
             "differs": ", ".join(active.differs),
         }
 

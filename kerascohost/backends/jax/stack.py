@@ -14,14 +14,17 @@ from jax.typing import ArrayLike
 from keras import tree
 
 from kerascohost.backends import StepRange, has_own_step, resident, stacking
-from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tensor, Tree
-from kerascohost.backends.stacking import Stack
+from kerascohost.backends.base import Logs, StepKind, Tensor, Tree
+from kerascohost.backends.stacking import CompiledStack, NotStackableError, Stack
 
 # The values of the variables of some members, in groups as a step takes them.
 _State: TypeAlias = tuple[list[jax.Array], ...]
 
-# Values of all members, data, rows and bounds: the arguments of a stack's step but for `everyone`.
-_Given: TypeAlias = tuple[list[jax.Array], Tree, np.ndarray, np.ndarray]
+# Values and floats of all members, data, rows and the bounds or the first of the steps: the
+# arguments of a stack's program that are arrays.
+_Given: TypeAlias = tuple[
+    list[jax.Array], list[np.ndarray], Tree, np.ndarray, np.ndarray | np.int32
+]
 
 
 class _Loaded(NamedTuple):
@@ -47,8 +50,14 @@ class StackedState(stacking.StackedState):
         super().__init__(stack, models)
         size = len(stack.names)
         self.values = [jnp.zeros((size, *v.shape), v.dtype) for v in stack.variables[0]]
+        self.floats: list[np.ndarray] = []
         self._stacked = jax.jit(lambda columns: [jnp.stack(column) for column in columns])
         self._unstacked = jax.jit(lambda values: [jnp.unstack(value) for value in values])
+
+    def adopt(self, stack: Stack) -> None:
+        """Makes it the state of another stack of the same signature; no row is loaded yet."""
+        super().adopt(stack)
+        self.floats = [np.asarray(own, keras.config.floatx()) for own in stack.values]
 
     def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies the variables at `positions` of these members into their rows."""
@@ -86,35 +95,41 @@ class Program:
     """The steps of one kind of a stack, compiled for all members and for some smaller numbers.
 
     Args:
-        kind: `"train"` or `"test"`.
-        members: The members, in the stack's order.
-        stack: The stack.
+        kind: `"train"`, `"test"` or `"predict"`.
+        compiled: The compiled stack that it is of.
         state: Its state.
     """
 
     is_protected = True  # as state is replaced only after a call
 
-    def __init__(
-        self, kind: StepKind, members: Sequence[ProgramMember], stack: Stack, state: StackedState
-    ):
+    def __init__(self, kind: StepKind, compiled: CompiledStack, state: StackedState):
         self.kind = kind
-        self._models = [member.model for member in members]
-        self._prototype = members[0]
-        self._stack = stack
+        self._compiled = compiled
         self._state = state
         self._groups = self._state_groups()
-        self._floats = [np.asarray(values, keras.config.floatx()) for values in stack.values]
-        self._run = jax.jit(self._loop, static_argnames="everyone")
+        if kind == "predict":
+            self._run = jax.jit(self._predictions, static_argnames=("everyone", "size"))
+        else:
+            self._run = jax.jit(self._loop, static_argnames="everyone")
         self._traced: set[tuple[Hashable, ...]] = set()
         self._data: _Loaded | None = None
 
+    @property
+    def _stack(self) -> Stack:
+        return self._compiled.stack
+
+    @property
+    def _prototype(self) -> keras.Model:
+        return self._compiled.members[0].model
+
     def _state_groups(self) -> list[list[int]]:
         """Returns the positions of the variables that a step of this kind takes, by group."""
-        model = self._models[0]
+        model = self._prototype
         groups = [model.trainable_variables, model.non_trainable_variables]
         if self.kind == "train":
             groups.append(model.optimizer.variables)
-        groups.append(model.metrics_variables)
+        if self.kind != "predict":
+            groups.append(model.metrics_variables)
         position = {id(variable): i for i, variable in enumerate(self._stack.variables[0])}
         return [[position[id(variable)] for variable in group] for group in groups]
 
@@ -122,7 +137,8 @@ class Program:
         """Runs the steps asked for in `ranges`, equally many for each of its members.
 
         Returns:
-            For each member of `ranges`, its logs as NumPy arrays.
+            For each member of `ranges`, its logs as NumPy arrays, or the outputs of all steps when
+            predicting.
 
         Raises:
             NotStackableError: If the step cannot be traced for all; nothing has been done then.
@@ -130,37 +146,62 @@ class Program:
         names = list(ranges)
         self._stack.check_trainable()
         everyone = names == self._stack.names
-        self._state.sync_from_models(
-            names, [name for name, step_range in ranges.items() if step_range.metrics_reset]
-        )
+        if self.kind == "predict":
+            self._state.read_from_models(names, [i for group in self._groups for i in group])
+        else:
+            reset = [name for name, step_range in ranges.items() if step_range.metrics_reset]
+            self._state.sync_from_models(names, reset)
         rows = self._state.rows(names)
         padded = rows if everyone else _padded(rows)
         chosen = [ranges[self._stack.names[row]] for row in padded]
         begin, data = self._on_device(chosen)
-        bounds = np.array([begin, begin + chosen[0].stop - chosen[0].start], np.int32)
-        given = (self._state.values, data, np.array(padded, np.int32), bounds)
-        self._trace(given, everyone)
+        steps = chosen[0].stop - chosen[0].start
+        taken = np.array(padded, np.int32)
+        if self.kind == "predict":
+            outputs = self._predicted(data, taken, everyone, begin, steps)
+            return stacking.outputs_by_member(names, outputs)
+        bounds = np.array([begin, begin + steps], np.int32)
+        given = (self._state.values, self._state.floats, data, taken, bounds)
+        self._trace(given, everyone=everyone)
         values, logs = self._run(*given, everyone=everyone)
         jax.block_until_ready(values)  # a failure must show before anything is replaced
         self._state.values = values
         logs = jax.tree.map(lambda leaf: leaf[: len(rows)], jax.device_get(logs))
-        return stacking.logs_by_member(names, rows, logs, self._models)
+        return stacking.logs_by_member(names, rows, logs, self._compiled.models)
+
+    def _predicted(
+        self, data: Tree, rows: np.ndarray, everyone: bool, begin: int, steps: int
+    ) -> Tree:
+        """Returns the outputs of steps: NumPy arrays `(steps, members, rows, ...)`.
+
+        A few more steps may be computed, so that few numbers of them have to be compiled.
+        """
+        length = len(jax.tree.leaves(_by_step(data))[0])
+        size = min(length, resident.padded_length(steps))
+        first = min(begin, length - size)
+        given = (self._state.values, self._state.floats, data, rows, np.int32(first))
+        self._trace(given, everyone=everyone, size=size)
+        outputs = jax.device_get(self._run(*given, everyone=everyone, size=size))
+        asked = slice(begin - first, begin - first + steps)
+        return jax.tree.map(lambda leaf: leaf[asked], outputs)
 
     def release_data(self) -> None:
         """Releases the data of a run that has ended."""
         self._data = None
 
-    def _trace(self, given: _Given, everyone: bool) -> None:
+    def _trace(self, given: _Given, **static: int) -> None:
         """Traces the step, once for each shape; the call that follows uses the trace.
 
         Raises:
             NotStackableError: If it cannot be traced for all members.
         """
-        key = (everyone, jax.tree.structure(given), *(np.shape(x) for x in jax.tree.leaves(given)))
+        shapes = (np.shape(leaf) for leaf in jax.tree.leaves(given))
+        key = (*static.values(), jax.tree.structure(given), *shapes)
         if key in self._traced:
             return
-        with self._prototype.as_read(self.kind), self._stack.tracing(self._models[0]):
-            self._run.trace(*given, everyone=everyone)
+        prototype = self._compiled.members[0]
+        with prototype.as_read(self.kind), self._stack.tracing(prototype.model):
+            self._run.trace(*given, **static)
         self._traced.add(key)
 
     def _on_device(self, ranges: Sequence[StepRange]) -> tuple[int, Tree]:
@@ -183,27 +224,16 @@ class Program:
     def _loop(
         self,
         values: list[jax.Array],
+        floats: list[jax.Array],
         data: Tree,
         rows: jax.Array,
         bounds: jax.Array,
         everyone: bool,
     ) -> tuple[list[jax.Array], Logs]:
-        def chosen(stacked: jax.Array) -> jax.Array:
-            return stacked if everyone else stacked[rows]
-
-        state = tuple([chosen(values[i]) for i in group] for group in self._groups)
+        state, floats = self._given(values, floats, rows, everyone)
         step = jax.vmap(self._step())
-        floats = [chosen(jnp.asarray(own)) for own in self._floats]
-        own_logs = has_own_step(self._models[0], self.kind)
-
-        def batches(i: ArrayLike) -> Tree:
-            arrays, firsts, rows = data
-            if rows is None:
-                return jax.tree.map(functools.partial(at_step, i=i), arrays)
-            now = at_step(rows, i)
-            return jax.tree.map(
-                lambda array, first: rows_of(array, now + first[:, None]), arrays, firsts
-            )
+        batches = functools.partial(_batches, data)
+        own_logs = has_own_step(self._prototype, self.kind)
 
         def advance(i: jax.Array, carry: tuple[_State, Logs]) -> tuple[_State, Logs]:
             state, logs = carry
@@ -222,8 +252,48 @@ class Program:
                 values[i] = value if everyone else values[i].at[rows].set(value)
         return values, logs
 
+    def _predictions(
+        self,
+        values: list[jax.Array],
+        floats: list[jax.Array],
+        data: Tree,
+        rows: jax.Array,
+        first: jax.Array,
+        everyone: bool,
+        size: int,
+    ) -> Tree:
+        """Returns the outputs of `size` steps, each array `(steps, members, rows, ...)`."""
+        state, floats = self._given(values, floats, rows, everyone)
+        step = jax.vmap(self._predict_step())
+        return lax.map(lambda i: step(state, floats, _batches(data, i)), first + jnp.arange(size))
+
+    def _given(
+        self,
+        values: list[jax.Array],
+        floats: list[jax.Array],
+        rows: jax.Array,
+        everyone: bool,
+    ) -> tuple[_State, list[jax.Array]]:
+        """Returns the state and the traced floats of the members with these rows."""
+
+        def chosen(stacked: jax.Array) -> jax.Array:
+            return stacked if everyone else stacked[rows]
+
+        state = tuple([chosen(values[i]) for i in group] for group in self._groups)
+        return state, [chosen(own) for own in floats]
+
+    def _predict_step(self) -> Callable[[_State, list[jax.Array], Tree], Tree]:
+        def step(state: _State, floats: list[jax.Array], batch: Tree) -> Tree:
+            with stacking.traced_floats(self._stack, floats, lambda x, dtype: x.astype(dtype)):
+                outputs, changed = self._prototype.predict_step(state, batch)
+            if any(new is not old for new, old in zip(changed, state[1], strict=True)):
+                raise NotStackableError("changes variables when it predicts")
+            return outputs
+
+        return step
+
     def _step(self) -> Callable[[_State, list[jax.Array], Tree], tuple[Logs, _State]]:
-        own_step = getattr(self._models[0], f"{self.kind}_step")
+        own_step = getattr(self._prototype, f"{self.kind}_step")
 
         def step(state: _State, floats: list[jax.Array], batch: Tree) -> tuple[Logs, _State]:
             with stacking.traced_floats(self._stack, floats, lambda x, dtype: x.astype(dtype)):
@@ -232,9 +302,24 @@ class Program:
         return step
 
     def _results(self, values: list[jax.Array]) -> Logs:
-        mapping = list(zip(self._models[0].metrics_variables, values, strict=True))
+        mapping = list(zip(self._prototype.metrics_variables, values, strict=True))
         with keras.StatelessScope(mapping):
-            return self._models[0].get_metrics_result()
+            return self._prototype.get_metrics_result()
+
+
+def _by_step(data: Tree) -> Tree:
+    """Returns the arrays that have an axis of steps, see `_Loaded`: the batches, or their rows."""
+    arrays, _, rows = data
+    return arrays if rows is None else rows
+
+
+def _batches(data: Tree, i: ArrayLike) -> Tree:
+    """Returns the batches of step `i` of all members."""
+    arrays, firsts, rows = data
+    if rows is None:
+        return jax.tree.map(functools.partial(at_step, i=i), arrays)
+    now = at_step(rows, i)
+    return jax.tree.map(lambda array, first: rows_of(array, now + first[:, None]), arrays, firsts)
 
 
 def _padded(rows: list[int]) -> list[int]:

@@ -22,6 +22,7 @@ import numpy as np
 
 from kerascohost import backends
 from kerascohost.backends.base import Tensor, Thing
+from kerascohost.backends.process_state import Configuration
 from kerascohost.backends.reached import TRACED_WITH
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ _IRRELEVANT = frozenset(
 # Attributes that only set initial values: their effect is in the variables of a built model.
 _INITIAL = frozenset({"seed", "_initial_seed"})
 _PRIMITIVE = (bool, int, complex, str, bytes, type(None), type(Ellipsis), range, slice)
+# Packages whose code computes the same at any time, if Keras's configuration is the same.
+_PACKAGES = ("keras", "numpy", "builtins")
 _IDENTICAL = (type, types.ModuleType, types.BuiltinFunctionType, np.dtype, np.ufunc)
 
 
@@ -154,6 +157,7 @@ class StepSignature:
         entries: `(path, description)` for everything but floats and the values of variables.
         float_refs: The places of the floats.
         variables: The model's variables, in an order that models of one signature share.
+        is_of_keras: Whether all code that a step runs is that of `_PACKAGES`.
 
     Raises:
         NotStackableError: If the model holds something that cannot be compared.
@@ -168,6 +172,7 @@ class StepSignature:
         coming = backends.unbuilt_metrics_variables(model)
         self._own = {id(variable) for variable in [*self.variables, *coming]}
         self._of_keras = True  # whether an object of Keras's holds what is visited
+        self.is_of_keras = True
         self._visit("model", model)
         self.entries.append(("optimizer.exclude_from_weight_decay", backends.decayed(model)))
         for i, variable in enumerate(self.variables):  # as references to those already seen
@@ -189,6 +194,7 @@ class StepSignature:
         elif isinstance(thing, float):
             self._add(path, ("float", thing))  # not in a place where it can be replaced
         elif isinstance(thing, _IDENTICAL) or _is_module_function(thing):
+            self.is_of_keras &= _package(thing) in _PACKAGES
             self._add(path, ("object", thing))
         elif isinstance(thing, keras.dtype_policies.DTypePolicy) and not hasattr(thing, "items"):
             self._open_object(path, thing)  # a value: equal ones do as well as a shared one
@@ -228,6 +234,7 @@ class StepSignature:
     def _open_callable(
         self, path: str, function: types.FunctionType | types.MethodType | functools.partial[Thing]
     ) -> None:
+        self.is_of_keras = False
         if isinstance(function, types.FunctionType):
             self._open_function(path, function)
         elif isinstance(function, types.MethodType):
@@ -278,6 +285,7 @@ class StepSignature:
 
     def _open_object(self, path: str, thing: Thing) -> None:
         self._add(path, ("a", type(thing)))
+        self.is_of_keras &= _package(type(thing)) in _PACKAGES
         attributes: dict[str, Thing] = thing.__dict__
         with self._held_by(thing):
             for name in sorted(attributes):
@@ -406,6 +414,13 @@ def _is_module_function(thing: Thing) -> bool:
     )
 
 
+def _package(thing: Thing) -> str:
+    """Returns the package that a class, a function or a module is of."""
+    is_module = isinstance(thing, types.ModuleType)
+    module = thing.__name__ if is_module else getattr(thing, "__module__", None)
+    return str(module or "builtins").partition(".")[0]
+
+
 def _content(cell: types.CellType) -> Thing:
     try:
         return cell.cell_contents
@@ -426,6 +441,8 @@ class Stack:
         variables: For each member its variables, in an order that is the same for all.
         float_refs: The prototype's places of the traced floats.
         values: For each of `float_refs`, the members' values.
+        key: Equal for stacks whose programs compute the same from other values, also at another
+            time; `None` where steps run code of the user's, as what it reads may have changed.
     """
 
     def __init__(
@@ -435,6 +452,7 @@ class Stack:
         self.variables = [signature.variables for signature in signatures]
         self.float_refs = [signatures[0].float_refs[i] for i in traced]
         self.values = [[signature.float_refs[i].value for signature in signatures] for i in traced]
+        self.key = _reuse_key(names, signatures, traced)
         self._entries = signatures[0].state
         self._trainable = self._flags()
 
@@ -471,6 +489,19 @@ class Stack:
 
     def _flags(self) -> list[bool]:
         return [variable.trainable for own in self.variables for variable in own]
+
+
+def _reuse_key(
+    names: Sequence[str], signatures: Sequence[StepSignature], traced: Sequence[int]
+) -> Hashable | None:
+    prototype = signatures[0]
+    if not prototype.is_of_keras:
+        return None
+    refs = enumerate(prototype.float_refs)
+    shared = tuple((ref.path, ref.value) for i, ref in refs if i not in traced)
+    devices = frozenset(str(getattr(v.value, "device", "")) for v in prototype.variables)
+    entries = tuple(prototype.entries[1:])
+    return len(names), tuple(traced), shared, devices, Configuration().traced, entries
 
 
 class ReadSnapshot(Protocol):

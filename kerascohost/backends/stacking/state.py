@@ -10,7 +10,7 @@ from keras import tree
 
 from kerascohost.backends import resident
 from kerascohost.backends.base import Logs, StepRange, Tensor, Tree
-from kerascohost.backends.keras_internals import with_parts
+from kerascohost.backends.keras_internals import state_bytes, with_parts
 from kerascohost.backends.stacking.signature import Stack
 
 # From this transfer of a whole stack on, transfers are compiled: compiling takes as long as a
@@ -27,16 +27,35 @@ class StackedState:
     Args:
         stack: The stack.
         models: Its models.
+
+    Attributes:
+        stack: The stack whose members' rows it has now.
+        num_bytes: The size of all rows, in bytes.
     """
 
     def __init__(self, stack: Stack, models: Sequence[keras.Model]):
-        self.stack = stack
-        self._row = {name: i for i, name in enumerate(stack.names)}
         self._stale: set[str] = set()
+        self._transfers: collections.Counter[str] = collections.Counter()
         metrics = {id(variable) for variable in models[0].metrics_variables}
         self._metrics = [i for i, v in enumerate(stack.variables[0]) if id(v) in metrics]
         self._all = list(range(len(stack.variables[0])))
-        self._transfers: collections.Counter[str] = collections.Counter()
+        self.num_bytes = len(stack.names) * state_bytes(models[0])
+
+    def adopt(self, stack: Stack) -> None:
+        """Makes it the state of another stack of the same signature; no row is loaded yet."""
+        self.stack = stack
+        self._row = {name: i for i, name in enumerate(stack.names)}
+
+    def forget(self) -> None:
+        """Releases the stack. All of its members' own variables must be current."""
+        assert not self._stale
+        self._transfers.clear()
+        del self.stack
+
+    @property
+    def is_current(self) -> bool:
+        """Returns whether all members' own variables are current."""
+        return not self._stale
 
     def rows(self, names: Sequence[str]) -> list[int]:
         """Returns the rows of these members."""
@@ -56,6 +75,12 @@ class StackedState:
         if reset:
             self.load(self.rows(reset), self._metrics)
         self._stale |= set(missing)
+
+    def read_from_models(self, names: Sequence[str], positions: Sequence[int]) -> None:
+        """Loads what a step that changes nothing reads, where the models' variables are current."""
+        missing = [name for name in names if name not in self._stale]
+        if missing:
+            self.load(self.rows(missing), positions)
 
     def sync_to_models(self, names: Sequence[str], begun: Sequence[str] = ()) -> None:
         """Stores the rows of these members in their own variables, if these are stale.
@@ -162,6 +187,19 @@ def logs_by_member(
         own = tree.map_structure(lambda leaf, i=i: leaf[i], logs)
         by_member[name] = _renamed(own, models[0], models[row])
     return by_member
+
+
+def outputs_by_member(names: Sequence[str], outputs: Tree) -> dict[str, Tree]:
+    """Returns each member's own outputs.
+
+    Args:
+        names: The members.
+        outputs: NumPy arrays `(steps, members, rows, ...)`.
+    """
+    return {
+        name: tree.map_structure(lambda array, i=i: array[:, i], outputs)
+        for i, name in enumerate(names)
+    }
 
 
 def _renamed(logs: Logs, prototype: keras.Model, model: keras.Model) -> Logs:

@@ -19,9 +19,9 @@ from kerascohost.backends import (
     is_of_keras,
     stacking,
 )
-from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tree
+from kerascohost.backends.base import Logs, StepKind, Tree
 from kerascohost.backends.keras_internals import IMAGE_CONVOLUTIONS, counts_rows_by_type
-from kerascohost.backends.stacking import NotStackableError, Stack
+from kerascohost.backends.stacking import CompiledStack, NotStackableError, Stack
 from kerascohost.backends.tensorflow import vectorized
 from kerascohost.patching import patched
 
@@ -51,7 +51,19 @@ class StackedState(stacking.StackedState):
             tf.Variable(tf.zeros((size, *v.shape), v.dtype), trainable=False)
             for v in stack.variables[0]
         ]
+        self.floats = [tf.Variable(own, trainable=False, dtype="float64") for own in stack.values]
         self._compiled: dict[str, Callable[[], None]] = {}
+
+    def adopt(self, stack: Stack) -> None:
+        """Makes it the state of another stack of the same signature; no row is loaded yet."""
+        super().adopt(stack)
+        for variable, own in zip(self.floats, stack.values, strict=True):
+            variable.assign(own)
+
+    def forget(self) -> None:
+        """Releases the stack."""
+        self._compiled.clear()
+        super().forget()
 
     def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies the variables at `positions` of these members into their rows."""
@@ -109,37 +121,42 @@ class Program:
     """The steps of one kind of a stack, traced once for all members and once for some of them.
 
     Args:
-        kind: `"train"` or `"test"`.
-        members: The members, in the stack's order.
-        stack: The stack.
+        kind: `"train"`, `"test"` or `"predict"`.
+        compiled: The compiled stack that it is of.
         state: Its state.
     """
 
     is_protected = True  # as rows are only written after all steps
 
-    def __init__(
-        self, kind: StepKind, members: Sequence[ProgramMember], stack: Stack, state: StackedState
-    ):
+    def __init__(self, kind: StepKind, compiled: CompiledStack, state: StackedState):
         self.kind = kind
-        self._models = [member.model for member in members]
-        self._prototype = members[0]
-        self._stack = stack
+        self._compiled = compiled
         self._state = state
         self._functions: dict[
             tuple[Hashable, ...], tuple[_Specs, tf.types.experimental.ConcreteFunction]
         ] = {}
-        own = stack.variables[0]
-        metrics = {id(v) for v in self._models[0].metrics_variables}
-        changing = metrics | {id(v) for v in self._models[0].non_trainable_variables}
-        self._counts_rows_by_type = counts_rows_by_type(self._models[0])
+        own, prototype = self._stack.variables[0], compiled.models[0]
+        metrics = {id(v) for v in prototype.metrics_variables}
+        changing = metrics | {id(v) for v in prototype.non_trainable_variables}
+        self._counts_rows_by_type = counts_rows_by_type(prototype)
         self._metrics = [i for i, v in enumerate(own) if id(v) in metrics]
         self._changing = [i for i, v in enumerate(own) if kind == "train" or id(v) in changing]
+        self._read = [i for i, v in enumerate(own) if id(v) in _of_calls(prototype)]
+
+    @property
+    def _stack(self) -> Stack:
+        return self._compiled.stack
+
+    @property
+    def _prototype(self) -> keras.Model:
+        return self._compiled.members[0].model
 
     def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Logs]:
         """Runs the steps asked for in `ranges`, equally many for each of its members.
 
         Returns:
-            For each member of `ranges`, its metrics as NumPy arrays.
+            For each member of `ranges`, its metrics as NumPy arrays, or the outputs of all steps
+            when predicting.
 
         Raises:
             NotStackableError: If the step cannot be vectorised; no row has changed then.
@@ -150,17 +167,23 @@ class Program:
         taken = [] if batches.rows is None else [batches.rows]
         data = tree.map_structure(tf.convert_to_tensor, (batches.arrays, taken, batches.firsts))
         steps = ranges[names[0]].stop - ranges[names[0]].start
-        self._state.sync_from_models(
-            names, [name for name, step_range in ranges.items() if step_range.metrics_reset]
-        )
+        if self.kind == "predict":
+            self._state.read_from_models(names, self._read)
+        else:
+            reset = [name for name, step_range in ranges.items() if step_range.metrics_reset]
+            self._state.sync_from_models(names, reset)
         is_fixed = all(ranges[name].chunk.is_fixed for name in names)
         function = self._function_for(names, batches.structure, data, is_fixed)
         rows = self._state.rows(names)
         chosen_rows = tf.constant(self._state.rows(chosen))
+        if self.kind == "predict":
+            outputs = function(data, chosen_rows, tf.constant(steps))
+            outputs = tree.map_structure(lambda t: t.numpy(), outputs)
+            return stacking.outputs_by_member(names, outputs)
         logs, changed = function(data, chosen_rows, tf.constant(steps))
         self._take_up(names, rows, self._checked(changed, len(chosen)))
         logs = tree.map_structure(lambda t: t.numpy(), logs)
-        return stacking.logs_by_member(names, rows, logs, self._models)
+        return stacking.logs_by_member(names, rows, logs, self._compiled.models)
 
     def _checked(self, changed: Tensors, size: int) -> Tensors:
         """Returns the new rows; raises if they have other shapes, as TensorFlow may abort then."""
@@ -227,11 +250,12 @@ class Program:
     def _trace(
         self, everyone: bool, structure: Tree, specs: _Specs
     ) -> tf.types.experimental.ConcreteFunction:
-        traced = tf.function(functools.partial(self._run, structure, everyone), autograph=False)
+        run = self._predictions if self.kind == "predict" else self._run
+        traced = tf.function(functools.partial(run, structure, everyone), autograph=False)
         rows = tf.TensorSpec((len(self._stack.names) if everyone else None,), tf.int32)
         with (
-            self._prototype.as_read(self.kind),
-            self._stack.tracing(self._models[0]),
+            self._compiled.members[0].as_read(self.kind),
+            self._stack.tracing(self._prototype),
             vectorized.rules(len(self._stack.names)),
         ):
             function = traced.get_concrete_function(specs, rows, tf.TensorSpec((), tf.int32))
@@ -246,21 +270,15 @@ class Program:
         rows: tf.Tensor,
         steps: tf.Tensor,
     ) -> tuple[Logs, Tensors]:
-        def chosen(stacked: tf.Variable | tf.Tensor) -> tf.Tensor:
-            return tf.convert_to_tensor(stacked) if everyone else tf.gather(stacked, rows)
-
-        values = [chosen(value) for value in self._state.values]
-        floats = [chosen(tf.constant(own, tf.float64)) for own in self._stack.values]
-        step: _Step[Tensors] = functools.partial(_map, self._step(structure))
-        if self._models[0].jit_compile:  # by XLA, where the model's `fit` would compile it so
-            step = tf.function(step, jit_compile=True, autograph=False)
+        values, floats = self._given(everyone, rows)
+        step = self._vectorized(self._step(structure))
 
         def body(i: tf.Tensor, *changing: tf.Tensor) -> Tensors:
             now = _replaced(values, self._changing, changing)
             new = step(now, floats, _batches(data, i))
             return [i + 1, *map(_shaped_like, new, changing)]
 
-        with _stateless(self._models[0]):
+        with _stateless(self._prototype):
             _, *changing = tf.while_loop(
                 lambda i, *_: i < steps, body, [0, *(values[i] for i in self._changing)]
             )
@@ -268,13 +286,61 @@ class Program:
         logs = _map(self._results, [values[i] for i in self._metrics], [], [], fallback=True)
         return logs, changing
 
+    def _predictions(
+        self, structure: Tree, everyone: bool, data: _Data, rows: tf.Tensor, steps: tf.Tensor
+    ) -> Tree:
+        """Returns the outputs of all steps, each array `(steps, members, rows, ...)`."""
+        values, floats = self._given(everyone, rows)
+        step = self._vectorized(self._predict_step(structure))
+
+        def outputs(i: tf.Tensor) -> Tree:
+            return step(values, floats, _batches(data, i))
+
+        traced = tf.function(outputs, autograph=False)
+        one = traced.get_concrete_function(tf.TensorSpec((), tf.int32)).structured_outputs
+        spec = tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), one)
+        return tf.map_fn(traced, tf.range(steps), fn_output_signature=spec)
+
+    def _given(self, everyone: bool, rows: tf.Tensor) -> tuple[Tensors, Tensors]:
+        """Returns the values and the traced floats of the members with these rows."""
+
+        def chosen(stacked: tf.Variable | tf.Tensor) -> tf.Tensor:
+            return tf.convert_to_tensor(stacked) if everyone else tf.gather(stacked, rows)
+
+        floats = [chosen(own) for own in self._state.floats]
+        return [chosen(value) for value in self._state.values], floats
+
+    def _vectorized(self, step: _Step[T]) -> _Step[T]:
+        """Returns the step of all members, by XLA where the model's own would be compiled so."""
+        vectorized_step = functools.partial(_map, step)
+        if self._prototype.jit_compile:
+            return tf.function(vectorized_step, jit_compile=True, autograph=False)
+        return vectorized_step
+
+    def _predict_step(self, structure: Tree) -> _Step[Tree]:
+        """Returns `step(values, floats, batch)` of one member, which returns its outputs."""
+        model, variables = self._prototype, self._stack.variables[0]
+
+        def step(values: Tensors, floats: Tensors, batch: Tensors) -> Tree:
+            mapping = list(zip(variables, values, strict=True))
+            with (
+                stacking.traced_floats(self._stack, floats, tf.cast),
+                _Scope(mapping) as scope,
+            ):
+                outputs = model.predict_step(stacking.unflattened(structure, batch))
+            if any(scope.get_current_value(variable) is not value for variable, value in mapping):
+                raise NotStackableError("changes variables when it predicts")
+            return outputs
+
+        return step
+
     def _step(self, structure: Tree) -> _Step[Tensors]:
         """Returns `step(values, floats, batch)` of one member, which returns the changing values.
 
         Args:
             structure: The structure of a batch, see `stacking.unflattened`.
         """
-        model, variables = self._models[0], self._stack.variables[0]
+        model, variables = self._prototype, self._stack.variables[0]
         own_step = _train_step if self.kind == "train" else _test_step
 
         def step(values: Tensors, floats: Tensors, batch: Tensors) -> Tensors:
@@ -296,7 +362,12 @@ class Program:
         own = self._stack.variables[0]
         mapping = [(own[i], value) for i, value in zip(self._metrics, values, strict=True)]
         with keras.StatelessScope(mapping):
-            return self._models[0].get_metrics_result()
+            return self._prototype.get_metrics_result()
+
+
+def _of_calls(model: keras.Model) -> set[int]:
+    """Returns the identities of the variables that a call of the model may read."""
+    return {id(v) for v in [*model.trainable_variables, *model.non_trainable_variables]}
 
 
 def cannot_stack(model: keras.Model) -> str | None:

@@ -1,0 +1,196 @@
+"""One reader of a dataset for all members that train on it: each batch is read once.
+
+A `Shared` holds the dataset. Each member reads it through a `View`, which Keras's `EpochIterator`
+takes for a data adapter, at its own speed: what one member has read is stored until all have.
+"""
+
+import weakref
+from collections.abc import Iterator
+
+import keras
+from keras import tree
+
+from kerascohost.backends.adapters import DataAdapter, Epochs
+from kerascohost.backends.base import Tree
+from kerascohost.data import Shared
+
+# In bytes: a member that would have more than this stored for slower ones waits for them.
+_MOST_STORED = 64 * 2**20
+
+
+class _Pass:
+    """One pass over the dataset: its batches from the first that is still to be read by a member.
+
+    Args:
+        epochs: The iterator over the dataset.
+    """
+
+    def __init__(self, epochs: Epochs):
+        epochs.data_adapter.on_epoch_begin()
+        self._source = epochs.batches()
+        self._batches: list[Tree] = []
+        self.first = 0
+        self.is_ended = False
+
+    def batch(self, i: int) -> Tree:
+        """Returns batch `i`, which is read now if it is the next one; raises `StopIteration`."""
+        if i == self.first + len(self._batches):
+            self._batches.append(next(self._source))
+        return self._batches[i - self.first]
+
+    def drop_before(self, i: int) -> None:
+        """Forgets batches that all members have read."""
+        del self._batches[: max(0, i - self.first)]
+        self.first = max(self.first, i)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of what is stored."""
+        leaves = tree.flatten(self._batches)
+        return sum(getattr(leaf, "nbytes", 0) for leaf in leaves)
+
+
+class _Reader:
+    """Reads a dataset once for the members that begin together.
+
+    Args:
+        shared: The dataset.
+    """
+
+    def __init__(self, shared: Shared):
+        dataset = shared.dataset
+        # Keras warns of `shuffle` for other datasets, which have an order of their own.
+        shuffle = shared.shuffle and isinstance(dataset, keras.utils.PyDataset)
+        self.epochs = Epochs(1, None, x=dataset, shuffle=shuffle)
+        self._passes: dict[int, _Pass] = {}
+        self._views: weakref.WeakSet[View] = weakref.WeakSet()
+        self._ended = -1
+        self.has_begun = False  # before, all that is read is stored, for members yet to be prepared
+
+    @property
+    def may_be_joined(self) -> bool:
+        """Returns whether a member that begins now finds all batches."""
+        return bool(self._views) and not self.has_begun
+
+    def add(self, view: "View") -> None:
+        """Lets a member read, too."""
+        self._views.add(view)
+
+    def remove(self, view: "View") -> None:
+        """Stores nothing more for a member that has ended."""
+        self._views.discard(view)
+        self._drop()
+
+    def read(self, view: "View") -> Tree:
+        """Returns the next batch of a member; raises `StopIteration` at the end of its pass."""
+        number, i = view.position
+        if number not in self._passes:
+            self._passes[number] = _Pass(self.epochs)
+        batch = self._passes[number].batch(i)
+        view.position = number, i + 1
+        self._drop()
+        return batch
+
+    def end(self, number: int) -> None:
+        """Calls the dataset's `on_epoch_end`, once for each pass."""
+        if number > self._ended:
+            self._ended = number
+            self.epochs.data_adapter.on_epoch_end()
+
+    def is_behind(self, view: "View") -> bool:
+        """Returns whether so much is stored that this member has to wait for slower ones."""
+        if view.position == min((other.position for other in self._views), default=view.position):
+            return False
+        return sum(own.num_bytes for own in self._passes.values()) > _MOST_STORED
+
+    def _drop(self) -> None:
+        if not self.has_begun:
+            return
+        if not self._views:
+            self._passes.clear()
+            return
+        number, i = min(view.position for view in self._views)
+        for known in [known for known in self._passes if known < number]:
+            del self._passes[known]
+        if number in self._passes:
+            self._passes[number].drop_before(i)
+
+
+class View(DataAdapter):
+    """A member's own position in a dataset that several members read.
+
+    Args:
+        shared: The dataset.
+
+    Attributes:
+        position: The number of its pass, and of the next batch in it.
+    """
+
+    def __init__(self, shared: Shared):
+        if shared.reader is None or not shared.reader.may_be_joined:
+            shared.reader = _Reader(shared)
+        self._reader: _Reader = shared.reader
+        self._passes = 0
+        self.position = (0, 0)
+        self._reader.add(self)
+
+    def __iter__(self) -> Iterator[Tree]:
+        """Yields the batches of the next pass, which begins when the first is asked for."""
+        self.position = self._passes, 0
+        self._passes += 1
+        while True:
+            try:
+                batch = self._reader.read(self)
+            except StopIteration:
+                return
+            yield batch
+
+    def begin(self) -> None:
+        """Notes that members train now: no other one can join them."""
+        self._reader.has_begun = True
+
+    @property
+    def must_wait(self) -> bool:
+        """Returns whether slower members must read first."""
+        return self._reader.is_behind(self)
+
+    @property
+    def are_fixed(self) -> bool:
+        """Returns whether the type of the dataset says how many rows a batch has."""
+        return self._reader.epochs.are_fixed
+
+    def get_numpy_iterator(self) -> Iterator[Tree]:
+        """Returns the batches of the next pass."""
+        return iter(self)
+
+    def get_jax_iterator(self) -> Iterator[Tree]:
+        """Returns the batches of the next pass."""
+        return iter(self)
+
+    @property
+    def num_batches(self) -> int | None:
+        """The number of batches of a pass; `None` if it is not known."""
+        return self._reader.epochs.data_adapter.num_batches
+
+    @property
+    def batch_size(self) -> int | None:
+        """The number of rows of a batch; `None` if it is not known."""
+        return self._reader.epochs.data_adapter.batch_size
+
+    @property
+    def has_partial_batch(self) -> bool | None:
+        """Whether the last batch of a pass may be smaller."""
+        return self._reader.epochs.data_adapter.has_partial_batch
+
+    @property
+    def partial_batch_size(self) -> int | None:
+        """The number of rows of the last batch, if it is smaller."""
+        return self._reader.epochs.data_adapter.partial_batch_size
+
+    def on_epoch_end(self) -> None:
+        """Notes that this member has ended its pass."""
+        self._reader.end(self._passes - 1)
+
+    def close(self) -> None:
+        """Ends the use of the dataset by this member."""
+        self._reader.remove(self)
