@@ -22,22 +22,20 @@ FOREIGN_WARNINGS = [
 ]
 
 
-# What does the same on every backend: on every change it is run with the default one only.
-OF_ONE_BACKEND = {"README.md", "integrations", "layouts", "notebook", "results"} | {
-    f"test_{name}.py" for name in ("environment", "loops", "scripts")
-}
-# On torch, where steps are not compiled, also what does the same on two backends that compile.
-OF_COMPILED_BACKENDS = {"browser", "fuzz", "models", "tracing"} | {
-    f"test_{name}.py" for name in ("architecture", "arguments", "patching")
+# What tells backends apart: how members train, step by step. All else, which is Python around it,
+# is run on every change with the default backend only.
+OF_EACH_BACKEND = {"parity", "training", "test_context.py", "test_fits.py"}
+CASES_OF_ONE_BACKEND = {
+    f"test_{name}.py" for name in ("deferred_guard", "deferred_reads", "notebook", "threads")
 }
 
 
 def pytest_collection_modifyitems(items):
-    rare = {"tensorflow": set(), "jax": OF_ONE_BACKEND}.get(
-        BACKEND, OF_ONE_BACKEND | OF_COMPILED_BACKENDS
-    )
     for item in items:
-        if not rare.isdisjoint(item.path.relative_to(ROOT).parts):
+        parts = set(item.path.relative_to(ROOT).parts)
+        is_case = "cases" in parts and CASES_OF_ONE_BACKEND.isdisjoint(parts)
+        is_of_each = "tests" in parts and (is_case or not OF_EACH_BACKEND.isdisjoint(parts))
+        if BACKEND != "tensorflow" and not is_of_each:
             item.add_marker(pytest.mark.nightly)
 
 

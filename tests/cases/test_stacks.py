@@ -57,6 +57,7 @@ def network(*parts, shape=(5,), optimizer="adam"):
 
 FIT = {"batch_size": 32, "shuffle": False, "epochs": 2}
 
+RARELY = pytest.mark.nightly
 ONE_FEATURE = {
     "Dense": ((1,), lambda: [layers.Dense(8)]),
     "Dense of one unit": ((3,), lambda: [layers.Dense(1, "relu"), layers.BatchNormalization()]),
@@ -65,7 +66,9 @@ ONE_FEATURE = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_FEATURE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[RARELY] if n.startswith("Conv") else []) for n in ONE_FEATURE]
+)
 def test_one_member_of_a_stack_served_alone(name):
     shape, parts = ONE_FEATURE[name]
 

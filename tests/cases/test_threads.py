@@ -119,6 +119,7 @@ def in_a_stack(rates=(0.1, 0.3), epochs=2):
     return [[np.array(w) for w in model.get_weights()] for model in models.values()]
 
 
+@pytest.mark.nightly
 def test_three_threads_with_a_stacked_cohort_each():
     """E8: two of them raised a KeyError on TensorFlow."""
     rates = [(0.1, 0.3), (0.2, 0.4), (0.15, 0.35)]

@@ -82,6 +82,7 @@ def assert_as_loop(function, *iterables, **options):
     return together
 
 
+@pytest.mark.nightly
 def test_seeded_folds():
     assert_as_loop(seeded_fold, [5, 6, 5], range(3))
 
@@ -139,6 +140,7 @@ def test_stacked_to_tolerance():
         np.testing.assert_allclose(best, other_best, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_functions_that_begin_while_others_that_began_with_ended_ones_go_on():
     def trains(epochs):
         keras.utils.set_random_seed(epochs)
@@ -149,6 +151,7 @@ def test_functions_that_begin_while_others_that_began_with_ended_ones_go_on():
     assert_as_loop(trains, [1, 3, 2, 1], at_once=2)
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:.* drew random numbers before")
 def test_models_from_outside_that_a_function_has_trained_are_restored_before_it_is_called_again():
     def twice(model):
@@ -163,6 +166,7 @@ def test_models_from_outside_that_a_function_has_trained_are_restored_before_it_
     keras.tree.map_structure(np.testing.assert_array_equal, *ends)
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:.* drew random numbers before")
 def test_draws_of_a_fit_that_runs_while_the_function_before_it_draws():
     def draws(net, epochs):
@@ -178,7 +182,7 @@ def test_draws_of_a_fit_that_runs_while_the_function_before_it_draws():
 
 
 @pytest.mark.filterwarnings("ignore:.* drew random numbers before")
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("before", [pytest.param(True, marks=pytest.mark.nightly), False])
 def test_a_random_state_that_a_function_restores_is_not_its_own(before):
     def restoring(i):
         state = np.random.get_state()
@@ -211,6 +215,7 @@ def test_fits_that_a_block_has_deferred_are_trained_before_functions_are_called(
     assert dict(vars(keras.Model)) == methods
 
 
+@pytest.mark.nightly
 def test_an_interrupt_of_one_function_ends_all():
     called = []
 
@@ -247,7 +252,7 @@ def test_each_function_has_its_own_streams_and_record_of_warnings():
 
 
 @evaluation_draws
-@pytest.mark.parametrize("layout", ["joined", "stacked"])
+@pytest.mark.parametrize("layout", [pytest.param("joined", marks=pytest.mark.nightly), "stacked"])
 def test_what_functions_change_between_their_calls(layout):
     def changing(seed):
         keras.utils.set_random_seed(seed)
@@ -433,6 +438,7 @@ def test_models_are_released_when_their_functions_have_ended():
     assert max(alive) <= 2
 
 
+@pytest.mark.nightly
 @compiled
 def test_models_that_a_function_trains_in_turn_keep_their_traces():
     traces = []
@@ -478,6 +484,7 @@ def test_options_that_cannot_be():
         kc.together([3])
 
 
+@pytest.mark.nightly
 def test_executor():
     plain = [seeded_fold(i, i)[:4] for i in range(3)]
     with kc.Executor(layout="joined") as executor:

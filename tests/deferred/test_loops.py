@@ -34,16 +34,11 @@ QUICK = {
     "k-fold, unseeded shuffle, seed set once",
     "seeds, best so far, save the best",
     "grid, nested loops, dict of results",
-    "quantiles, lambda loss (late binding)",
     "models of a dict, fitted and evaluated",
-    "try/except around fit",
     "unequal lengths: later ones end first",
     "an exception in iteration 2",
-    "warm start by weights of the last",
     "function in a dict reads the loop's global",
-    "two names of one list",
     "an error, after others have trained models from before",
-    "prints before it fails",
 }
 # At least these run in turn, on each backend.
 TOGETHER = {

@@ -112,6 +112,7 @@ class Interrupts(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.nightly
 def test_trials_of_an_interrupted_search_are_run_again(tmp_path):
     tuner = keras_tuner.RandomSearch(
         build_seeded, "val_loss", max_trials=3, seed=4, directory=tmp_path
@@ -172,6 +173,7 @@ def test_a_tuner_s_own_hooks_of_batches_are_called(tmp_path):
     assert seen == [0, 1, 0, 1]
 
 
+@pytest.mark.nightly
 def test_a_tuner_s_hooks_of_batches_that_do_nothing_do_not_slow_its_trials(tmp_path):
     found = []
 

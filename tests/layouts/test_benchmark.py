@@ -51,6 +51,7 @@ def measured():
     return named, before, backends.random_state() == random, history, result
 
 
+@pytest.mark.nightly
 def test_it_tells_what_it_does_and_what_is_left():
     told = []
     kc.benchmark(
@@ -202,6 +203,7 @@ def every_kind():
     return {"several": several, "words": words, "named": named}
 
 
+@pytest.mark.nightly
 def test_random_data_suits_every_model():
     result = kc.benchmark(every_kind(), layouts=["joined"], **SMALL)
     assert result.frame["speedup"].notna().all()
@@ -215,6 +217,7 @@ def test_data_of_ones_own_and_a_cohort():
     assert result.frame["batch_size"].tolist()[1] == "slow: 64, fast: 64"
 
 
+@pytest.mark.nightly
 def test_a_layout_that_cannot_be_has_its_reason_in_its_row():
     own = OwnStep([keras.Input((2,)), layers.Dense(1)], name="own")
     own.compile("sgd", "mse")
@@ -270,6 +273,7 @@ def test_models_that_cannot_be_saved_train_after_it_as_if_there_had_been_none(bu
         assert_array_equal(one, other)
 
 
+@pytest.mark.nightly
 def test_datasets_keep_their_batch_size():
     class Data(keras.utils.PyDataset):
         def __len__(self):

@@ -154,6 +154,7 @@ def test_an_ensemble_of_32_seeds():
     assert_as_by_itself(model, kc.clones(net, 18, seed=0)[17], history[name], x, y, epochs=8)
 
 
+@pytest.mark.nightly
 @stacks
 def test_a_cross_validation_with_5_folds():
     data = load_digits()

@@ -87,6 +87,7 @@ def test_a_cell_shows_a_table_and_its_last_expression(shell):
     assert "Out" not in run(shell, TRAIN + "2 + 2;").stdout
 
 
+@pytest.mark.nightly
 def test_quiet_plot_and_factors(shell):
     assert run(shell, TRAIN.replace("-o runs", "--quiet")).outputs == []
     run(shell, SETUP)
@@ -223,6 +224,7 @@ def test_loading_twice_reloading_and_unloading_do_no_harm(shell):
         assert "--layout" not in {c.text for c in shell.Completer.completions("%cohost ", 8)}
 
 
+@pytest.mark.nightly
 def test_autoreload_does_no_harm(shell):
     run(shell, "%load_ext autoreload\n%autoreload 2")
     run(shell, TRAIN)

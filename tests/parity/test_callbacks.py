@@ -15,6 +15,7 @@ from tests.helpers import compare
 from tests.helpers.compare import Member
 
 BACKEND = keras.backend.backend()
+RARE = pytest.mark.nightly
 
 
 def member(make_callbacks=None, seed=4, steps_per_execution=1, **fit):
@@ -67,6 +68,7 @@ def test_early_stopping_restores_the_best_weights_and_the_others_go_on():
     assert len(together["watched"].history.epoch) < len(together["free"].history.epoch) == 30
 
 
+@pytest.mark.nightly
 def test_learning_rate_scheduler_and_reduce_on_plateau():
     def make():
         return [
@@ -94,7 +96,7 @@ def test_swap_ema_weights():
     compare.assert_parity({"ema": ema, "free": member(seed=5)})
 
 
-@pytest.mark.parametrize("save_freq", ["epoch", 5])
+@pytest.mark.parametrize("save_freq", ["epoch", pytest.param(5, marks=RARE)])
 def test_checkpoints_hold_the_same_weights(tmp_path, save_freq):
     folders = iter([tmp_path / "apart", tmp_path / "together"])
 
@@ -251,7 +253,7 @@ def test_lambda_callbacks_with_batch_hooks():
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras on torch has no steps_per_execution")
-@pytest.mark.parametrize("steps", [2, 3, 4])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=RARE), 3, pytest.param(4, marks=RARE)])
 def test_batch_hooks_keep_the_rhythm_of_steps_per_execution(steps, monkeypatch):
     monkeypatch.setattr(batches, "_CHUNK_BYTES", 5 * 4 * 8)  # few batches in a chunk
     books = []

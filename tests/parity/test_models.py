@@ -189,6 +189,7 @@ def test_mixed_precision_scales_its_loss():
     compare.assert_parity({"half": member(build), "plain": plain}, tolerance)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     BACKEND == "torch", reason="Keras 3.15 on torch cannot train a stateful LSTM, alone or not"
 )

@@ -187,6 +187,7 @@ def test_models_are_released(traced):
     assert len(compiled.compiled_stacks._stored) == 1
 
 
+@pytest.mark.nightly
 def test_few_are_stored(traced, monkeypatch):
     monkeypatch.setattr(compiled, "_MOST_STORED", 2)
     for width in (3, 4, 5):

@@ -186,7 +186,7 @@ if BACKEND == "jax":
 
 
 # Of these, on every change: a float of each kind of part.
-QUICK_SWEEPS = {"learning rate", "dropout rate", "label smoothing", "momentum", "schedule"}
+QUICK_SWEEPS = {"learning rate", "dropout rate"}
 
 
 @pytest.mark.parametrize(
@@ -202,6 +202,7 @@ def test_a_sweep_over_a_float_is_one_stack(name):
     assert cohort.plan.frame["stack"].nunique() == 1
 
 
+@pytest.mark.nightly
 def test_what_cannot_be_a_traced_float_is_stacked_apart():
     """`momentum=0.0` keeps no velocities; a rate of 0 draws no random numbers."""
     rates = [0.0, 0.0, 0.3, 0.3]
@@ -357,6 +358,7 @@ def test_a_metric_with_a_reset_of_its_own():
     assert_stacked({f"m{i}": halves(i) for i in range(2)})
 
 
+@pytest.mark.nightly
 def test_sample_and_class_weights_and_validation_data():
     random = np.random.default_rng(0)
 
@@ -431,6 +433,7 @@ def three():
     return {f"m{i}": own(i, rate=rate) for i, rate in enumerate((0.2, 0.4, 0.6))}
 
 
+@pytest.mark.nightly
 def test_rows_stored_into_another_member_are_seen(three, monkeypatch):
     from kerascohost import backends
 
@@ -460,6 +463,7 @@ def test_a_traced_float_of_another_member_is_seen(three, monkeypatch):
     breaks(three)
 
 
+@pytest.mark.nightly
 def test_metrics_that_are_not_reset_are_seen(three, monkeypatch):
     sync_from_models = stacking.StackedState.sync_from_models
     monkeypatch.setattr(
