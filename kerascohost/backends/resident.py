@@ -135,7 +135,7 @@ class ResidentArrays:
         self._arrays = weakref.WeakValueDictionary()
         self._added_in: dict[Hashable, int] = {}
         self._round = 0
-        self._budget = int(_SHARE * _free_bytes())
+        self._budget = int(_SHARE * free_bytes())
 
     def begin_round(self) -> None:
         """Notes that code of the user's may have run: arrays known so far may have been changed."""
@@ -222,7 +222,7 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Returns the free memory of the device, in bytes, or a guess."""
     backend = get_backend()
     free = backend.free_device_bytes() if backend.device_bytes() else _free_ram()

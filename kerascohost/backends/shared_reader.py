@@ -64,7 +64,7 @@ class _Reader:
         self.epochs = Epochs(1, None, x=dataset, shuffle=shuffle)
         self._passes: dict[int, _Pass] = {}
         self._views: weakref.WeakSet[View] = weakref.WeakSet()
-        self._ended = -1
+        self._ended = -2  # -1 is what `fit` ends before its first pass
         self.has_begun = False  # before, all that is read is stored, for members yet to be prepared
 
     @property
@@ -73,7 +73,7 @@ class _Reader:
         return bool(self._views) and not self.has_begun
 
     def add(self, view: "View") -> None:
-        """Lets a member read, too."""
+        """Adds a member that reads, too."""
         self._views.add(view)
 
     def remove(self, view: "View") -> None:
@@ -92,7 +92,7 @@ class _Reader:
         return batch
 
     def end(self, number: int) -> None:
-        """Calls the dataset's `on_epoch_end`, once for each pass."""
+        """Calls the dataset's `on_epoch_end`, once for each pass that members end."""
         if number > self._ended:
             self._ended = number
             self.epochs.data_adapter.on_epoch_end()
@@ -179,7 +179,7 @@ class View(DataAdapter):
 
     @property
     def has_partial_batch(self) -> bool | None:
-        """Whether the last batch of a pass may be smaller."""
+        """The answer whether the last batch of a pass may be smaller; `None` if it is not known."""
         return self._reader.epochs.data_adapter.has_partial_batch
 
     @property

@@ -27,10 +27,11 @@ from kerascohost.arguments import (
 from kerascohost.backends import Tree
 from kerascohost.backends.snapshot import VariableSnapshot, preserved
 from kerascohost.errors import CohortError
-from kerascohost.layouts import memory, speedup
+from kerascohost.layouts import memory, speedup, usage
 from kerascohost.layouts.result import COLUMNS, BenchmarkResult, Row
 from kerascohost.layouts.sample_data import sample_data
 from kerascohost.layouts.suggestions import MOST, suggest_group_factors
+from kerascohost.layouts.usage import Usage
 from kerascohost.training.cohort import Cohort
 
 # The rounds that are measured whatever the budget: fewer have no interval.
@@ -248,6 +249,7 @@ class _Layout:
 
     def __init__(self, layout: str, factors: dict[str, int], trial: "_Trial"):
         self.times: list[float] = []
+        self._used: list[Usage] = []
         self._layout = layout
         self._factors = factors
         self._trial = trial
@@ -260,7 +262,9 @@ class _Layout:
 
     def round(self) -> None:
         """Trains all members on all the data."""
-        self.times.append(self._train())
+        with usage.measured() as used:
+            self.times.append(self._train())
+        self._used.append(used)
 
     def _train(self) -> float:
         self._trial.restart()
@@ -318,6 +322,9 @@ class _Layout:
             "high": high,
             "compile_s": max(0.0, self._first_s - seconds),
             "memory_mb": self._memory_mb,
+            "cpu_s": statistics.median(used.cpu_s for used in self._used),
+            "gpu_utilization": statistics.median(used.gpu_utilization for used in self._used),
+            "energy_j": statistics.median(used.energy_j for used in self._used),
             "batch_size": ", ".join(f"{name}: {size}" for name, size in self._sizes.items()),
             "same_training": self._sizes == self._trial.batch_sizes,
             "weight_difference": self._weight_difference(),

@@ -28,6 +28,9 @@ class Row(TypedDict, total=False):
     high: float
     compile_s: float
     memory_mb: float
+    cpu_s: float
+    gpu_utilization: float
+    energy_j: float
     batch_size: str
     same_training: bool
     weight_difference: float
@@ -45,9 +48,12 @@ class BenchmarkResult:
             each), `speedup` over separate training with its 95 % interval (`low`, `high`),
             `compile_s` (how much longer the first round took, which traces and compiles),
             `memory_mb` (the most memory that the first round took in addition: of the GPU where
-            there is one, else of the process), `batch_size` (of each member's step),
-            `same_training`, `weight_difference` (the largest, from separate training at that batch
-            size), and a `note` on a layout that was not measured.
+            there is one, else of the process), `cpu_s` (what a round takes of all processors, in
+            seconds), `gpu_utilization` (from 0 to 1) and `energy_j` (in joules, of a round), both
+            of an NVIDIA GPU if `nvidia-ml-py` is installed (the extra `gpu`), else NaN;
+            `batch_size` (of each member's step), `same_training`, `weight_difference` (the largest,
+            from separate training at that batch size), and a `note` on a layout that was not
+            measured.
         members: A row for each layout and member: `step_ms`, the time of its own step when it runs
             alone in that layout, `samples` and `batches` in the step, and `waiting`, the share of a
             common step in which it would wait for the slowest member.
@@ -140,6 +146,7 @@ def _described(row: pd.Series) -> dict[str, str]:
         "samples/s": f"{row['samples_per_s']:,.0f}",
         "step ms": f"{row['step_ms']:.2f}",
         "compile s": f"{row['compile_s']:.1f}",
+        "CPU s": "" if pd.isna(row.get("cpu_s")) else f"{row['cpu_s']:.2f}",
         "memory MB": "" if pd.isna(row["memory_mb"]) else f"{row['memory_mb']:,.0f}",
         "same training?": "yes" if exact else f"batch size {row['batch_size']}",
         "weight difference": f"{row['weight_difference']:.0e}" if row["weight_difference"] else "0",

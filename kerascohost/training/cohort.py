@@ -11,13 +11,14 @@ Arguments of `fit` that are used here; `member` and `batches` use the others:
 
 import contextlib
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
-from kerascohost import errors
+from kerascohost import backends, errors
 from kerascohost.arguments import (
     Argument,
     Callbacks,
@@ -33,7 +34,9 @@ from kerascohost.arguments import (
     per_member,
 )
 from kerascohost.backends import Logs, StepKind, Tree
+from kerascohost.backends.resident import free_bytes
 from kerascohost.errors import CohortError
+from kerascohost.models.memory import training_bytes
 from kerascohost.results.history import CohortHistory
 from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress
@@ -67,12 +70,17 @@ class Cohort:
             dict from names to integers. Default 1. The member ends as its own `fit` with a
             `batch_size` that many times larger, but for layers that compute over a whole batch,
             such as BatchNormalization: they compute over the batch of each replica.
+        at_once: The number of members that train at the same time, for cohorts that take more
+            memory than there is: an integer, or `"auto"`: as many as half of the free memory is
+            enough for, by what `estimate_memory` predicts. The members train in waves, in their
+            order; each ends as without. Default `None`: all.
 
     Attributes:
         members: A dict from names to the models.
         layout: The layout that was given: a string or a `Plan`.
         group_factor: A dict from names to group factors.
         replicas: A dict from names to numbers of replicas.
+        at_once: The `at_once` that was given.
         history: The `CohortHistory` of the last `fit`, also of one that failed or was interrupted.
         progress: The class of the callbacks that show how far each member is; to show it your own
             way, set it to a subclass of `kerascohost.Progress`.
@@ -103,7 +111,9 @@ class Cohort:
         layout: Layout | Plan = "joined",
         group_factor: PerMember[int] = 1,
         replicas: PerMember[int] = 1,
+        at_once: int | Literal["auto"] | None = None,
     ):
+        _check_at_once(at_once)
         named = named_models(models)
         if isinstance(layout, Plan):
             _check_plan(layout, named)
@@ -117,6 +127,7 @@ class Cohort:
             for name, model in named.items()
         }
         sharing.check_optimizers(named)
+        self.at_once = at_once
         self._scheduler = Scheduler(layout)
         self._working = threading.Lock()
         self._doing = ""
@@ -183,7 +194,8 @@ class Cohort:
         The copy has no history and nothing compiled. Models are pickled and copied by Keras.
         """
         own = {"progress": self.progress} if "progress" in vars(self) else None
-        return type(self), (self.members, self.layout, self.group_factor, self.replicas), own
+        given = (self.members, self.layout, self.group_factor, self.replicas, self.at_once)
+        return type(self), given, own
 
     def __repr__(self) -> str:
         layout = "a plan" if isinstance(self.layout, Plan) else repr(self.layout)
@@ -191,6 +203,8 @@ class Cohort:
         for key, factors in (("group_factor", self.group_factor), ("replicas", self.replicas)):
             if set(factors.values()) != {1}:
                 told.append(f"{key}={factors}")
+        if self.at_once is not None:
+            told.append(f"at_once={self.at_once!r}")
         return f"Cohort({', '.join(told)})"
 
     def fit(
@@ -298,6 +312,7 @@ class Cohort:
             for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
                 member.forget_history()
             self._history = None
+            self._scheduler.stacks.set_waves(self._waves(arguments))
             try:
                 self._assign()
                 self._scheduler.stacks.print_plan(
@@ -526,13 +541,68 @@ class Cohort:
         arguments: Mapping[str, FitArguments | EvaluateArguments | PredictArguments],
         begin: Callable[[Member, Progress], Run],
     ) -> dict[str, Tree]:
-        """Runs what `begin` makes for each member and its progress bar."""
-        tasks = []
-        for position, (name, member) in enumerate(self._members.items()):
-            bar = self.progress(name, kind, arguments[name]["verbose"], position)
-            tasks.append(Task(member, begin(member, bar), bar))
-        results = self._scheduler.run(tasks)
+        """Runs what `begin` makes for each member and its progress bar, wave by wave."""
+        position = {name: i for i, name in enumerate(self._members)}
+
+        def task(name: str) -> Task:
+            bar = self.progress(name, kind, arguments[name]["verbose"], position[name])
+            return Task(self._members[name], begin(self._members[name], bar), bar)
+
+        waves = self._waves(arguments)
+        self._scheduler.stacks.set_waves(waves)
+        results: dict[str, Tree] = {}
+        try:
+            while waves:
+                results |= self._scheduler.run([task(name) for name in waves.pop(0)])
+        finally:
+            for name in itertools.chain(*waves):  # of waves that have not begun
+                self._members[name].close()
         return {name: results[name] for name in self._members}
+
+    def _waves(
+        self, arguments: Mapping[str, FitArguments | EvaluateArguments | PredictArguments]
+    ) -> list[list[str]]:
+        """Returns the names of the members that train at the same time, wave by wave."""
+        names = list(self._members)
+        if self.at_once is None:
+            return [names]
+        if self.at_once != "auto":
+            return [names[i : i + self.at_once] for i in range(0, len(names), self.at_once)]
+        left = budget = FREE_SHARE * free_bytes()
+        waves: list[list[str]] = [[]]
+        for name in names:
+            needed = self._step_bytes(name, arguments[name]["x"])
+            if waves[-1] and needed > left:
+                waves.append([])
+                left = budget
+            waves[-1].append(name)
+            left -= needed
+        return waves
+
+    def _step_bytes(self, name: str, x: Data) -> int:
+        """Returns what a member takes beside its variables, which are there in any case."""
+        member = self._members[name]
+        state = backends.state_bytes(member.model)
+        copies = 2 if self.layout != "joined" else 1  # a stack has values of its own
+        try:
+            with_shapes = x if hasattr(x, "shape") else None
+            sizes = training_bytes(member.model, member.samples_per_step or 32, with_shapes)
+        except CohortError:  # the shapes of its inputs are not known
+            return 3 * copies * state
+        return sizes["total"] - sizes["weights"] - sizes["optimizer"] + copies * state
+
+
+# The part of the free memory that members may take which train at the same time.
+FREE_SHARE = 0.5
+
+
+def _check_at_once(at_once: int | str | None) -> None:
+    is_count = isinstance(at_once, int) and not isinstance(at_once, bool) and at_once > 0
+    if at_once is not None and at_once != "auto" and not is_count:
+        raise CohortError(
+            "Expected `at_once` to be a positive integer, 'auto' or None. "
+            f"Received: at_once={at_once!r}."
+        )
 
 
 def _check_plan(plan: Plan, models: Mapping[str, keras.Model]) -> None:

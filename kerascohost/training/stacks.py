@@ -88,6 +88,7 @@ class Stacks:
     def __init__(self, layout: Layout | Plan):
         self.layout = layout
         self._timings: dict[Hashable, StepTiming] = {}
+        self._wave_of: dict[str, int] = {}
         self.active_stacks: list[ActiveStack] = []
         self.reasons: dict[str, str] = {}
         self._active_of: dict[str, ActiveStack] = {}
@@ -157,17 +158,24 @@ class Stacks:
                 self._active_of[name] = active
 
     def _may_stack(self, models: dict[str, keras.Model]) -> list[dict[str, keras.Model]]:
-        """Returns the models in groups of which stacks may be made: all, or those of a plan."""
-        if not isinstance(self.layout, Plan):
-            return [models]
-        groups: dict[int, dict[str, keras.Model]] = {}
+        """Returns the models in groups of which stacks may be made: those of a wave, of a plan."""
+        groups: dict[tuple[int | None, ...], dict[str, keras.Model]] = {}
         for name, model in models.items():
-            number = self.layout.stack_of(name)
+            number = self.layout.stack_of(name) if isinstance(self.layout, Plan) else 0
             if number is None:
                 self.reasons[name] = "is joined in the plan that was given"
             else:
-                groups.setdefault(number, {})[name] = model
+                groups.setdefault((number, self._wave_of.get(name)), {})[name] = model
         return list(groups.values())
+
+    def set_waves(self, waves: Sequence[Sequence[str]]) -> None:
+        """Has members stacked only with members that train at the same time."""
+        wave_of = {name: i for i, wave in enumerate(waves) for name in wave}
+        if wave_of != self._wave_of and self._stamps:  # sorted anew
+            for active in list(self.active_stacks):
+                self._leave(active)
+            self._stamps.clear()
+        self._wave_of = wave_of
 
     def note_timing(self, active: ActiveStack, timing: StepTiming, steps_left: int) -> None:
         """Takes up what was measured of a stack; dissolves it if joined steps save time.

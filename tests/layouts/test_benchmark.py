@@ -109,6 +109,8 @@ def test_the_frame_has_a_row_for_each_layout(measured):
     assert (there[["samples_per_s", "step_ms"]] > 0).all(axis=None)
     assert (there["compile_s"] >= 0).all()
     assert (there["memory_mb"].dropna() >= 0).all()
+    assert (there["cpu_s"] > 0).all()
+    assert there["energy_j"].isna().all() == there["gpu_utilization"].isna().all()
     assert (there["low"] <= there["speedup"]).all() and (there["speedup"] <= there["high"]).all()
     assert rows.loc["separate", "speedup"] == 1
     assert there["same_training"].tolist() == [True, True, False, False]

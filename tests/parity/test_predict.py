@@ -155,6 +155,33 @@ def test_a_layer_that_changes_a_variable_is_predicted_alone(vectorized):
     assert float(first.layers[-1].calls.value) == float(again.layers[-1].calls.value)
 
 
+class Noise(layers.Layer):
+    """Draws from Keras's global generator, also in `predict`."""
+
+    def call(self, x):
+        return x + keras.random.uniform(keras.ops.shape(x))
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="Keras on JAX refuses steps that draw without a seed"
+)
+def test_random_numbers_are_each_models_own():
+    def noisy(seed):
+        keras.utils.set_random_seed(seed)
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(2), Noise()])
+        model.compile("adam", "mse")
+        keras.utils.set_random_seed(5)
+        return model
+
+    apart = [noisy(seed).predict(X, verbose=0) for seed in range(2)]
+    models = {f"m{seed}": noisy(seed) for seed in range(2)}
+    for layout in ("joined", "stacked"):
+        keras.utils.set_random_seed(5)
+        found = kc.Cohort(models, layout=layout).predict(X, verbose=0)
+        for one, other in zip(found.values(), apart, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_predictions_are_those_of_the_present_weights(vectorized):
     y = X[:, :3]
     cohort = kc.Cohort({f"m{seed}": mlp(seed) for seed in range(3)}, layout="stacked")

@@ -232,7 +232,7 @@ def test_what_is_not_plain_memory_of_numbers_is_read_in_chunks(put, tmp_path):
 
 
 def test_arrays_beyond_the_budget_are_read_in_chunks(put, monkeypatch):
-    monkeypatch.setattr(resident, "_free_bytes", lambda: int(4 * 50 * 5 / resident._SHARE))
+    monkeypatch.setattr(resident, "free_bytes", lambda: int(4 * 50 * 5 / resident._SHARE))
     models = [regressor(), regressor()]
     models[1].name = "second"
     kc.Cohort(models).fit({models[0].name: X, "second": X + 1}, Y, verbose=0)

@@ -146,6 +146,23 @@ def test_another_configuration_is_traced_anew(traced):
     compare.assert_same(apart, trained, 1e-4)
 
 
+def test_metrics_of_other_names_have_logs_of_their_own(traced):
+    def named(name):
+        def build():
+            model = keras.Sequential([keras.Input((6,)), layers.Dense(2)])
+            model.compile("adam", "mse", metrics=[keras.metrics.MeanAbsoluteError(name=name)])
+            return model
+
+        return {f"m{i}": Member(build, x=X, y=Y, shuffle=False) for i in range(2)}
+
+    for name in ("one", "two"):
+        members = named(name)
+        apart = compare.train_apart(members)
+        _, trained, _ = trained_together(members, traced)
+        compare.assert_same(apart, trained, 1e-4)
+        assert set(trained["m0"].history.history) == {"loss", name}
+
+
 def test_shared_floats_are_compared(traced):
     """Floats that all members have in common are part of the trace."""
     members = {f"m{i}": Member(lambda: mlp(decay=0.1), x=X, y=Y, shuffle=False) for i in range(2)}

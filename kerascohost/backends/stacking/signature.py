@@ -158,6 +158,7 @@ class StepSignature:
         float_refs: The places of the floats.
         variables: The model's variables, in an order that models of one signature share.
         is_of_keras: Whether all code that a step runs is that of `_PACKAGES`.
+        metric_names: The names of the model's metrics, which are the keys of its logs.
 
     Raises:
         NotStackableError: If the model holds something that cannot be compared.
@@ -173,6 +174,7 @@ class StepSignature:
         self._own = {id(variable) for variable in [*self.variables, *coming]}
         self._of_keras = True  # whether an object of Keras's holds what is visited
         self.is_of_keras = True
+        self.metric_names = tuple(metric.name for metric in backends.with_parts(model.metrics))
         self._visit("model", model)
         self.entries.append(("optimizer.exclude_from_weight_decay", backends.decayed(model)))
         for i, variable in enumerate(self.variables):  # as references to those already seen
@@ -501,7 +503,8 @@ def _reuse_key(
     shared = tuple((ref.path, ref.value) for i, ref in refs if i not in traced)
     devices = frozenset(str(getattr(v.value, "device", "")) for v in prototype.variables)
     entries = tuple(prototype.entries[1:])
-    return len(names), tuple(traced), shared, devices, Configuration().traced, entries
+    configuration, told = Configuration().traced, prototype.metric_names
+    return len(names), tuple(traced), shared, devices, configuration, told, entries
 
 
 class ReadSnapshot(Protocol):

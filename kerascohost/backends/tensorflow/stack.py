@@ -328,6 +328,7 @@ class Program:
                 _Scope(mapping) as scope,
             ):
                 outputs = model.predict_step(stacking.unflattened(structure, batch))
+            _refuse_strangers(scope, variables)
             if any(scope.get_current_value(variable) is not value for variable, value in mapping):
                 raise NotStackableError("changes variables when it predicts")
             return outputs
@@ -351,9 +352,7 @@ class Program:
                 _Scope(mapping) as scope,
             ):
                 own_step(model, scope, data)
-            strangers = set(scope.state_mapping) - {id(v) for v in variables}
-            if strangers:
-                raise NotStackableError("changes a variable which the model does not track")
+            _refuse_strangers(scope, variables)
             return [scope.get_current_value(variables[i]) for i in self._changing]
 
         return step
@@ -363,6 +362,11 @@ class Program:
         mapping = [(own[i], value) for i, value in zip(self._metrics, values, strict=True)]
         with keras.StatelessScope(mapping):
             return self._prototype.get_metrics_result()
+
+
+def _refuse_strangers(scope: keras.StatelessScope, variables: list[keras.Variable]) -> None:
+    if set(scope.state_mapping) - {id(v) for v in variables}:
+        raise NotStackableError("changes a variable which the model does not track")
 
 
 def _of_calls(model: keras.Model) -> set[int]:

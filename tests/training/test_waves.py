@@ -1,0 +1,94 @@
+"""`at_once`: members that train in waves end as if all trained together."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kerascohost as kc
+from kerascohost.training import cohort as training
+from tests.helpers import compare
+from tests.helpers.compare import Member
+
+X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+LAYOUT = "joined" if keras.backend.backend() == "torch" else "stacked"
+
+
+def members(count=5, broken=None):
+    def build():
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(4, "relu"), layers.Dense(2)])
+        model.compile("adam", "mse", metrics=["mae"])
+        return model
+
+    class Fails(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise RuntimeError("broken")
+
+    return {
+        f"m{i}": Member(
+            build, x=X, y=X[:, :2] * i, epochs=1 + i % 2,
+            callbacks=lambda i=i: [Fails()] if i == broken else [],
+        )
+        for i in range(count)
+    }  # fmt: skip
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The names of the members of each run of the scheduler."""
+    found = []
+    run = training.Scheduler.run
+
+    def recorded(self, tasks):
+        found.append([task.member.name for task in tasks])
+        return run(self, tasks)
+
+    monkeypatch.setattr(training.Scheduler, "run", recorded)
+    return found
+
+
+@pytest.mark.parametrize("layout", ["joined", LAYOUT])
+def test_waves_end_as_separate_fits(runs, layout):
+    trained = compare.train_together(members(), layout=layout, at_once=2)
+    assert runs == [["m0", "m1"], ["m2", "m3"], ["m4"]]
+    tolerance = None if layout == "joined" else 1e-4
+    compare.assert_same(compare.train_apart(members()), trained, tolerance)
+
+
+def test_a_stack_is_of_one_wave():
+    if LAYOUT == "joined":
+        pytest.skip("torch runs eagerly: runs once a torch program compiles its steps")
+    cohort = kc.Cohort({n: m.build() for n, m in members().items()}, layout="stacked", at_once=2)
+    cohort.fit(X, X[:, :2], verbose=0)
+    assert cohort.plan.summary.startswith("4 members in 2 stacks, 1 joined (m4")
+    assert list(cohort.predict(X, verbose=0)) == list(cohort.members)
+
+
+def test_auto_takes_what_is_expected_to_fit(runs, monkeypatch):
+    models = {n: m.build() for n, m in members().items()}
+    kc.Cohort(models, at_once="auto").fit(X, X[:, :2], verbose=0)
+    needed = kc.Cohort(models)._step_bytes("m0", X)
+    monkeypatch.setattr(training, "free_bytes", lambda: 6 * needed)
+    kc.Cohort(models, at_once="auto").fit(X, X[:, :2], verbose=0)
+    monkeypatch.setattr(training, "free_bytes", lambda: 0)
+    kc.Cohort(models, at_once="auto").evaluate(X, X[:, :2], verbose=0)
+    assert [len(names) for names in runs] == [5, 3, 2, 1, 1, 1, 1, 1]
+
+
+def test_a_failure_ends_the_waves_to_come(runs):
+    cohort = kc.Cohort({n: m.build() for n, m in members().items()}, at_once=2)
+    given = compare.by_argument(members(broken=2))
+    with pytest.raises(RuntimeError, match="broken"):
+        cohort.fit(verbose=0, **given)
+    assert [len(cohort.history[f"m{i}"].epoch) for i in (0, 1, 4)] == [1, 2, 0]
+    assert len(runs) == 2
+    cohort.fit(verbose=0, **compare.by_argument(members()))
+    assert len(cohort.history["m4"].epoch) == 1
+
+
+@pytest.mark.parametrize("at_once", [0, True, "all", 2.0])
+def test_what_cannot_be_is_refused(at_once):
+    with pytest.raises(
+        kc.CohortError, match=r"`at_once` to be a positive integer.*Received: at_once"
+    ):
+        kc.Cohort({"m": members()["m0"].build()}, at_once=at_once)
