@@ -13,7 +13,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -41,6 +41,9 @@ from kerascohost.training import sharing
 from kerascohost.training.member import Member, Run
 from kerascohost.training.scheduler import Scheduler, Task
 
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
+
 
 class Cohort:
     """Several Keras models, trained together as one program, each exactly as if alone.
@@ -64,6 +67,9 @@ class Cohort:
             dict from names to integers. Default 1. The member ends as its own `fit` with a
             `batch_size` that many times larger, but for layers that compute over a whole batch,
             such as BatchNormalization: they compute over the batch of each replica.
+        workers: `kerascohost.RayWorkers`, processes on this machine or a cluster that `fit` trains
+            the members in, each in one of them. Default `None`: all are trained here. `evaluate`
+            and `predict` run here.
 
     Attributes:
         members: A dict from names to the models.
@@ -100,6 +106,7 @@ class Cohort:
         layout: Layout = "joined",
         group_factor: PerMember[int] = 1,
         replicas: PerMember[int] = 1,
+        workers: "Workers | None" = None,
     ):
         named = named_models(models)
         check_layout(layout)
@@ -112,6 +119,7 @@ class Cohort:
         }
         sharing.check_optimizers(named)
         self._scheduler = Scheduler(layout)
+        self._workers = workers
         self._working = threading.Lock()
         self._doing = ""
         self._history: CohortHistory | None = CohortHistory({})
@@ -177,7 +185,8 @@ class Cohort:
         The copy has no history and nothing compiled. Models are pickled and copied by Keras.
         """
         own = {"progress": self.progress} if "progress" in vars(self) else None
-        return type(self), (self.members, self.layout, self.group_factor, self.replicas), own
+        given = (self.members, self.layout, self.group_factor, self.replicas, self._workers)
+        return type(self), given, own
 
     def __repr__(self) -> str:
         told = [*self._members, f"layout={self.layout!r}"]
@@ -287,6 +296,8 @@ class Cohort:
             validation_batch_size=validation_batch_size,
             validation_freq=validation_freq,
         )
+        if self._workers is not None:
+            return self._fit_elsewhere(arguments, self._workers)
         with self._one_at_a_time("fit"):
             for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
                 member.forget_history()
@@ -297,6 +308,21 @@ class Cohort:
                     self._members.values(), [own["verbose"] for own in arguments.values()]
                 )
                 self._run("train", arguments, lambda member, bar: member.training([bar]))
+            finally:
+                self._history = self._recorded()
+        return self.history
+
+    def _fit_elsewhere(
+        self, arguments: Mapping[str, FitArguments], workers: "Workers"
+    ) -> CohortHistory:
+        """Trains all members in other processes."""
+        from kerascohost.training.workers import WorkersFit  # needs what pickles models
+
+        with self._one_at_a_time("fit"):
+            fit = WorkersFit(self._members, arguments, self.layout, workers, self.progress)
+            self._history = None
+            try:
+                fit.run()
             finally:
                 self._history = self._recorded()
         return self.history
