@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from kerascohost import errors
+from kerascohost import backends, errors
 from kerascohost.arguments import (
     Argument,
     Callbacks,
@@ -33,6 +33,7 @@ from kerascohost.arguments import (
     per_member,
 )
 from kerascohost.backends import Logs, StepKind, Tree
+from kerascohost.backends.base import Thing
 from kerascohost.errors import CohortError
 from kerascohost.results.history import CohortHistory
 from kerascohost.results.plan import Plan
@@ -70,6 +71,8 @@ class Cohort:
         workers: `kerascohost.RayWorkers`, processes on this machine or a cluster that `fit` trains
             the members in, each in one of them. Default `None`: all are trained here. `evaluate`
             and `predict` run here.
+        devices: On JAX the devices of this machine over which the members of each stack are spread,
+            as `jax.devices()`. Default `None`: one device. Elsewhere see `workers`.
 
     Attributes:
         members: A dict from names to the models.
@@ -107,6 +110,7 @@ class Cohort:
         group_factor: PerMember[int] = 1,
         replicas: PerMember[int] = 1,
         workers: "Workers | None" = None,
+        devices: Sequence[Thing] | None = None,
     ):
         named = named_models(models)
         check_layout(layout)
@@ -118,7 +122,8 @@ class Cohort:
             for name, model in named.items()
         }
         sharing.check_optimizers(named)
-        self._scheduler = Scheduler(layout)
+        self._devices = _checked_devices(devices, layout, workers)
+        self._scheduler = Scheduler(layout, self._devices)
         self._workers = workers
         self._working = threading.Lock()
         self._doing = ""
@@ -185,7 +190,8 @@ class Cohort:
         The copy has no history and nothing compiled. Models are pickled and copied by Keras.
         """
         own = {"progress": self.progress} if "progress" in vars(self) else None
-        given = (self.members, self.layout, self.group_factor, self.replicas, self._workers)
+        factors = (self.group_factor, self.replicas)
+        given = (self.members, self.layout, *factors, self._workers, self._devices or None)
         return type(self), given, own
 
     def __repr__(self) -> str:
@@ -552,6 +558,30 @@ class Cohort:
             tasks.append(Task(member, begin(member, bar), bar))
         results = self._scheduler.run(tasks)
         return {name: results[name] for name in self._members}
+
+
+def _checked_devices(
+    devices: Sequence[Thing] | None, layout: Layout, workers: "Workers | None"
+) -> list[Thing]:
+    """Returns the devices of a cohort's stacks.
+
+    Raises:
+        CohortError: If its members cannot be spread over them.
+    """
+    if devices is None:
+        return []
+    spread = "`workers=kc.RayWorkers(use_gpu=True)` trains members on several devices."
+    if workers is not None:
+        raise CohortError("Expected `workers` or `devices`. Received: both.")
+    wrong = backends.get_backend().check_devices(list(devices))
+    if wrong is not None:
+        raise CohortError(f"{wrong} {spread}")
+    if layout == "joined":
+        raise CohortError(
+            "Expected layout='stacked' or 'auto', as the members of a stack are spread over "
+            f"`devices`. Received: layout='joined' with `devices`. {spread}"
+        )
+    return list(devices)
 
 
 # Keras's defaults, which `Cohort.fit` has too, for members that a dict does not name. Arguments

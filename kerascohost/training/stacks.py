@@ -8,6 +8,7 @@ from keras import tree
 
 from kerascohost import backends
 from kerascohost.backends import Program, StepKind, stacking
+from kerascohost.backends.base import Thing
 from kerascohost.results.plan import Plan
 from kerascohost.training.member import Member, StepRequest
 
@@ -57,10 +58,12 @@ class Stacks:
     Args:
         layout: `"stacked"`: all that can be stacked is; `"auto"`: where it is expected to be faster
             than joined; `"joined"`: nothing is.
+        devices: The devices over which the members of each stack are spread.
     """
 
-    def __init__(self, layout: str):
+    def __init__(self, layout: str, devices: Sequence[Thing] = ()):
         self.layout = layout
+        self.devices = devices
         self.active_stacks: list[ActiveStack] = []
         self.reasons: dict[str, str] = {}
         self._active_of: dict[str, ActiveStack] = {}
@@ -115,6 +118,7 @@ class Stacks:
             if slow is not None:
                 self.reasons |= dict.fromkeys(stack.names, slow)
                 continue
+            stack.devices = self.devices
             active = ActiveStack(stack, stacked)
             self.active_stacks.append(active)
             for name in stack.names:

@@ -15,6 +15,7 @@ from keras import tree
 
 from kerascohost.backends import StepRange, has_own_step, resident, stacking
 from kerascohost.backends.base import Logs, ProgramMember, StepKind, Tensor, Tree
+from kerascohost.backends.jax.devices import Placement
 from kerascohost.backends.stacking import Stack
 
 # The values of the variables of some members, in groups as a step takes them.
@@ -45,15 +46,19 @@ class StackedState(stacking.StackedState):
 
     def __init__(self, stack: Stack, models: Sequence[keras.Model]):
         super().__init__(stack, models)
-        size = len(stack.names)
-        self.values = [jnp.zeros((size, *v.shape), v.dtype) for v in stack.variables[0]]
+        self.placement = Placement(stack.devices, len(stack.names))
+        size = self.placement.rows
+        self.values = [
+            self.placement.by_member(jnp.zeros((size, *v.shape), v.dtype))
+            for v in stack.variables[0]
+        ]
         self._stacked = jax.jit(lambda columns: [jnp.stack(column) for column in columns])
         self._unstacked = jax.jit(lambda values: [jnp.unstack(value) for value in values])
 
     def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies the variables at `positions` of these members into their rows."""
         own = self.stack.variables
-        if self.is_often("load", rows):
+        if not self.placement.is_spread and self.is_often("load", rows):
             columns = self._stacked([[member[i].value for member in own] for i in positions])
         else:
             columns = [self._with(i, rows) for i in positions]
@@ -64,14 +69,15 @@ class StackedState(stacking.StackedState):
         column = np.array(self.values[position])
         for row in rows:
             column[row] = self.stack.variables[row][position].value
-        return jax.device_put(column)
+        column[len(self.stack.names) :] = column[0]
+        return self.placement.by_member(jax.device_put(column))
 
     def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies these rows into the members' variables at `positions`, all in one transfer.
 
         `_value`: `assign` converts and checks each value, which takes longer than all the rest.
         """
-        if self.is_often("store", rows):
+        if not self.placement.is_spread and self.is_often("store", rows):
             columns = self._unstacked([self.values[i] for i in positions])
         else:
             views = [np.asarray(self.values[i]) for i in positions]
@@ -103,7 +109,10 @@ class Program:
         self._stack = stack
         self._state = state
         self._groups = self._state_groups()
-        self._floats = [np.asarray(values, keras.config.floatx()) for values in stack.values]
+        floats = [np.asarray(values, keras.config.floatx()) for values in stack.values]
+        self._placement = state.placement
+        every = self._placement.with_copies(range(len(stack.names)))
+        self._floats = [values[every] for values in floats]
         self._run = jax.jit(self._loop, static_argnames="everyone")
         self._traced: set[tuple[Hashable, ...]] = set()
         self._data: _Loaded | None = None
@@ -134,21 +143,25 @@ class Program:
             names, [name for name, step_range in ranges.items() if step_range.metrics_reset]
         )
         rows = self._state.rows(names)
-        padded = rows if everyone else _padded(rows)
+        padded = self._placement.with_copies(rows) if everyone else _padded(rows)
         chosen = [ranges[self._stack.names[row]] for row in padded]
-        begin, data = self._on_device(chosen)
+        begin, data = self._on_device(chosen, everyone)
         bounds = np.array([begin, begin + chosen[0].stop - chosen[0].start], np.int32)
-        given = (self._state.values, data, np.array(padded, np.int32), bounds)
+        values = self._state.values
+        if not everyone:
+            values = [self._placement.on_one(value) for value in values]
+        given = (values, data, np.array(padded, np.int32), bounds)
         self._trace(given, everyone)
         values, logs = self._run(*given, everyone=everyone)
         jax.block_until_ready(values)  # a failure must show before anything is replaced
-        self._state.values = values
+        self._state.values = [self._placement.by_member(value) for value in values]
         logs = jax.tree.map(lambda leaf: leaf[: len(rows)], jax.device_get(logs))
         return stacking.logs_by_member(names, rows, logs, self._models)
 
     def release_data(self) -> None:
         """Releases the data of a run that has ended."""
         self._data = None
+        self._placement.release()
 
     def _trace(self, given: _Given, everyone: bool) -> None:
         """Traces the step, once for each shape; the call that follows uses the trace.
@@ -163,7 +176,7 @@ class Program:
             self._run.trace(*given, everyone=everyone)
         self._traced.add(key)
 
-    def _on_device(self, ranges: Sequence[StepRange]) -> tuple[int, Tree]:
+    def _on_device(self, ranges: Sequence[StepRange], everyone: bool) -> tuple[int, Tree]:
         """Returns the position of the first batch in the stacked chunks, and their arrays.
 
         Whole chunks are transferred, as another number of steps would be compiled anew, and stay
@@ -177,8 +190,20 @@ class Program:
         chunks = [(id(step_range.chunk), step_range.start - begin) for step_range in ranges]
         if self._data is None or self._data.chunks != chunks:
             shifts = [by for _, by in chunks]
-            self._data = _Loaded(chunks, _stacked(ranges, shifts), ranges)
+            loaded = _stacked(ranges, shifts)
+            if everyone:
+                loaded = self._spread(loaded)
+            self._data = _Loaded(chunks, loaded, ranges)
         return begin, self._data.arrays
+
+    def _spread(self, loaded: Tree) -> Tree:
+        """Returns what `_stacked` returned of all members, on the devices of the stack."""
+        place = self._placement
+        arrays, firsts, rows = loaded
+        if rows is None:
+            return jax.tree.map(lambda array: place.by_member(array, 1), arrays), None, None
+        firsts = jax.tree.map(place.by_member, firsts)
+        return jax.tree.map(place.everywhere, arrays), firsts, place.by_member(rows, 1)
 
     def _loop(
         self,

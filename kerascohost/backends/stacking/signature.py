@@ -426,7 +426,10 @@ class Stack:
         variables: For each member its variables, in an order that is the same for all.
         float_refs: The prototype's places of the traced floats.
         values: For each of `float_refs`, the members' values.
+        devices: The devices over which its members are spread; none: the backend's own choice.
     """
+
+    devices: Sequence[Thing] = ()
 
     def __init__(
         self, names: Sequence[str], signatures: Sequence[StepSignature], traced: Sequence[int]
