@@ -266,8 +266,9 @@ class Dying(keras.callbacks.Callback):
 def test_members_of_a_worker_that_dies_are_trained_on(workers, tmp_path, sync_every, begins):
     workers.sync_every = sync_every
     dying = Dying(3, tmp_path)
-    members = {
-        "dies": shuffled(with_state, epochs=6, callbacks=lambda: [dying, Recording()]),
+    fit = {"epochs": 6, "batch_size": 16, "steps_per_epoch": 2, "validation_split": 0}
+    members = {  # whose epochs are parts of a pass over the data
+        "dies": shuffled(with_state, callbacks=lambda: [dying, Recording()], **fit),
         "lives": shuffled(epochs=6),
     }
     (tmp_path / "died").touch()
