@@ -23,6 +23,7 @@ from kerascohost.results.progress import Progress
 from kerascohost.training.cohort import Cohort
 
 if TYPE_CHECKING:
+    from kerascohost.integrations.ray import RayWorkers
     from kerascohost.notebook.magic import InteractiveShell
     from kerascohost.notebook.session import CohostSession
     from kerascohost.notebook.widget import CohostWidget
@@ -40,6 +41,7 @@ __all__ = [
     "MemoryEstimate",
     "Plan",
     "Progress",
+    "RayWorkers",
     "Subset",
     "UngroupBatch",
     "benchmark",
@@ -59,8 +61,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> "type[CohostWidget] | type[CohostSession]":
-    """Imports the widget's classes when they are first used, as they need widget libraries."""
+def __getattr__(name: str) -> "type[CohostWidget] | type[CohostSession] | type[RayWorkers]":
+    """Imports classes when they are first used, as they need libraries of widgets, or Ray."""
+    if name == "RayWorkers":
+        from kerascohost.integrations.ray import RayWorkers
+
+        return RayWorkers
     if name == "CohostWidget":
         from kerascohost.notebook.widget import CohostWidget
 

@@ -1,6 +1,7 @@
 """The one error class of kerascohost, and the helpers that put a member's name on a failure."""
 
 import contextlib
+import contextvars
 import difflib
 import operator
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,10 @@ class CohortError(ValueError):
     """
 
 
+# The member whose code is running, for what it prints in a worker.
+running: contextvars.ContextVar[str] = contextvars.ContextVar("running", default="")
+
+
 @contextlib.contextmanager
 def about(member: str) -> Iterator[None]:
     """Adds the member's name to every exception that leaves the block.
@@ -32,6 +37,7 @@ def about(member: str) -> Iterator[None]:
     would have raised: it keeps its type and its text, so that `except TypeError` in a program goes
     on working, and gets a note.
     """
+    outside = running.set(member)
     try:
         yield
     except CohortError as error:
@@ -41,6 +47,8 @@ def about(member: str) -> Iterator[None]:
     except Exception as error:
         attributed(error, member)
         raise
+    finally:
+        running.reset(outside)
 
 
 @contextlib.contextmanager

@@ -223,6 +223,9 @@ class Backend(Protocol):
     def stacks_badly(self, model: keras.Model) -> str | None:
         """Returns why models like this one are expected to be slower stacked, or `None`."""
 
+    def check_devices(self, devices: Sequence[Thing]) -> str | None:
+        """Returns why the members of a stack cannot be spread over these devices, or `None`."""
+
     def row_order(
         self, num_rows: int, batch_size: int, shuffle: bool | str, owns_state: bool = False
     ) -> "RowOrder":

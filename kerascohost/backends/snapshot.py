@@ -1,5 +1,6 @@
 """Restores models to an earlier state, so that a measurement can train the user's own models."""
 
+import collections
 import contextlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -81,7 +82,7 @@ def _contents(models: Iterable[keras.Model]) -> list[_Content]:
     while waiting:
         thing = waiting.pop()
         if id(thing) not in found and _is_followed(thing):
-            items, attributes = _items(thing), dict(getattr(thing, "__dict__", {}))
+            items, attributes = items_of(thing), dict(getattr(thing, "__dict__", {}))
             found[id(thing)] = _Content(thing, items, attributes)
             waiting += [*(items.values() if isinstance(items, dict) else items)]
             waiting += attributes.values()
@@ -102,17 +103,18 @@ def _is_followed(thing: Thing) -> bool:
     return library == "keras" or isinstance(thing, KerasSaveable)
 
 
-def _items(thing: Thing) -> dict[Thing, Thing] | list[Thing]:
+def items_of(thing: Thing) -> dict[Thing, Thing] | list[Thing]:
     """Returns the items of a container, without calling methods that its class overrides."""
     if isinstance(thing, dict):
         return dict(thing)
-    kind = next((kind for kind in (list, tuple, set) if isinstance(thing, kind)), None)
+    kind = next(
+        (kind for kind in (list, tuple, set, collections.deque) if isinstance(thing, kind)), None
+    )
     return list(kind.__iter__(thing)) if kind else []
 
 
-def _fill(content: _Content) -> None:
-    """Restores items and attributes, without calling methods that the object's class overrides."""
-    thing, items, attributes = content
+def set_items(thing: Thing, items: dict[Thing, Thing] | list[Thing]) -> None:
+    """Sets the items of a container, without calling methods that its class overrides."""
     if isinstance(thing, dict):
         inner = getattr(thing, "__wrapped__", thing)
         dict.clear(inner)
@@ -124,6 +126,15 @@ def _fill(content: _Content) -> None:
     elif isinstance(thing, set):
         set.clear(thing)
         set.update(thing, items)
+    elif isinstance(thing, collections.deque):
+        collections.deque.clear(thing)
+        collections.deque.extend(thing, items)
+
+
+def _fill(content: _Content) -> None:
+    """Restores items and attributes, without calling methods that the object's class overrides."""
+    thing, items, attributes = content
+    set_items(thing, items)
     if attributes:
         thing.__dict__.clear()
         thing.__dict__.update(attributes)

@@ -240,6 +240,31 @@ class ArrayBatches:
                 epoch. Then they are compared, and put there again if it has.
         """
         self._use_resident(resident, may_have_changed)
+        order, step, stop = self._begin_epoch()
+        while step < stop:
+            chunk = self._window(order, step, stop)
+            yield chunk
+            step += chunk.stop - chunk.start
+        self._begun_at = None
+
+    def skip(self, epochs: int, reads_to_build: bool) -> None:
+        """Draws for epochs that have been trained elsewhere, and drops them.
+
+        Args:
+            epochs: The number of epochs.
+            reads_to_build: Whether a batch was read there to build the model.
+        """
+        if reads_to_build:
+            self.read_to_build()
+        for _ in range(epochs):
+            self._begin_epoch()
+            self._begun_at = None
+
+    def _begin_epoch(self) -> tuple[np.ndarray | None, int, int]:
+        """Returns the order of the next epoch, its first step, and the step before which it ends.
+
+        These are steps of one pass over the data.
+        """
         order, step = self._next_pass()
         self._begun_at, self.steps_taken = step, 0
         due = self._whole_executions(self.steps_per_epoch)
@@ -250,11 +275,7 @@ class ArrayBatches:
         goes_on = self._per_epoch and due < left
         stop = min(self._num_steps, step + due)
         self._pass = (order, stop) if goes_on else None
-        while step < stop:
-            chunk = self._window(order, step, stop)
-            yield chunk
-            step += chunk.stop - chunk.start
-        self._begun_at = None
+        return order, step, stop
 
     def _use_resident(self, resident: ResidentArrays | None, may_have_changed: bool) -> None:
         columns = tree.flatten(self._columns)

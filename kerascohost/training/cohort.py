@@ -14,7 +14,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
@@ -34,6 +34,7 @@ from kerascohost.arguments import (
     per_member,
 )
 from kerascohost.backends import Logs, StepKind, Tree
+from kerascohost.backends.base import Thing
 from kerascohost.backends.resident import free_bytes
 from kerascohost.errors import CohortError
 from kerascohost.models.memory import training_bytes
@@ -43,6 +44,9 @@ from kerascohost.results.progress import Progress
 from kerascohost.training import sharing
 from kerascohost.training.member import Member, Run
 from kerascohost.training.scheduler import Scheduler, Task
+
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
 
 
 class Cohort:
@@ -74,6 +78,11 @@ class Cohort:
             memory than there is: an integer, or `"auto"`: as many as half of the free memory is
             enough for, by what `estimate_memory` predicts. The members train in waves, in their
             order; each ends as without. Default `None`: all.
+        workers: `kerascohost.RayWorkers`, processes on this machine or a cluster that `fit` trains
+            the members in, each in one of them. Default `None`: all are trained here. `evaluate`
+            and `predict` run here.
+        devices: On JAX the devices of this machine over which the members of each stack are spread,
+            as `jax.devices()`. Default `None`: one device. Elsewhere see `workers`.
 
     Attributes:
         members: A dict from names to the models.
@@ -112,8 +121,10 @@ class Cohort:
         group_factor: PerMember[int] = 1,
         replicas: PerMember[int] = 1,
         at_once: int | Literal["auto"] | None = None,
+        workers: "Workers | None" = None,
+        devices: Sequence[Thing] | None = None,
     ):
-        _check_at_once(at_once)
+        _check_at_once(at_once, workers)
         named = named_models(models)
         if isinstance(layout, Plan):
             _check_plan(layout, named)
@@ -128,7 +139,9 @@ class Cohort:
         }
         sharing.check_optimizers(named)
         self.at_once = at_once
-        self._scheduler = Scheduler(layout)
+        self._devices = _checked_devices(devices, layout, workers)
+        self._scheduler = Scheduler(layout, self._devices)
+        self._workers = workers
         self._working = threading.Lock()
         self._doing = ""
         self._history: CohortHistory | None = CohortHistory({})
@@ -194,7 +207,9 @@ class Cohort:
         The copy has no history and nothing compiled. Models are pickled and copied by Keras.
         """
         own = {"progress": self.progress} if "progress" in vars(self) else None
-        given = (self.members, self.layout, self.group_factor, self.replicas, self.at_once)
+        factors = (self.group_factor, self.replicas)
+        own_way = (self.at_once, self._workers, self._devices or None)
+        given = (self.members, self.layout, *factors, *own_way)
         return type(self), given, own
 
     def __repr__(self) -> str:
@@ -308,6 +323,8 @@ class Cohort:
             validation_batch_size=validation_batch_size,
             validation_freq=validation_freq,
         )
+        if self._workers is not None:
+            return self._fit_elsewhere(arguments, self._workers)
         with self._one_at_a_time("fit"):
             for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
                 member.forget_history()
@@ -319,6 +336,21 @@ class Cohort:
                     self._members.values(), [own["verbose"] for own in arguments.values()]
                 )
                 self._run("train", arguments, lambda member, bar: member.training([bar]))
+            finally:
+                self._history = self._recorded()
+        return self.history
+
+    def _fit_elsewhere(
+        self, arguments: Mapping[str, FitArguments], workers: "Workers"
+    ) -> CohortHistory:
+        """Trains all members in other processes."""
+        from kerascohost.training.workers import WorkersFit  # needs what pickles models
+
+        with self._one_at_a_time("fit"):
+            fit = WorkersFit(self._members, arguments, self.layout, workers, self.progress)
+            self._history = None
+            try:
+                fit.run()
             finally:
                 self._history = self._recorded()
         return self.history
@@ -596,7 +628,9 @@ class Cohort:
 FREE_SHARE = 0.5
 
 
-def _check_at_once(at_once: int | str | None) -> None:
+def _check_at_once(at_once: int | str | None, workers: "Workers | None") -> None:
+    if at_once is not None and workers is not None:
+        raise CohortError("Expected `workers` or `at_once`. Received: both.")
     is_count = isinstance(at_once, int) and not isinstance(at_once, bool) and at_once > 0
     if at_once is not None and at_once != "auto" and not is_count:
         raise CohortError(
@@ -612,6 +646,30 @@ def _check_plan(plan: Plan, models: Mapping[str, keras.Model]) -> None:
             f"{', '.join(map(repr, models))}. Received: a plan of "
             f"{', '.join(map(repr, plan.members))}."
         )
+
+
+def _checked_devices(
+    devices: Sequence[Thing] | None, layout: Layout | Plan, workers: "Workers | None"
+) -> list[Thing]:
+    """Returns the devices of a cohort's stacks.
+
+    Raises:
+        CohortError: If its members cannot be spread over them.
+    """
+    if devices is None:
+        return []
+    spread = "`workers=kc.RayWorkers(use_gpu=True)` trains members on several devices."
+    if workers is not None:
+        raise CohortError("Expected `workers` or `devices`. Received: both.")
+    wrong = backends.get_backend().check_devices(list(devices))
+    if wrong is not None:
+        raise CohortError(f"{wrong} {spread}")
+    if layout == "joined":
+        raise CohortError(
+            "Expected layout='stacked' or 'auto', as the members of a stack are spread over "
+            f"`devices`. Received: layout='joined' with `devices`. {spread}"
+        )
+    return list(devices)
 
 
 # Keras's defaults, which `Cohort.fit` has too, for members that a dict does not name. Arguments

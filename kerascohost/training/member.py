@@ -79,6 +79,25 @@ class StepRequest:
     must_sync: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class Progressed:
+    """The position in a training at the end of one of its epochs, from which it can be resumed.
+
+    Attributes:
+        epoch: The epoch to go on with.
+        epochs: The number of epochs that have been trained.
+        read_to_build: Whether a batch was read to build the model before the first of them.
+        validated: As in `Member`.
+        logs: The logs of the last epoch.
+    """
+
+    epoch: int
+    epochs: int
+    read_to_build: bool
+    validated: tuple[int, ...]
+    logs: Logs
+
+
 Batches = ArrayBatches | StreamBatches
 
 # Yields requests, receives how many steps were done and the logs of the last one.
@@ -133,15 +152,33 @@ class Member:
         self._has_unbuilt_metrics = False
         self._last_logs: Logs = {}
         self.resident: ResidentArrays | None = None
+        self._resumed: Progressed | None = None
+        self._epochs_trained = 0
+        self._read_to_build = False
 
-    def prepare_fit(self, fit: FitArguments) -> None:
+    def check_fit(self, fit: FitArguments) -> None:
+        """Raises for a model or arguments that cannot be trained, as far as no data is read.
+
+        Raises:
+            CohortError: If they cannot.
+        """
+        check_trainable_here(self.model)
+        _check_arguments(fit)
+
+    def prepare_fit(self, fit: FitArguments, resumed: Progressed | None = None) -> None:
         """Prepares a fit: stores its arguments, reads a first batch and builds the model from it.
+
+        Args:
+            fit: The arguments.
+            resumed: The position from which to go on with a training that has begun elsewhere, and
+                whose state the model and the callbacks have. Default `None`: it begins here.
 
         Raises:
             CohortError: If the model or the data cannot be trained as asked.
         """
-        check_trainable_here(self.model)
-        _check_arguments(fit)
+        self.check_fit(fit)
+        self._resumed = resumed
+        self._epochs_trained = 0
         with self._as_if_alone(fit["callbacks"], fit["x"], fit["validation_data"]):
             self._prepare_fit(fit)
 
@@ -329,7 +366,7 @@ class Member:
         data is reset only after the building: a dataset that prefetches reads on until then.
         """
         first = batches.read_to_build() if backends.reads_to_build(self.model) else None
-        is_read = first is not None
+        is_read = self._read_to_build = first is not None
         if not is_read:
             batches.reset()
             first = batches.peek()
@@ -399,16 +436,18 @@ class Member:
             [*backends.callbacks_in(fit["callbacks"]), *callbacks], fit, epochs
         )
         limit = _step_limit(model, dispatch, "train")
-        model.stop_training = False
-        dispatch.on_train_begin()
-        training_logs = None
+        training_logs = self._begin_or_resume(dispatch)
+        first = backends.first_epoch(model, fit["initial_epoch"])
+        if self._resumed is not None:
+            first = epochs if model.stop_training else self._resumed.epoch
         finished = False
         try:
-            for epoch in range(backends.first_epoch(model, fit["initial_epoch"]), epochs):
+            for epoch in range(first, epochs):
                 self._epochs_left = epochs - epoch
                 self._reset_metrics()
                 dispatch.on_epoch_begin(epoch)
                 training_logs = yield from self._trained_epoch(epoch, dispatch, limit)
+                self._epochs_trained += 1
                 dispatch.on_epoch_end(epoch, training_logs)
                 if model.stop_training:
                     break
@@ -417,6 +456,47 @@ class Member:
             if epochs > 0 and (finished or backends.get_backend().FINALIZES_AFTER_FAILURE):
                 _finalize(model)
         dispatch.on_train_end(training_logs)
+
+    def _begin_or_resume(self, dispatch: keras.callbacks.CallbackList) -> Logs:
+        """Begins the training, or resumes one; returns the logs of its last epoch."""
+        if self._resumed is None:
+            self.model.stop_training = False
+            dispatch.on_train_begin()
+            return None
+        # The callbacks have begun elsewhere; their list counts its own begins and ends.
+        callbacks, dispatch.callbacks = dispatch.callbacks, []
+        dispatch.on_train_begin()
+        dispatch.callbacks = callbacks
+        self._train.skip(self._resumed.epochs, self._resumed.read_to_build)
+        self._epochs_trained = self._resumed.epochs
+        self._read_to_build = self._resumed.read_to_build
+        self.validated = list(self._resumed.validated)
+        return self._resumed.logs
+
+    def progressed(self, epoch: int, logs: Logs) -> Progressed:
+        """Returns the position at the end of an epoch, for `prepare_fit` in another process.
+
+        Args:
+            epoch: The epoch.
+            logs: Its logs.
+        """
+        return Progressed(
+            epoch + 1, self._epochs_trained, self._read_to_build, tuple(self.validated), logs
+        )
+
+    @property
+    def can_resume(self) -> bool:
+        """Returns whether the training could be resumed from the end of an epoch.
+
+        If not, it depends on more than the state of the model and the callbacks: on data that has
+        been read, or on random numbers that code of the user's draws from a global state.
+        """
+        data = [self._train, *([] if self._validation is None else [self._validation])]
+        return (
+            all(isinstance(batches, ArrayBatches) for batches in data)
+            and not isinstance(self._random, adapters.OwnRandom)
+            and self._seeds is None
+        )
 
     def _reset_metrics(self) -> None:
         """Resets the metrics as `fit` does, in a first step only those that are built before it."""
@@ -751,6 +831,8 @@ def _is_watched(
 
 
 def _is_ours(callback: keras.callbacks.Callback) -> bool:
+    if getattr(callback, "reads_model", False):
+        return False
     ours = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
     return ours or type(callback) is keras.callbacks.History
 

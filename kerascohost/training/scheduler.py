@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -13,6 +13,7 @@ from keras import tree
 from kerascohost import backends, errors
 from kerascohost.arguments import Layout
 from kerascohost.backends import Program, StepKind, StepRange, Tree, eager, observed
+from kerascohost.backends.base import Thing
 from kerascohost.backends.resident import ResidentArrays
 from kerascohost.backends.snapshot import VariableSnapshot
 from kerascohost.backends.stacking import NotStackableError, reason
@@ -53,13 +54,14 @@ class Scheduler:
 
     Args:
         layout: `"joined"`, `"stacked"`, `"auto"` or a plan, see `Stacks`.
+        devices: As in `Stacks`.
 
     Attributes:
         stacks: The stacks of the members.
     """
 
-    def __init__(self, layout: Layout | Plan = "joined") -> None:
-        self.stacks = Stacks(layout)
+    def __init__(self, layout: Layout | Plan = "joined", devices: Sequence[Thing] = ()) -> None:
+        self.stacks = Stacks(layout, devices)
         self._members: dict[str, Member] = {}
         self._programs: dict[_Placement, list[_Program]] = {}
         self._state_bytes: dict[str, tuple[keras.Model | None, int]] = {}

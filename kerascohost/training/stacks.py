@@ -10,6 +10,7 @@ from keras import tree
 from kerascohost import backends
 from kerascohost.arguments import Layout
 from kerascohost.backends import StepKind, stacking
+from kerascohost.backends.base import Thing
 from kerascohost.backends.stacking import CompiledStack, compiled_stacks
 from kerascohost.results.plan import Plan
 from kerascohost.training.member import Member, StepRequest
@@ -83,10 +84,12 @@ class Stacks:
     Args:
         layout: `"stacked"`: all that can be stacked is; `"auto"`: where it is expected or measured
             to be faster than joined; `"joined"`: nothing is; a plan: what is stacked in it.
+        devices: The devices over which the members of each stack are spread.
     """
 
-    def __init__(self, layout: Layout | Plan):
+    def __init__(self, layout: Layout | Plan, devices: Sequence[Thing] = ()):
         self.layout = layout
+        self.devices = devices
         self._timings: dict[Hashable, StepTiming] = {}
         self._wave_of: dict[str, int] = {}
         self.active_stacks: list[ActiveStack] = []
@@ -150,6 +153,7 @@ class Stacks:
             if slow is not None:
                 self.reasons |= dict.fromkeys(stack.names, slow)
                 continue
+            stack.devices = self.devices
             active = ActiveStack(stack, stacked)
             active.timing = timing
             self.active_stacks.append(active)

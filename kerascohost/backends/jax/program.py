@@ -21,7 +21,7 @@ from kerascohost.backends import (
     symbolic_build,
 )
 from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
-from kerascohost.backends.jax import stack
+from kerascohost.backends.jax import devices, stack
 from kerascohost.backends.jax.stack import as_before, at_step, empty_logs, rows_of
 from kerascohost.backends.keras_internals import CONVOLUTIONS, flat_layers
 from kerascohost.backends.replicas import applied_in_pieces
@@ -32,6 +32,7 @@ COMPILES_PER_SHAPE = True
 SHUFFLES_BY_GLOBAL_STATE = True  # NumPy's
 FINALIZES_AFTER_FAILURE = True
 StackProgram, StackedState = stack.Program, stack.StackedState
+check_devices = devices.check_devices
 concatenated = np.concatenate  # of outputs: `predict` refuses other shapes, too
 
 # The values of a model's variables, in groups as its step takes them.

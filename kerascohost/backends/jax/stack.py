@@ -15,6 +15,7 @@ from keras import tree
 
 from kerascohost.backends import StepRange, has_own_step, resident, stacking
 from kerascohost.backends.base import Logs, StepKind, Tensor, Tree
+from kerascohost.backends.jax.devices import Placement
 from kerascohost.backends.stacking import CompiledStack, NotStackableError, Stack
 
 # The values of the variables of some members, in groups as a step takes them.
@@ -48,8 +49,11 @@ class StackedState(stacking.StackedState):
 
     def __init__(self, stack: Stack, models: Sequence[keras.Model]):
         super().__init__(stack, models)
-        size = len(stack.names)
-        self.values = [jnp.zeros((size, *v.shape), v.dtype) for v in stack.variables[0]]
+        self.placement = Placement(stack.devices, len(stack.names))
+        self.values = [
+            self.placement.by_member(jnp.zeros((self.placement.rows, *v.shape), v.dtype))
+            for v in stack.variables[0]
+        ]
         self.floats: list[np.ndarray] = []
         self._stacked = jax.jit(lambda columns: [jnp.stack(column) for column in columns])
         self._unstacked = jax.jit(lambda values: [jnp.unstack(value) for value in values])
@@ -57,12 +61,13 @@ class StackedState(stacking.StackedState):
     def adopt(self, stack: Stack) -> None:
         """Makes it the state of another stack of the same signature; no row is loaded yet."""
         super().adopt(stack)
-        self.floats = [np.asarray(own, keras.config.floatx()) for own in stack.values]
+        every = self.placement.with_copies(range(len(stack.names)))
+        self.floats = [np.asarray(own, keras.config.floatx())[every] for own in stack.values]
 
     def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies the variables at `positions` of these members into their rows."""
         own = self.stack.variables
-        if self.is_often("load", rows):
+        if not self.placement.is_spread and self.is_often("load", rows):
             columns = self._stacked([[member[i].value for member in own] for i in positions])
         else:
             columns = [self._with(i, rows) for i in positions]
@@ -73,14 +78,15 @@ class StackedState(stacking.StackedState):
         column = np.array(self.values[position])
         for row in rows:
             column[row] = self.stack.variables[row][position].value
-        return jax.device_put(column)
+        column[len(self.stack.names) :] = column[0]
+        return self.placement.by_member(jax.device_put(column))
 
     def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies these rows into the members' variables at `positions`, all in one transfer.
 
         `_value`: `assign` converts and checks each value, which takes longer than all the rest.
         """
-        if self.is_often("store", rows):
+        if not self.placement.is_spread and self.is_often("store", rows):
             columns = self._unstacked([self.values[i] for i in positions])
         else:
             views = [np.asarray(self.values[i]) for i in positions]
@@ -107,6 +113,7 @@ class Program:
         self._compiled = compiled
         self._state = state
         self._groups = self._state_groups()
+        self._placement = state.placement
         if kind == "predict":
             self._run = jax.jit(self._predictions, static_argnames=("everyone", "size"))
         else:
@@ -152,25 +159,34 @@ class Program:
             reset = [name for name, step_range in ranges.items() if step_range.metrics_reset]
             self._state.sync_from_models(names, reset)
         rows = self._state.rows(names)
-        padded = rows if everyone else _padded(rows)
+        padded = self._placement.with_copies(rows) if everyone else _padded(rows)
         chosen = [ranges[self._stack.names[row]] for row in padded]
-        begin, data = self._on_device(chosen)
+        begin, data = self._on_device(chosen, everyone)
         steps = chosen[0].stop - chosen[0].start
         taken = np.array(padded, np.int32)
+        values = self._state.values
+        if not everyone:
+            values = [self._placement.on_one(value) for value in values]
         if self.kind == "predict":
-            outputs = self._predicted(data, taken, everyone, begin, steps)
+            outputs = self._predicted(values, data, taken, everyone, begin, steps)
             return stacking.outputs_by_member(names, outputs)
         bounds = np.array([begin, begin + steps], np.int32)
-        given = (self._state.values, self._state.floats, data, taken, bounds)
+        given = (values, self._state.floats, data, taken, bounds)
         self._trace(given, everyone=everyone)
         values, logs = self._run(*given, everyone=everyone)
         jax.block_until_ready(values)  # a failure must show before anything is replaced
-        self._state.values = values
+        self._state.values = [self._placement.by_member(value) for value in values]
         logs = jax.tree.map(lambda leaf: leaf[: len(rows)], jax.device_get(logs))
         return stacking.logs_by_member(names, rows, logs, self._compiled.models)
 
     def _predicted(
-        self, data: Tree, rows: np.ndarray, everyone: bool, begin: int, steps: int
+        self,
+        values: list[jax.Array],
+        data: Tree,
+        rows: np.ndarray,
+        everyone: bool,
+        begin: int,
+        steps: int,
     ) -> Tree:
         """Returns the outputs of steps: NumPy arrays `(steps, members, rows, ...)`.
 
@@ -179,7 +195,7 @@ class Program:
         length = len(jax.tree.leaves(_by_step(data))[0])
         size = min(length, resident.padded_length(steps))
         first = min(begin, length - size)
-        given = (self._state.values, self._state.floats, data, rows, np.int32(first))
+        given = (values, self._state.floats, data, rows, np.int32(first))
         self._trace(given, everyone=everyone, size=size)
         outputs = jax.device_get(self._run(*given, everyone=everyone, size=size))
         asked = slice(begin - first, begin - first + steps)
@@ -188,6 +204,7 @@ class Program:
     def release_data(self) -> None:
         """Releases the data of a run that has ended."""
         self._data = None
+        self._placement.release()
 
     def _trace(self, given: _Given, **static: int) -> None:
         """Traces the step, once for each shape; the call that follows uses the trace.
@@ -204,7 +221,7 @@ class Program:
             self._run.trace(*given, **static)
         self._traced.add(key)
 
-    def _on_device(self, ranges: Sequence[StepRange]) -> tuple[int, Tree]:
+    def _on_device(self, ranges: Sequence[StepRange], everyone: bool) -> tuple[int, Tree]:
         """Returns the position of the first batch in the stacked chunks, and their arrays.
 
         Whole chunks are transferred, as another number of steps would be compiled anew, and stay
@@ -218,8 +235,20 @@ class Program:
         chunks = [(id(step_range.chunk), step_range.start - begin) for step_range in ranges]
         if self._data is None or self._data.chunks != chunks:
             shifts = [by for _, by in chunks]
-            self._data = _Loaded(chunks, _stacked(ranges, shifts), ranges)
+            loaded = _stacked(ranges, shifts)
+            if everyone:
+                loaded = self._spread(loaded)
+            self._data = _Loaded(chunks, loaded, ranges)
         return begin, self._data.arrays
+
+    def _spread(self, loaded: Tree) -> Tree:
+        """Returns what `_stacked` returned of all members, on the devices of the stack."""
+        place = self._placement
+        arrays, firsts, rows = loaded
+        if rows is None:
+            return jax.tree.map(lambda array: place.by_member(array, 1), arrays), None, None
+        firsts = jax.tree.map(place.by_member, firsts)
+        return jax.tree.map(place.everywhere, arrays), firsts, place.by_member(rows, 1)
 
     def _loop(
         self,

@@ -6,7 +6,7 @@ round of a search, goes on with programs that are compiled already.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import keras
 
@@ -36,7 +36,7 @@ class CompiledStack:
         self.state: StackedState = make(stack, [member.model for member in members])
         self.predicts = True
         self.is_lent = False
-        self._key = stack.key
+        self._key = _key(stack)
         self._programs: dict[StepKind, Program] = {}
         self.lend(stack, members)
 
@@ -53,7 +53,7 @@ class CompiledStack:
 
     def fits(self, stack: Stack) -> bool:
         """Returns whether its programs compute what those of `stack` would."""
-        return self.is_reusable and self._key == stack.key
+        return self.is_reusable and self._key == _key(stack)
 
     def forget(self) -> None:
         """Releases the members; what is compiled is kept."""
@@ -73,6 +73,10 @@ class CompiledStack:
             assert make is not None  # as above
             self._programs[kind] = make(kind, self, self.state)
         return self._programs[kind]
+
+
+def _key(stack: Stack) -> Hashable | None:
+    return None if stack.key is None else (stack.key, *map(str, stack.devices))
 
 
 class CompiledStacks:

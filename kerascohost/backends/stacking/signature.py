@@ -445,7 +445,10 @@ class Stack:
         values: For each of `float_refs`, the members' values.
         key: Equal for stacks whose programs compute the same from other values, also at another
             time; `None` where steps run code of the user's, as what it reads may have changed.
+        devices: The devices over which its members are spread; none: the backend's own choice.
     """
+
+    devices: Sequence[Thing] = ()
 
     def __init__(
         self, names: Sequence[str], signatures: Sequence[StepSignature], traced: Sequence[int]

@@ -26,7 +26,7 @@ from kerascohost.backends import (
     symbolic_build,
     variables,
 )
-from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Tree
+from kerascohost.backends.base import Execution, Logs, ProgramMember, StepKind, Thing, Tree
 from kerascohost.backends.replicas import applied_in_pieces
 from kerascohost.backends.row_order import RowOrder, shuffled_rows
 from kerascohost.backends.tensorflow import stack
@@ -358,6 +358,14 @@ def concatenated(parts: Sequence[np.ndarray]) -> np.ndarray | tf.RaggedTensor:
     if len({part.shape[1:] for part in parts}) == 1:
         return np.concatenate(parts)
     return potentially_ragged_concat([tf.convert_to_tensor(part) for part in parts])
+
+
+def check_devices(devices: Sequence[Thing]) -> str | None:
+    """Returns why the members of a stack cannot be spread over these devices: they never can."""
+    return (
+        f"Expected `devices` on JAX only, as TensorFlow runs a stack's step on one device. "
+        f"Received: {len(devices)} devices."
+    )
 
 
 def random_state() -> _RandomState:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Never
 
 import keras
@@ -12,7 +12,7 @@ from keras import tree
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
 from kerascohost.backends import symbolic_build
-from kerascohost.backends.base import Execution, Logs, StepKind, Tree
+from kerascohost.backends.base import Execution, Logs, StepKind, Thing, Tree
 from kerascohost.backends.eager import Program as Program
 from kerascohost.backends.row_order import RowOrder
 
@@ -54,6 +54,14 @@ def runs_functions_eagerly() -> bool:
 
 def run_functions_eagerly(value: bool) -> None:
     """Does nothing, see `runs_functions_eagerly`."""
+
+
+def check_devices(devices: Sequence[Thing]) -> str | None:
+    """Returns why the members of a stack cannot be spread over these devices: they never can."""
+    return (
+        f"Expected `devices` on JAX only, as torch stacks nothing. "
+        f"Received: {len(devices)} devices."
+    )
 
 
 def random_state() -> np.ndarray:

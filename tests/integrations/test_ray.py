@@ -1,0 +1,314 @@
+"""Cohorts trained by workers of Ray: each model ends as by its own `fit` here.
+
+Ray starts once for all tests, as that takes longer than they do.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import keras
+import numpy as np
+import pytest
+
+import kerascohost as kc
+from tests.helpers.compare import Member, assert_parity, assert_same, train_apart, train_together
+
+pytestmark = [
+    pytest.mark.xdist_group("ray"),
+    # Ray's own, in its threads and of its processes that it leaves to the system to end.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+layers = keras.layers
+# On JAX a member may differ from its `fit` in the last bits, as XLA fuses loops differently.
+EXACT = 0.0 if keras.backend.backend() == "tensorflow" else 1e-5
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(96, 4)).astype("float32")
+Y = RANDOM.normal(size=(96, 1)).astype("float32")
+
+
+@pytest.fixture(scope="session")
+def workers():
+    with kc.RayWorkers(num_workers=2) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _each_epoch(workers):
+    """What a test sets is as usual in the next one."""
+    yield
+    workers.sync_every, workers.max_failures = "epoch", 3
+
+
+def mlp(units=8, rate=0.01):
+    net = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(units, activation="relu"), layers.Dense(1)]
+    )
+    net.compile(keras.optimizers.Adam(rate), "mse", metrics=["mae"])
+    return net
+
+
+def with_state():
+    """A model with statistics, seeds, a loss of its own, excluded weights and a moving average."""
+
+    def loss(y, p):
+        return keras.ops.mean(keras.ops.abs(y - p)) * 1.5
+
+    net = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(8, activation=lambda x: keras.ops.tanh(x)),
+            layers.BatchNormalization(),
+            layers.Dropout(0.2),
+            layers.Dense(1),
+        ]
+    )
+    net.compile(keras.optimizers.AdamW(0.01, weight_decay=0.01, use_ema=True), loss)
+    net.optimizer.exclude_from_weight_decay([net.layers[0].bias])
+    return net
+
+
+class Counting(keras.Model):
+    """A model that is built in its first step, and counts the traces of its steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(1, kernel_initializer=keras.initializers.GlorotNormal(seed=3))
+        self.traces = []
+
+    def call(self, x):
+        return self.dense(x)
+
+    def train_step(self, *given):
+        self.traces.append(len(self.traces))
+        return super().train_step(*given)
+
+
+def counting():
+    net = Counting()
+    net.compile("sgd", "mse")
+    return net
+
+
+class Recording(keras.callbacks.Callback):
+    """Fills a list of the test's, and stops its model after some epochs."""
+
+    def __init__(self, epochs=100):
+        super().__init__()
+        self.seen = []
+        self.epochs = epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append((epoch, logs["loss"]))
+        if len(self.seen) == self.epochs:
+            self.model.stop_training = True
+
+
+def shuffled(build=mlp, **fit):
+    return Member(build, x=X, y=Y, **{"epochs": 3, "validation_split": 0.25, **fit})
+
+
+def test_unlike_models_end_as_by_their_own_fit(workers):
+    members = {
+        "mlp": shuffled(epochs=4, batch_size=16),
+        "state": shuffled(with_state, shuffle="batch"),
+        "counting": shuffled(counting, class_weight=None, steps_per_epoch=2),
+        "frame": Member(mlp, x=X.astype("float64"), y=Y, initial_epoch=1, epochs=3),
+    }
+    assert assert_parity(members, workers=workers) <= EXACT
+
+
+def test_stacks_end_as_by_their_own_fit(workers):
+    members = {f"m{i}": shuffled(lambda i=i: mlp(rate=0.01 * (i + 1))) for i in range(4)}
+    assert_parity(members, 1e-4, workers=workers, layout="stacked")
+
+
+def test_objects_are_those_of_the_program(workers):
+    keras.utils.set_random_seed(0)
+    models = {"stops": mlp(), "counting": counting()}
+    seen = Recording(2).seen
+    callbacks = {"stops": [Recording(2), keras.callbacks.EarlyStopping("loss", patience=50)]}
+    callbacks["stops"][0].seen = seen
+    kernel, optimizer = models["stops"].layers[0].kernel, models["stops"].optimizer
+    history = kc.Cohort(models, workers=workers).fit(
+        X, Y, epochs={"stops": 5, "counting": 3}, callbacks=callbacks, verbose=0
+    )
+    assert models["stops"].stop_training and history["stops"].epoch == [0, 1]
+    assert callbacks["stops"][0].seen is seen
+    assert seen == list(enumerate(history["stops"].history["loss"]))
+    assert callbacks["stops"][0].model is models["stops"]
+    assert np.isfinite(callbacks["stops"][1].best)
+    assert models["stops"].layers[0].kernel is kernel and models["stops"].optimizer is optimizer
+    assert models["counting"].built and models["counting"].traces
+    assert history["stops"] is models["stops"].history
+    assert history["stops"].model is models["stops"]
+    # They go on here.
+    assert len(models["counting"].fit(X, Y, epochs=2, verbose=0).epoch) == 2
+
+
+class Shown(kc.Progress):
+    """Writes down what it is told."""
+
+    told: ClassVar = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.told.append((self._name, epoch, sorted(logs)))
+
+    def advance(self, kind, steps, logs):
+        self.told.append((self._name, kind, steps))
+
+
+def test_progress_and_prints_are_shown_here(workers, capsys):
+    cohort = kc.Cohort({"a": mlp(), "b": mlp()}, workers=workers)
+    Shown.told = []
+    cohort.progress = Shown
+    printing = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: print("at", epoch))
+    cohort.fit(X, Y, epochs=2, verbose=0, callbacks={"b": [printing]})
+    for name in ("a", "b"):
+        own = [told for told in Shown.told if told[0] == name]
+        assert [told[1] for told in own if told[1] != "train"] == [0, 1]
+        assert sum(told[2] for told in own if told[1] == "train") == 6
+    assert "b: at 0\nb: at 1" in capsys.readouterr().out
+
+
+def test_what_cannot_be_sent_is_named_before_anything_starts(workers):
+    models = {"a": mlp(), "b": mlp()}
+    before = models["a"].get_weights()
+    callback = keras.callbacks.Callback()
+    callback.files = {"log": Path(os.devnull).open("w")}  # noqa: SIM115
+    cohort = kc.Cohort(models, workers=workers)
+    with callback.files["log"], pytest.raises(kc.CohortError) as raised:
+        cohort.fit(X, Y, callbacks={"b": [callback]}, verbose=0)
+    assert str(raised.value).startswith("Member 'b': expected what can be sent to a worker.")
+    assert "callbacks[0].files['log'], a TextIOWrapper" in str(raised.value)
+    with pytest.raises(kc.CohortError, match=r"x, a generator.*`keras.utils.PyDataset`"):
+        cohort.fit({"a": ((X, Y) for _ in range(3)), "b": X}, {"a": None, "b": Y}, verbose=0)
+    assert all(map(np.array_equal, before, models["a"].get_weights()))
+
+
+class Failing(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyError("of the program")
+
+
+def test_an_exception_keeps_its_type_and_names_its_member(workers):
+    models = {"a": mlp(), "b": mlp()}
+    with pytest.raises(KeyError, match="of the program") as raised:
+        kc.Cohort(models, workers=workers).fit(
+            X, Y, epochs=2000, verbose=0, callbacks={"b": [Failing()]}
+        )
+    assert "member 'b'" in "".join(raised.value.__notes__)
+    assert models["b"].history.epoch == [0]
+    assert len(models["a"].history.epoch) < 2000
+
+
+class Interrupting(kc.Progress):
+    """Acts as a user who presses a key, when the first epoch is shown."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1 and self._name == "a":
+            self.press()
+
+
+def test_stop_and_interrupts_end_workers_at_whole_steps(workers):
+    models = {"a": mlp(), "b": mlp()}
+    cohort = kc.Cohort(models, workers=workers)
+
+    class Stopping(Interrupting):
+        def press(self):
+            cohort.stop()
+
+    cohort.progress = Stopping
+    history = cohort.fit(X, Y, epochs=3000, verbose=0)
+    assert 2 <= len(history["a"].epoch) < 3000
+    assert 1 <= len(history["b"].epoch) < 3000
+
+    class Breaking(Interrupting):
+        def press(self):
+            raise KeyboardInterrupt
+
+    cohort.progress = Breaking
+    before = int(models["a"].optimizer.iterations)
+    with pytest.raises(KeyboardInterrupt):
+        cohort.fit(X, Y, epochs=3000, verbose=0)
+    steps = int(models["a"].optimizer.iterations) - before
+    assert 6 <= steps < 9000
+    # The steps of an epoch may be done that has not ended.
+    assert steps // 3 - len(cohort.history["a"].epoch) in (0, 1)
+
+
+class Dying(keras.callbacks.Callback):
+    """Kills its process at an epoch, once: files in the folder say so, and how often it began."""
+
+    def __init__(self, epoch, folder):
+        super().__init__()
+        self.epoch, self.folder = epoch, folder
+        self.begun = 0
+
+    def on_train_begin(self, logs=None):
+        self.begun += 1
+        with (self.folder / "begun").open("a") as file:
+            file.write("x")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch and not (self.folder / "died").exists():
+            (self.folder / "died").touch()
+            time.sleep(1)  # what was sent before arrives
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("sync_every", "begins"), [(2, "x"), ("60s", "xx")])
+def test_members_of_a_worker_that_dies_are_trained_on(workers, tmp_path, sync_every, begins):
+    workers.sync_every = sync_every
+    dying = Dying(3, tmp_path)
+    fit = {"epochs": 6, "batch_size": 16, "steps_per_epoch": 2, "validation_split": 0}
+    members = {  # whose epochs are parts of a pass over the data
+        "dies": shuffled(with_state, callbacks=lambda: [dying, Recording()], **fit),
+        "lives": shuffled(epochs=6),
+    }
+    (tmp_path / "died").touch()
+    apart = train_apart(members)
+    (tmp_path / "died").unlink()
+    (tmp_path / "begun").unlink()
+    dying.begun = 0
+    with pytest.warns(UserWarning, match="A worker died; dies are trained on"):
+        together = train_together(members, workers=workers)
+    assert assert_same(apart, together) <= EXACT
+    # From the third epoch on, or anew: either way as if it had begun once.
+    assert dying.begun == 1 and (tmp_path / "begun").read_text() == begins
+
+
+def test_members_that_kill_each_worker_are_named(workers, tmp_path):
+    workers.max_failures = 0
+    models = {"a": mlp(), "b": mlp()}
+
+    class Killing(Dying):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                time.sleep(1)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(
+        kc.CohortError, match=r"to train b to the end.*last synchronisation: {'b': 2}"
+    ):
+        kc.Cohort(models, workers=workers).fit(
+            X, Y, epochs=4, verbose=0, callbacks={"b": [Killing(2, tmp_path)]}
+        )
+    assert models["a"].history.epoch == [0, 1, 2, 3]
+    assert models["b"].history.epoch == [0, 1]
+
+
+def test_options_that_cannot_be_are_refused():
+    for option, error in (
+        ({"num_workers": 0}, "num_workers"),
+        ({"sync_every": "often"}, "sync_every"),
+        ({"sync_every": 0}, "sync_every"),
+        ({"max_failures": -1}, "max_failures"),
+    ):
+        with pytest.raises(kc.CohortError, match=error):
+            kc.RayWorkers(**option)
