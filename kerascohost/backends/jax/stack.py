@@ -167,7 +167,7 @@ class Program:
         jax.block_until_ready(values)  # a failure must show before anything is replaced
         self._state.values = values
         logs = jax.tree.map(lambda leaf: leaf[: len(rows)], jax.device_get(logs))
-        return stacking.logs_by_member(names, rows, logs, self._compiled.models)
+        return stacking.logs_by_member(names, rows, logs, self._compiled.log_keys)
 
     def _predicted(
         self, data: Tree, rows: np.ndarray, everyone: bool, begin: int, steps: int

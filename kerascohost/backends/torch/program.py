@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Never
 
 import keras
@@ -54,6 +54,12 @@ def runs_functions_eagerly() -> bool:
 
 def run_functions_eagerly(value: bool) -> None:
     """Does nothing, see `runs_functions_eagerly`."""
+
+
+def set_to_zero(variables: Sequence[keras.Variable]) -> None:
+    """Sets variables, each of which is one number, to zero."""
+    for variable in variables:
+        variable.assign(0)
 
 
 def random_state() -> np.ndarray:
