@@ -240,6 +240,9 @@ class Backend(Protocol):
                 callbacks, as in `fit`.
         """
 
+    def set_to_zero(self, variables: Sequence[keras.Variable]) -> None:
+        """Sets variables, each of which is one number, to zero."""
+
     def random_state(self) -> RandomState:
         """Returns the backend's global random state."""
 

@@ -503,7 +503,7 @@ class Member:
         if self._has_unbuilt_metrics:
             backends.reset_built_metrics(self.model)
         else:
-            self.model.reset_metrics()
+            backends.reset_metrics(self.model)
         self._has_unbuilt_metrics = False
 
     def _trained_epoch(

@@ -180,6 +180,20 @@ def real_size_line(row):
     )
 
 
+def predict_line(row):
+    first, warm = row["first"], row["warm"]
+    speed, over = warm["by_hand"] / warm["stacked"], first["separate"] / first["stacked"]
+    return (
+        f"- {row['backend']}: {row['members']} MLPs (784-64-10) predict 2,048 rows, stacked: "
+        f"{1000 * warm['stacked']:.0f} ms, by hand {1000 * warm['by_hand']:.0f} ms: {speed:.2f} of "
+        f"its speed (target 0.8: {verdict(speed >= 0.8)}); the models' own "
+        f"{1000 * warm['separate']:.0f} ms; the first call {over:.1f} times as fast as theirs "
+        f"(target 2: {verdict(over >= 2)}; largest difference {row['difference']:.0e}); calls of a "
+        f"layer to trace the next 16 clones: {row['traces']} (target 0: "
+        f"{verdict(row['traces'] == 0)})"
+    )
+
+
 def data_memory_lines(backend):
     rows = 20_000
     for layout, members in (("joined", 1), ("joined", 16), ("stacked", 16)):
@@ -209,6 +223,7 @@ def notes(backend):
             f"{row['difference']:.0e})"
         )
     yield from map(real_size_line, map(json.loads, module("real_size", backend)))
+    yield from map(predict_line, map(json.loads, module("predict", backend)))
     for row in map(json.loads, module("functions", backend)):
         yield functions_line(row)
     for row in map(json.loads, module("suggestions", backend)):

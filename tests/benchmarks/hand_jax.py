@@ -1,5 +1,7 @@
 """Many MLPs trained by plain JAX: as fast as a stack could be, were there no Keras around it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,13 @@ def run_rows(state, arrays, rows):
     return state, jnp.mean(losses, axis=0)
 
 
+@partial(jax.jit, static_argnames="batch")
+def _predict(weights, x, batch):
+    batches = x.reshape(-1, batch, x.shape[1])
+    steps = jax.lax.map(lambda part: jax.vmap(forward, (0, None))(weights, part), batches)
+    return jnp.moveaxis(steps, 1, 0).reshape(len(weights[0]), -1, steps.shape[-1])
+
+
 class Hand:
     """MLPs with these weights, a list per member."""
 
@@ -79,6 +88,10 @@ class Hand:
             losses.append(np.asarray(loss))
         jax.block_until_ready(self.state)
         return losses
+
+    def predict(self, x, batch):
+        """Returns the outputs of all members on one x, `(members, rows, ...)`, batch by batch."""
+        return np.asarray(_predict(self.state[0], x, batch))
 
     def weights(self):
         return [np.asarray(w) for w in self.state[0]]

@@ -72,5 +72,22 @@ class Hand:
         """Trains all members on the same rows of arrays, `(steps, rows)` for each epoch."""
         return [self._epoch(*arrays, tf.convert_to_tensor(rows)).numpy() for rows in epochs]
 
+    def predict(self, x, batch):
+        """Returns the outputs of all members on one x, `(members, rows, ...)`, batch by batch."""
+        return self._predict(tf.convert_to_tensor(x), batch).numpy()
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def _predict(self, x, batch):
+        weights = [tf.convert_to_tensor(value) for value in self.state[: self._size]]
+        batches = tf.reshape(x, (-1, batch, x.shape[1]))
+
+        def outputs(part):
+            return tf.vectorized_map(lambda own: forward(own, part), weights)
+
+        spec = tf.TensorSpec((None, None, weights[-1].shape[-1]), x.dtype)
+        steps = tf.map_fn(outputs, batches, fn_output_signature=spec)
+        members, units = weights[-1].shape
+        return tf.reshape(tf.transpose(steps, (1, 0, 2, 3)), (members, -1, units))
+
     def weights(self):
         return [value.numpy() for value in self.state[: self._size]]

@@ -10,6 +10,7 @@ import pytest
 from keras import callbacks, layers
 
 import kerascohost as kc
+from kerascohost import backends
 from kerascohost.training import batches
 from tests.helpers import compare
 from tests.helpers.compare import Member
@@ -457,3 +458,27 @@ def test_a_remote_monitor_like_callback_gets_plain_floats():
     )
     kc.Cohort({"m": member().build()}).fit(**member().arguments(verbose=0), callbacks=[record])
     assert len(seen) == 6
+
+
+def test_metrics_are_reset_as_by_the_model(monkeypatch):
+    """Sums and means are set to zero at once; others, and resets of one's own, are called."""
+
+    class Kept(keras.metrics.Mean):
+        def reset_state(self):
+            self.total.assign(self.total + 1)
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    for metrics in (["mae", "mse"], ["mae", keras.metrics.AUC()], [Kept(name="kept")]):
+        model.compile("sgd", "mse", metrics=metrics)
+        x = np.ones((8, 3))
+        model.fit(x, x[:, :1], verbose=0)
+        before = [np.array(v.value) for v in model.metrics_variables]
+        assert any(value.any() for value in before)
+        model.reset_metrics()
+        expected = [np.array(v.value) for v in model.metrics_variables]
+        for variable, value in zip(model.metrics_variables, before, strict=True):
+            variable.assign(value)
+        backends.reset_metrics(model)
+        for variable, value in zip(model.metrics_variables, expected, strict=True):
+            np.testing.assert_array_equal(np.array(variable.value), value)
+        model.fit(x, x[:, :1], verbose=0)  # which on JAX gives the memory of variables away

@@ -423,6 +423,16 @@ def eager_step(model: keras.Model, kind: StepKind, batch: Tree) -> Logs:
     return logs
 
 
+def set_to_zero(variables: Sequence[keras.Variable]) -> None:
+    """Sets variables, each of which is one number, to zero.
+
+    `_value`: as in `_write_back`. Each gets an array of its own, as `fit` gives their memory away.
+    """
+    zeros = jax.device_put([np.zeros((), variable.dtype) for variable in variables])
+    for variable, zero in zip(variables, zeros, strict=True):
+        variable._value = zero
+
+
 def random_state() -> None:
     """Returns `None`: JAX has no global random state."""
 

@@ -177,7 +177,7 @@ class Program:
         jax.block_until_ready(values)  # a failure must show before anything is replaced
         self._state.values = [self._placement.by_member(value) for value in values]
         logs = jax.tree.map(lambda leaf: leaf[: len(rows)], jax.device_get(logs))
-        return stacking.logs_by_member(names, rows, logs, self._compiled.models)
+        return stacking.logs_by_member(names, rows, logs, self._compiled.log_keys)
 
     def _predicted(
         self,

@@ -12,7 +12,7 @@ import keras
 
 from kerascohost.backends.base import Program, ProgramMember, StepKind, get_backend
 from kerascohost.backends.stacking.signature import Stack
-from kerascohost.backends.stacking.state import StackedState
+from kerascohost.backends.stacking.state import StackedState, log_keys
 
 # So many compiled stacks, and so many bytes of state, are stored for cohorts that may come.
 _MOST_STORED = 16
@@ -45,6 +45,7 @@ class CompiledStack:
         self.is_lent = True
         self.stack, self.members = stack, list(members)
         self.state.adopt(stack)
+        self._log_keys: list[dict[str, str]] | None = None
 
     @property
     def is_reusable(self) -> bool:
@@ -65,6 +66,13 @@ class CompiledStack:
     def models(self) -> list[keras.Model]:
         """The models of its members; the first is the prototype."""
         return [member.model for member in self.members]
+
+    @property
+    def log_keys(self) -> list[dict[str, str]]:
+        """For each row the keys of its logs by those of the prototype's, where they differ."""
+        if self._log_keys is None:  # asked for after a step, when all metrics are built
+            self._log_keys = log_keys(self.models)
+        return self._log_keys
 
     def program(self, kind: StepKind) -> Program:
         """Returns the program for steps of this kind."""

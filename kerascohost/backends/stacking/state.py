@@ -172,7 +172,7 @@ def unflattened(structure: Tree, leaves: Sequence[Tensor]) -> Tree:
 
 
 def logs_by_member(
-    names: Sequence[str], rows: Sequence[int], logs: Logs, models: Sequence[keras.Model]
+    names: Sequence[str], rows: Sequence[int], logs: Logs, keys: Sequence[dict[str, str]]
 ) -> dict[str, Logs]:
     """Returns each member's own logs.
 
@@ -180,12 +180,14 @@ def logs_by_member(
         names: The members.
         rows: Their rows.
         logs: The prototype's logs, each of them a NumPy array with an item for each of `names`.
-        models: The models of the stack.
+        keys: For each row the keys of its logs by those of the prototype's, where they differ.
     """
     by_member = {}
     for i, (name, row) in enumerate(zip(names, rows, strict=True)):
         own = tree.map_structure(lambda leaf, i=i: leaf[i], logs)
-        by_member[name] = _renamed(own, models[0], models[row])
+        if keys[row] and isinstance(own, dict):
+            own = {keys[row].get(key, key): value for key, value in own.items()}
+        by_member[name] = own
     return by_member
 
 
@@ -202,12 +204,18 @@ def outputs_by_member(names: Sequence[str], outputs: Tree) -> dict[str, Tree]:
     }
 
 
-def _renamed(logs: Logs, prototype: keras.Model, model: keras.Model) -> Logs:
-    """Returns logs by this model's names of metrics: Keras numbers metrics that have no name."""
-    if _metric_names(prototype) == _metric_names(model) or not isinstance(logs, dict):
-        return logs
-    names = zip(prototype.get_metrics_result(), model.get_metrics_result(), strict=True)
-    return {name: logs[known] for known, name in names}
+def log_keys(models: Sequence[keras.Model]) -> list[dict[str, str]]:
+    """Returns for each model the keys of its logs by those of the first's, if they differ.
+
+    They may, as Keras numbers metrics that have no name.
+    """
+    first = _metric_names(models[0])
+    return [
+        {}
+        if _metric_names(model) == first
+        else dict(zip(models[0].get_metrics_result(), model.get_metrics_result(), strict=True))
+        for model in models
+    ]
 
 
 def _metric_names(model: keras.Model) -> list[str]:

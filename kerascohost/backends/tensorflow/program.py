@@ -368,6 +368,18 @@ def check_devices(devices: Sequence[Thing]) -> str | None:
     )
 
 
+def set_to_zero(variables: Sequence[keras.Variable]) -> None:
+    """Sets variables, each of which is one number, to zero."""
+    for variable in variables:
+        own = variable.value
+        tf.raw_ops.AssignVariableOp(resource=own.handle, value=_zero(own.dtype))
+
+
+@functools.cache
+def _zero(dtype: tf.DType) -> tf.Tensor:
+    return tf.zeros((), dtype)
+
+
 def random_state() -> _RandomState:
     """Returns the global seed, and the position in its sequence of operation seeds.
 

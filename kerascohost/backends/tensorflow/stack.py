@@ -183,7 +183,7 @@ class Program:
         logs, changed = function(data, chosen_rows, tf.constant(steps))
         self._take_up(names, rows, self._checked(changed, len(chosen)))
         logs = tree.map_structure(lambda t: t.numpy(), logs)
-        return stacking.logs_by_member(names, rows, logs, self._compiled.models)
+        return stacking.logs_by_member(names, rows, logs, self._compiled.log_keys)
 
     def _checked(self, changed: Tensors, size: int) -> Tensors:
         """Returns the new rows; raises if they have other shapes, as TensorFlow may abort then."""

@@ -64,6 +64,12 @@ def check_devices(devices: Sequence[Thing]) -> str | None:
     )
 
 
+def set_to_zero(variables: Sequence[keras.Variable]) -> None:
+    """Sets variables, each of which is one number, to zero."""
+    for variable in variables:
+        variable.assign(0)
+
+
 def random_state() -> np.ndarray:
     """Returns the state of torch's global generator."""
     return torch.random.get_rng_state().numpy()
