@@ -154,7 +154,12 @@ class RayWorkers:
         known = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         try:
-            ray.init(address=self._address or "local", logging_level=logging.ERROR, **local)
+            ray.init(
+                address=self._address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **local,
+            )
             yield
         finally:
             ray.shutdown()
