@@ -32,9 +32,15 @@ Y = RANDOM.normal(size=(96, 1)).astype("float32")
 
 
 @pytest.fixture(scope="session")
-def workers():
-    with kc.RayWorkers(num_workers=2) as started:
-        yield started
+def workers(tmp_path_factory):
+    # Each of Ray's own processes imports jsonschema, which, where Jupyter has installed it, first
+    # builds a grammar for three seconds: on a busy machine Ray then gives up. It can do without.
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        with kc.RayWorkers(num_workers=2) as started:
+            yield started
 
 
 @pytest.fixture(autouse=True)
