@@ -240,6 +240,8 @@ def _obstacle(
     if error is None:
         return None
     parts: list[tuple[str, Thing]] = []
+    if hasattr(thing, "element_spec"):
+        return path, thing, error  # the parts of a dataset are not the user's
     if isinstance(thing, dict):
         parts = [(f"{path}[{key!r}]" if path else str(key), one) for key, one in thing.items()]
     elif isinstance(thing, (list, tuple)):

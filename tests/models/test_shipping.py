@@ -102,6 +102,14 @@ def test_what_is_in_the_way_is_found_in_closures_and_attributes():
         check("a", {"model": net}, net)
 
 
+def test_datasets_are_named_with_a_way_out():
+    tensorflow = pytest.importorskip("tensorflow")
+    net = keras.Sequential([layers.Dense(1)])
+    dataset = tensorflow.data.Dataset.range(3).batch(2)
+    with pytest.raises(kc.CohortError, match=r"Received: x, a _BatchDataset.*PyDataset"):
+        check("a", {"model": net, "x": dataset}, net)
+
+
 SCRIPT = """
 import pickle, sys, keras, numpy as np
 from kerascohost.models.shipping import Received
