@@ -192,7 +192,7 @@ def content(thing: Thing, variables: Mapping[Thing, keras.Variable]) -> Content:
         # `_value`: `value` of a variable that waits for its layer to be built draws a new one.
         value = None if thing._value is None else _to_numpy(thing._value)
     elif isinstance(thing, (np.ndarray, bytearray)):
-        value = thing
+        value = thing.copy()  # the object itself would be sent as a reference
     elif isinstance(thing, np.random.Generator):
         value = thing.bit_generator.state
     elif isinstance(thing, (np.random.RandomState, random.Random)):

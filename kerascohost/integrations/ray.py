@@ -154,7 +154,12 @@ class RayWorkers:
         known = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         try:
-            ray.init(address=self._address or "local", logging_level=logging.ERROR, **local)
+            ray.init(
+                address=self._address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **local,
+            )
             yield
         finally:
             ray.shutdown()
@@ -225,7 +230,9 @@ class _Worker:
     def start(self, job: bytes, arrays: Sequence[_Handle]) -> None:
         """Starts a job."""
         self.is_idle = False
-        self.actor.start.remote(job, list(arrays))
+        with contextlib.suppress(ray.exceptions.RayActorError):  # its next answer says so, too
+            # Otherwise it could be told something before it has the job.
+            ray.get(self.actor.start.remote(job, list(arrays)))
 
     def taken(self) -> list[Event]:
         """Returns its answer, and asks for the next one.
@@ -270,7 +277,7 @@ class _Actor:
 
     def start(self, data: bytes, arrays: Sequence[_Handle]) -> None:
         """Starts a job in a thread of its own."""
-        self._job = Job(data, ray.get(list(arrays)), self._events.put)
+        self._job = Job(data, lambda: ray.get(list(arrays)), self._events.put)
         threading.Thread(target=self._job.run, daemon=True).start()
 
     def tell(self, command: Command, member: str) -> None:

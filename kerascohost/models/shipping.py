@@ -25,8 +25,9 @@ class Shipment:
     Args:
         parts: For each member, by name, what is sent.
         models: The members' models.
-        array: Takes a large array of the data, and returns its number among those that are sent
-            apart; `None` if it is to be part of the bytes.
+        data: For each member, by name, the data in its part.
+        array: Takes a large array, and whether it was met in `data`; returns its number among those
+            that are sent apart, or `None` if it is to be part of the bytes.
 
     Attributes:
         data: The bytes, for `Received`.
@@ -37,16 +38,22 @@ class Shipment:
         self,
         parts: Mapping[str, Argument],
         models: Iterable[keras.Model],
-        array: Callable[[np.ndarray], int | None],
+        data: Mapping[str, Argument],
+        array: Callable[[np.ndarray, bool], int | None],
     ):
+        is_data = False
         variables = [variable for model in models for variable in backends.variables(model)]
 
         def dumped() -> tuple[bytes, list[Thing]]:
+            nonlocal is_data
             file = io.BytesIO()
-            pickler = pickling.Pickler(file, variables, array=array)
+            pickler = pickling.Pickler(file, variables, array=lambda one: array(one, is_data))
             pickler.dump(list(parts))
             ends = []
-            for part in parts.values():
+            for name, part in parts.items():
+                is_data = True
+                pickler.dump(data.get(name))
+                is_data = False
                 pickler.dump(part)
                 ends.append(len(pickler.tracked))
             pickler.dump(pickler.tracked)
@@ -101,8 +108,11 @@ class Received:
     def __init__(self, data: bytes, arrays: Sequence[np.ndarray]):
         def loaded() -> tuple[dict[str, Argument], list[Thing], list[int]]:
             unpickler = pickling.Unpickler(io.BytesIO(data), arrays=arrays)
-            names = unpickler.load()
-            return {n: unpickler.load() for n in names}, unpickler.load(), unpickler.load()
+            parts = {}
+            for name in unpickler.load():
+                unpickler.load()  # the data, to which the part refers
+                parts[name] = unpickler.load()
+            return parts, unpickler.load(), unpickler.load()
 
         self.parts, self._tracked, ends = pickling.deeply(loaded)
         pickling.finish(self._tracked)
@@ -114,7 +124,7 @@ class Received:
     @classmethod
     def empty(cls) -> "Received":
         """Returns one in which nothing was sent."""
-        return cls(Shipment({}, [], lambda _: None).data, [])
+        return cls(Shipment({}, [], {}, lambda array, is_data: None).data, [])
 
     def changes(
         self, models: Mapping[str, keras.Model], names: Iterable[str]
@@ -230,12 +240,15 @@ def _obstacle(
     if error is None:
         return None
     parts: list[tuple[str, Thing]] = []
+    if hasattr(thing, "element_spec"):
+        return path, thing, error  # the parts of a dataset are not the user's
     if isinstance(thing, dict):
         parts = [(f"{path}[{key!r}]" if path else str(key), one) for key, one in thing.items()]
     elif isinstance(thing, (list, tuple)):
         parts = [(f"{path}[{i}]", one) for i, one in enumerate(thing)]
     elif hasattr(thing, "__dict__"):
-        parts = [(f"{path}.{name}", one) for name, one in vars(thing).items()]
+        own = sorted(vars(thing).items(), key=lambda pair: pair[0].startswith("_"))  # public first
+        parts = [(f"{path}.{name}", one) for name, one in own if not _is_of_keras(one)]
         closure = getattr(thing, "__closure__", None) or ()
         names = getattr(getattr(thing, "__code__", None), "co_freevars", ())
         cells = zip(names, closure, strict=False)
@@ -245,6 +258,13 @@ def _obstacle(
         if found is not None:
             return found
     return path, thing, error
+
+
+def _is_of_keras(thing: Thing) -> bool:
+    """Returns whether an attribute is a method or a function that Keras has made for the object."""
+    return (getattr(thing, "__module__", None) or "").partition(".")[0] == "keras" and callable(
+        getattr(thing, "__func__", thing if hasattr(thing, "__code__") else None)
+    )
 
 
 def _way_out(thing: Thing) -> str:

@@ -152,11 +152,11 @@ class Job:
 
     Args:
         data: The members, as `Shipment` made them: a `Part` by name, and the `Common`.
-        arrays: The arrays that were sent apart.
+        arrays: Returns the arrays that were sent apart, when they have arrived.
         send: Sends an event to the driver.
     """
 
-    def __init__(self, data: bytes, arrays: Sequence[np.ndarray], send: Send):
+    def __init__(self, data: bytes, arrays: Callable[[], Sequence[np.ndarray]], send: Send):
         self._data = data
         self._arrays = arrays
         self.send = send
@@ -187,7 +187,7 @@ class Job:
         result = Result()
         try:
             with _printed(self.send):
-                self._received = Received(self._data, self._arrays)
+                self._received = Received(self._data, self._arrays())
                 common: Common = self._received.parts.pop(COMMON)
                 parts: dict[str, Part] = self._received.parts
                 with common.process.entered():
@@ -277,6 +277,7 @@ class _Reporter(Progress):
         self._epochs = 0
         self._last_told = self._last_saved = time.monotonic()
         self.reads_model = False
+        self._can_save = True
 
     def _send(self, hook: str, *given: int | Logs) -> None:
         self._job.send(Event("progress", self._member.name, (hook, self._steps, given)))
@@ -295,7 +296,7 @@ class _Reporter(Progress):
             is_due = time.monotonic() - self._last_saved >= self._every.seconds
         else:
             is_due = self._epochs % (self._every.epochs or 1) == 0
-        self.reads_model = is_due and self._member.can_resume
+        self.reads_model = is_due and self._can_save and self._member.can_resume
 
     def advance(self, kind: str, steps: int, logs: Mapping[str, float] | None) -> None:
         """Counts steps, and ends the training after them if the driver is interrupted."""
@@ -314,7 +315,8 @@ class _Reporter(Progress):
         if self.reads_model and self._member.can_resume:
             name = self._member.name
             changes, lost = self._job.changes([name])
-            if not lost:  # otherwise the training cannot go on from this state alone
+            self._can_save = not lost  # otherwise training cannot go on from this state alone
+            if self._can_save:
                 reached = self._member.progressed(epoch, logs)
                 self._job.send(Event("saved", name, (changes, reached, self._steps)))
             self._last_saved = time.monotonic()

@@ -36,6 +36,9 @@ from kerascohost.training.member import Member, Progressed
 # What an engine returns for an array: by it a worker finds the array.
 Reference: TypeAlias = Any
 
+# The arguments of a fit that are data.
+_DATA = ("x", "y", "sample_weight", "validation_data")
+
 # Commands and interrupts are looked for this often, in seconds.
 _POLL_SECONDS = 0.2
 
@@ -227,11 +230,15 @@ class WorkersFit:
             resumed, steps = self._saved.get(name, (None, 0))
             parts[name] = Part(self._models[name], self._arguments[name], resumed, steps)
         models = [self._models[name] for name in job.names]
-        job.shipment = Shipment(parts, models, self._array)
+        data = {name: [self._arguments[name].get(key) for key in _DATA] for name in job.names}
+        job.shipment = Shipment(parts, models, data, self._array)
 
-    def _array(self, array: np.ndarray) -> int | None:
-        """Returns the number of an array that is sent apart, once for all workers."""
-        if array.dtype.hasobject:
+    def _array(self, array: np.ndarray, is_data: bool) -> int | None:
+        """Returns the number of an array that is sent apart, once for all workers.
+
+        These can only be read there, so others than those of the data are not sent apart.
+        """
+        if array.dtype.hasobject or not (is_data or id(array) in self._arrays):
             return None
         if id(array) not in self._arrays:
             self._arrays[id(array)] = len(self._data)

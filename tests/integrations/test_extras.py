@@ -11,6 +11,8 @@ MODULES = [
     ("sklearn", "sklearn", "sklearn"),
     ("optuna", "optuna", "optuna"),
     ("keras_tuner", "keras_tuner", "tuner"),
+    ("ray", "ray", "ray"),
+    ("ray", "cloudpickle", "ray"),
     # On TensorFlow every trial imports it.
     *([("keras_tuner", "tensorboard", "tuner")] if BACKEND == "tensorflow" else []),
 ]
@@ -24,7 +26,7 @@ def test_kerascohost_imports_none_of_them():
     # Keras itself imports scikit-learn where it is installed.
     done = run(
         "import sys, kerascohost\n"
-        "names = {'optuna', 'keras_tuner', 'tensorboard', 'kerascohost.integrations'}\n"
+        "names = {'optuna', 'keras_tuner', 'tensorboard', 'ray', 'kerascohost.integrations'}\n"
         "print(sorted(names & set(sys.modules)))"
     )
     assert done.stdout.strip() == "[]", done.stderr

@@ -32,9 +32,15 @@ Y = RANDOM.normal(size=(96, 1)).astype("float32")
 
 
 @pytest.fixture(scope="session")
-def workers():
-    with kc.RayWorkers(num_workers=2) as started:
-        yield started
+def workers(tmp_path_factory):
+    # Each of Ray's own processes imports jsonschema, which, where Jupyter has installed it, first
+    # builds a grammar for three seconds: on a busy machine Ray then gives up. It can do without.
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        with kc.RayWorkers(num_workers=2) as started:
+            yield started
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +154,63 @@ def test_objects_are_those_of_the_program(workers):
     assert history["stops"].model is models["stops"]
     # They go on here.
     assert len(models["counting"].fit(X, Y, epochs=2, verbose=0).epoch) == 2
+
+
+class Filling(keras.callbacks.Callback):
+    """Changes a large array of its own in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = np.zeros(20_000)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen[epoch] = logs["loss"]
+
+
+def test_each_large_array_is_stored_once(workers, monkeypatch):
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(9000, 4)).astype("float32"), rng.normal(size=(9000, 2))
+    stored = []
+    put = workers.put
+    monkeypatch.setattr(workers, "put", lambda array: stored.append(array) or put(array))
+    rows = np.arange(9000) % 3 != 0
+    filling = {}
+
+    def watched(name):
+        return lambda: filling.setdefault(name, []).append(Filling()) or filling[name][-1]
+
+    fit = {"batch_size": 500, "epochs": 2}
+    members = {
+        "whole": Member(mlp, x=x, y=y, callbacks=watched("whole"), **fit),
+        "again": Member(mlp, x=x, y=y, validation_data=(x, y), **fit),
+        "fold": Member(
+            mlp,
+            x=kc.Subset(x, rows),
+            y=kc.Subset(y, rows),
+            apart={"x": x[rows], "y": y[rows]},
+            **fit,
+        ),
+    }
+    assert assert_parity(members, workers=workers) <= EXACT
+    assert len(stored) == 2 and all(array is x or array is y for array in stored)
+    here, there = (one.seen for one in filling["whole"])
+    assert np.array_equal(here, there) and there[1] > 0
+
+
+class Squares(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return X[i * 32 : (i + 1) * 32], Y[i * 32 : (i + 1) * 32]
+
+
+def test_datasets_of_the_program_are_read_there(workers):
+    members = {
+        "squares": Member(mlp, x=lambda: Squares(workers=1), epochs=2),
+        "arrays": shuffled(),
+    }
+    assert assert_parity(members, workers=workers) <= EXACT
 
 
 class Shown(kc.Progress):
