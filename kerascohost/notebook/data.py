@@ -130,11 +130,14 @@ def sure_inputs(name: str, model: keras.Model, data: Mapping[str, Data]) -> str:
 def sure_targets(name: str, model: keras.Model, x: str, data: Mapping[str, Data]) -> str:
     """Returns the targets that surely belong to `x`; `""` if there is a doubt.
 
-    Sure is: their name is that of `x` with the word for targets in it; or as for inputs.
+    Sure is: their name is that of `x` with the word for targets in it; or as for inputs, and there
+    is no word in it that is neither in the name of the model nor in that of `x`.
     """
     found = targets_for(name, model, x, data) if getattr(model, "outputs", None) else []
     partners = [key for key in found if key in _partners(x)]
-    return partners[0] if partners else _surely(found, name, _Y_WORDS, others=_X_WORDS)
+    known = {*_Y_WORDS, *_TRAINING, *_own_words(name), *_words(x)}
+    own = [key for key in found if _words(key) <= known]
+    return partners[0] if partners else _surely(own, name, _Y_WORDS, others=_X_WORDS)
 
 
 def sure_validation(
