@@ -1,5 +1,6 @@
 """The result of a benchmark: its tables, and which layout is best."""
 
+import math
 from collections.abc import Callable
 from os import PathLike
 from typing import TextIO, TypedDict
@@ -98,7 +99,8 @@ class BenchmarkResult:
         for member, batches, ms in zip(
             alone["member"], alone["batches"], alone["step_ms"], strict=True
         ):
-            times.setdefault(member, {})[int(batches)] = ms / 1000
+            if not pd.isna(ms):  # there was no time for it
+                times.setdefault(member, {})[int(batches)] = ms / 1000
         return times
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -132,7 +134,11 @@ class BenchmarkResult:
             "CPU s": "" if pd.isna(row.get("cpu_s")) else f"{row['cpu_s']:.2f}",
             "memory MB": "" if pd.isna(row["memory_mb"]) else f"{row['memory_mb']:,.0f}",
             "same training?": "yes" if row["same_training"] else self._changed(row["layout"]),
-            "weight difference": f"{difference:.0e}" if difference else "0",
+            "weight difference": ""
+            if pd.isna(difference)
+            else f"{difference:.0e}"
+            if difference
+            else "0",
         }
 
     def _changed(self, layout: str) -> str:
@@ -166,6 +172,8 @@ class BenchmarkResult:
 
 
 def _speed_up(row: pd.Series) -> str:
+    if math.isinf(row["high"]):
+        return f"about {row['speedup']:.2g}x (one round)"
     if row["high"] > row["speedup"] * (1 + _VAGUE):
         return f"{row['low']:.2g}x to {row['high']:.2g}x"
     return f"{row['speedup']:.2f}x ({row['low']:.2f} to {row['high']:.2f})"

@@ -187,7 +187,7 @@ class CohostSession(Choices):
         return steps
 
     def _result_is_of_these(self) -> bool:
-        return self.result is not None and set(self.result.members["member"]) == set(self.selected)
+        return self.result is not None and self.result.step_times.keys() == set(self.selected)
 
     @property
     def result_is_old(self) -> bool:
@@ -277,8 +277,8 @@ class CohostSession(Choices):
         """Stops the training or benchmark.
 
         A training ends after its current steps and the validation that is due, with its weights and
-        history; a second call ends the validation too. A benchmark ends before its next fit, and
-        restores the models.
+        history; a second call ends the validation too. A benchmark ends before its next fit,
+        restores the models, and leaves the result that it has so far.
         """
         with self._guard:
             if self.status == "idle":
@@ -352,12 +352,16 @@ class CohostSession(Choices):
 
     def _benchmark(self, arguments: dict[str, Argument], told: live.LiveBenchmark) -> str:
         try:
-            result = benchmark(**arguments, progress=told)
-            self._measured = self._measuring
-            self.set_trait("result", result)
+            result = benchmark(**arguments, progress=told, so_far=self._keep)
+            self._keep(result)
         except live.StoppedError:
-            return "Stopped; the models are as they were."
+            return "Stopped; what was known then is shown, and the models are as they were."
         return "Measured; the models are as they were."
+
+    def _keep(self, result: BenchmarkResult) -> None:
+        """Shows a result, which may be only a part."""
+        self._measured = self._measuring
+        self._worker.tell("result", lambda: result)
 
     def _own_factors(self, factors: Mapping[str, int]) -> dict[str, int]:
         """Returns the factors of the selected models if the user has set one, else `{}`."""

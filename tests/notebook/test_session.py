@@ -332,8 +332,15 @@ def test_a_stopped_benchmark_leaves_the_models(session, variables):
     before = trained_weights(variables)
     session.benchmark()
     session.stop()
-    assert session.wait(120) and session.message == "Stopped; the models are as they were."
+    assert session.wait(120) and session.message.startswith("Stopped; what was known then is shown")
     assert session.result is None
+    session.benchmark()
+    until(lambda: session.result is not None, 120)
+    session.stop()
+    assert session.wait(120)
+    notes = session.result.frame.set_index("layout")["note"]
+    assert pd.isna(notes["separate"]) and notes["grouped"] == "not yet"
+    assert session.result.best == "separate" and not session.result_is_old
     for old, new in zip(before, trained_weights(variables), strict=True):
         np.testing.assert_array_equal(old, new)
 

@@ -463,7 +463,11 @@ function render({ model, el }) {
   root.className = "kerascohost";
   root.setAttribute("role", "region");
   root.setAttribute("aria-label", "kerascohost");
-  root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's: keys are the widget's
+  // Keys are the widget's, and not JupyterLab's (which would insert a cell at "b"), but for those
+  // with Control or Command, as to save. JupyterLab asks for this attribute after this listener.
+  const onKey = (event) =>
+    root.toggleAttribute("data-lm-suppress-shortcuts", !event.ctrlKey && !event.metaKey);
+  window.addEventListener("keydown", onKey, true);
   el.append(root);
   const events = ["change:page", "change:live", "change:curves"];
   for (const event of events) model.on(event, draw);
@@ -481,6 +485,7 @@ function render({ model, el }) {
   drawNow();
   return () => {
     resized.disconnect();
+    window.removeEventListener("keydown", onKey, true);
     for (const event of events) model.off(event, draw);
     model.off("msg:custom", onMessage);
   };
