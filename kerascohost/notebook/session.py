@@ -64,6 +64,7 @@ class CohostSession(Choices):
         history: The last training's `CohortHistory`.
         errors: Error texts by what was asked for: `"models"`, `"copies"`, `"layout"`,
             `"benchmark"`, `"train"`.
+        members_trained: The `members` of `progress` of the last training.
         message: A sentence on how the last training or benchmark ended.
         refreshed: The number of calls of `refresh`.
 
@@ -95,6 +96,7 @@ class CohostSession(Choices):
 
     def __init__(self, variables: Variables, **values: Value):
         self.stops = 0
+        self.members_trained: dict[str, live.MemberProgress] = {}
         self._busy: list[str] = []  # the models in training or measurement
         self._cohort: Cohort | None = None
         self._measuring: Argument = None  # the choices of the benchmark that runs
@@ -188,6 +190,11 @@ class CohostSession(Choices):
 
     def _result_is_of_these(self) -> bool:
         return self.result is not None and self.result.step_times.keys() == set(self.selected)
+
+    @traitlets.observe("progress")
+    def _remember_members(self, change: traitlets.Bunch) -> None:
+        """Keeps what the last training has shown of its members, when a benchmark follows it."""
+        self.members_trained = change.new.get("members", self.members_trained)
 
     @property
     def result_is_old(self) -> bool:

@@ -85,7 +85,7 @@ class Result(TypedDict):
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
-    bars: list[tuple[str, float, float, float, bool]]
+    bars: list[tuple[str, float, float, float | None, bool]]
     best: str
     best_exact: str
     old: bool
@@ -240,7 +240,7 @@ def _learning_rate(model: keras.Model) -> float | str:
 def live(session: CohostSession) -> Live:
     """Returns what a training or benchmark has done so far."""
     progress = session.progress
-    members: dict[str, MemberProgress] = progress.get("members", {})
+    members = session.members_trained
     groups: dict[str, list[MemberProgress]] = {}
     for name, member in members.items():
         groups.setdefault(namespace.group_of(name), []).append(member)
@@ -316,12 +316,13 @@ def _result(result: BenchmarkResult, session: CohostSession) -> Result:
     table = pd.DataFrame([result.described(row) for _, row in measured.iterrows()])
     missing = result.frame[result.frame["speedup"].isna()]
     pairs = zip(missing["layout"], missing["note"], strict=True)
+    exact = "same_training"
     return {
         "columns": list(map(str, table)),
         "rows": table.to_numpy().tolist(),
         "notes": [result.reason, *(f"{name} was not measured: {note}" for name, note in pairs)],
         "bars": [
-            (row["layout"], row["speedup"], row["low"], row["high"], bool(row["same_training"]))
+            (row["layout"], row["speedup"], row["low"], _finite(row["high"]), bool(row[exact]))
             for _, row in measured.iterrows()
         ],
         "best": result.best,

@@ -119,7 +119,7 @@ def copy(page, name):
 
 @pytest.mark.nightly
 def test_benchmark_and_use_its_layout(opened, shots):
-    with lab.browser_page(height=1400) as page:
+    with lab.browser_page(width=1500, height=1400) as page:
         opened(page, [SETUP, "%cohost", "weights = digits_net.get_weights()"])
         pick(page)
         open_tab(page, "Benchmark")
@@ -156,7 +156,7 @@ def test_train_stop_train_again_and_take_the_code(opened, shots):
         " (both.value_x - both.value_y).abs().max() < 1e-5 else 'not the same')"
     )
     cells = [SETUP, "kc.CohostWidget()", "build()", again.replace("history.frame", "0"), "", ""]
-    with lab.browser_page(height=1800) as page:
+    with lab.browser_page(width=1500, height=1800) as page:
         path = opened(page, cells)
         pick(page)
         choose_layout(page, "grouped")

@@ -131,7 +131,7 @@ def fresh_weights(variables):
 
 
 def run_code(session, variables):
-    exec(session.code.replace("\n)", "\n    verbose=0,\n)"), variables)
+    exec(session.code.replace("cohort.fit(", "cohort.fit(verbose=0, "), variables)
 
 
 def seeded(cell):
@@ -140,7 +140,8 @@ def seeded(cell):
     Fits that stand one after another shuffle one after another on JAX and torch; members of a
     Cohort shuffle each as if it were alone.
     """
-    return re.sub(r"(?m)^.*\.fit\(", r"__import__('keras').utils.set_random_seed(11)\n\g<0>", cell)
+    seed = r"\1__import__('keras').utils.set_random_seed(11)\n\g<0>"
+    return re.sub(r"(?m)^( *).*\.fit\(", seed, cell)
 
 
 def run_cell(session, variables):

@@ -116,8 +116,11 @@ def test_the_table_of_layouts_says_what_is_not_the_same(widget):
     session.selected = ["mlp", "seeds[0]"]
     session.group_factor = session.group_factor | {"mlp": 2}
     session.budget_s = 1.0
+    sent = []
+    widget.observe(lambda change: sent.append(json.dumps(change.new, allow_nan=False)), "page")
     session.benchmark()
     assert session.wait(300) and not session.errors, session.errors
+    assert len(sent) > 4  # a row for each layout as it was measured
     result = widget.page["result"]
     grouped = next(row for row in result["rows"] if row[0] == "grouped")
     assert grouped[result["columns"].index("same training?")] == (

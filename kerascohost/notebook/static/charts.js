@@ -165,7 +165,8 @@ function describe(curves, metric, title) {
 }
 
 // Speed-ups of layouts, with their intervals.
-function bars(rows, width) {
+function bars(found, width) {
+  const rows = found.map((row) => row.map((value) => value ?? Infinity)); // an interval's open end
   const left = 84, right = 24, step = 26, height = rows.length * step + 34;
   const most = Math.max(1.2, ...rows.map((row) => Math.min(row[3], 1.5 * row[1]))) * 1.05;
   const x = (value) => left + (Math.min(value, most) / most) * (width - left - right);

@@ -310,11 +310,16 @@ function render({ model, el }) {
     live().text);
   const said = (work) => !isBusy() && live().work === work ? live().message : "";
 
+  function start() {
+    el.querySelector(".kc-scroll")?.scrollTo(0, 0); // to where the progress is
+    send("train");
+  }
+
   function train() {
     const isOn = isRunning("train");
     return [
       h("div", { key: "bar", class: "kc-bar" },
-        button("Train", () => send("train"), { class: "kc-primary", disabled: isBusy() }),
+        button("Train", start, { class: "kc-primary", disabled: isBusy() }),
         button("Stop training", () => send("stop"), { disabled: !isOn,
           title: "Ends after the steps it is in; once more, it does not wait for validation" }),
         h("label", {}, "history in ", h("input", { type: "text", value: page().output,
