@@ -12,7 +12,7 @@ BACKENDS = ("tensorflow", "jax", "torch")
 # The extras of this package, each of which installs a backend.
 EXTRAS = ("tensorflow", "cpu", "gpu", "jax", "torch")
 
-_REPORTED = ("numpy", "pandas", "matplotlib", "ipywidgets", "jupyterlab")
+_REPORTED = ("numpy", "pandas", "matplotlib", "anywidget", "ipywidgets", "jupyterlab")
 
 
 def _no_backend(missing: str) -> str:

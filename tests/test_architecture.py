@@ -64,7 +64,7 @@ def test_private_keras_names_are_imported_in_backends_only(path):
 def test_the_core_knows_no_notebook_library(path):
     if path.parent.name == "notebook":
         return
-    notebook = {"IPython", "ipywidgets", "traitlets"}
+    notebook = {"IPython", "anywidget", "ipywidgets", "traitlets"}
     assert not notebook & {name.split(".")[0] for name in imported(path)}
 
 

@@ -37,6 +37,15 @@ from kerascohost.training.cohort import Cohort
 # The rounds that are measured whatever the budget: fewer have no interval.
 _FEWEST = 2
 
+# What is expected to take less is done even if the budget is spent, so that small ones measure all.
+_SHORT_S = 8.0
+
+# The order in which layouts are measured; others come after them.
+_FIRST = ("separate", "joined", "stacked")
+
+# At least so many of the `steps` are left where steps are slow.
+_LEAST_STEPS = 4
+
 # The number of times that each member is timed by itself.
 _ALONE = 3
 
@@ -53,12 +62,14 @@ def benchmark(
     repeats: int = 5,
     budget_s: float = 30.0,
     progress: bool | Callable[[float, str], None] = True,
+    so_far: Callable[[BenchmarkResult], None] | None = None,
 ) -> BenchmarkResult:
     """Measures how fast the models train in each layout, and says which one to use.
 
     Your models are trained, and then restored: weights, optimizers, metrics, seeds, histories and
     compiled functions, also after an interrupt. In each layout every member sees the same samples,
-    and each round begins with the same weights. The layouts are measured in turn, so that other
+    and each round begins with the same weights. Of models that are alike one is timed for all where
+    they are trained alone. The layouts are measured in turn, so that other
     load on the machine affects all of them. The first round of each layout, which traces and
     compiles, is timed separately.
 
@@ -74,15 +85,18 @@ def benchmark(
             each member takes so many batches in a step that its step lasts about as long as that of
             the slowest member, at most 8 (2 for all, if all are equally fast).
         replicas: For the replicated layout. `"auto"`: those of a `Cohort` that has any, else 2.
-        steps: Batches per member in each round, which is one epoch. The fixed cost of an epoch is
+        steps: Batches per member in each round, which is one epoch; fewer are taken where so many
+            would take too much of the budget. The fixed cost of an epoch is
             included, so with few steps fusing looks better than it is in long epochs: if your
             epochs are short, set the number of steps that they have.
         repeats: The least number of rounds.
-        budget_s: Time in seconds after which no new round begins, except for the first two. Before
-            that, rounds go on until all speed-ups are known to 5 %.
+        budget_s: Time in seconds after which no new round begins, except for the first two, and
+            nothing else that is expected to take more than 8 seconds: a layout that is not measured
+            for this has a note. Before that, rounds go on until all speed-ups are known to 5 %.
         progress: Whether to show a progress bar; or a function that is called before each fit with
             the fraction that is done and with a text on what comes next (with an estimate of the
             time left once there is one). It may raise to end the benchmark.
+        so_far: A function that is called with what is known whenever more is.
 
     Returns:
         A `BenchmarkResult`.
@@ -130,7 +144,8 @@ def benchmark(
             bar.update(fraction - bar.n)
 
         clock = _Clock(budget_s, progress if callable(progress) else show)
-        return _measured(asked, factors, _Trial(named, data, sizes, clock), repeats, clock)
+        trial = _Trial(named, data, sizes, clock)
+        return _measured(asked, factors, trial, repeats, clock, so_far or (lambda result: None))
 
 
 def _cohorts(factors: dict[str, int]) -> Literal["auto"] | dict[str, int]:
@@ -161,6 +176,7 @@ def _measured(
     trial: "_Trial",
     repeats: int,
     clock: "_Clock",
+    so_far: Callable[[BenchmarkResult], None],
 ) -> BenchmarkResult:
     """Measures the layouts: traces each, then runs rounds of all, then each member alone.
 
@@ -170,45 +186,111 @@ def _measured(
         trial: The models and their data.
         repeats: As in `benchmark`.
         clock: The clock, started.
+        so_far: As in `benchmark`.
     """
-    rows: dict[str, Row] = {layout: {"layout": layout} for layout in layouts}
+    notes: dict[str, str] = {}
     measured: dict[str, _Layout] = {}
-    for i, layout in enumerate(layouts):
+
+    def result() -> BenchmarkResult:
+        return _result(layouts, measured, notes, factors, trial)
+
+    # One that traces a step once for all models comes before those that trace each anew.
+    order = sorted(layouts, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    for i, layout in enumerate(order):
         clock.doing = f"tracing {layout} ({i + 1} of {len(layouts)} layouts)"
         clock.traced = i / len(layouts)
-        if layout not in factors:
-            factors[layout] = _auto_factors(measured["separate"])
+        if measured and not clock.has_time_for(_tracing_s(layout, measured, trial)):
+            notes[layout] = "its tracing would take more time than was left of the budget"
+            continue
         try:
-            measured[layout] = _Layout(layout, factors[layout], trial)
+            one = _traced(layout, factors, trial, measured)
         except (ValueError, TypeError) as error:  # a step that fails at another batch size
-            rows[layout]["note"] = f"not possible: {error}"
+            notes[layout] = f"not possible: {error}"
+            continue
+        if layout == "separate" and trial.shorten(one.last_s, len(layouts), repeats):
+            one.forget_rounds()
+            one.round()
+        measured[layout] = one
+        so_far(result())
     separate = measured["separate"].times
-    while len(separate) < _FEWEST or (
-        not _is_known(measured.values(), separate, repeats) and clock.left_s > 0
-    ):
-        a_round, alone = _expected_s(measured)
+    while True:
+        a_round, alone = _expected_s(measured, trial)
+        is_enough = _is_known(measured.values(), separate, repeats)
+        if len(separate) >= _FEWEST and (is_enough or clock.left_s < a_round + alone):
+            break
         clock.doing = f"round {len(separate) + 1}"
         clock.expect(max((_FEWEST - len(separate)) * a_round, clock.left_s, 0.0) + alone)
         for one in measured.values():
             one.round()
+        so_far(result())
     clock.doing = "each member alone"
-    clock.expect(_expected_s(measured)[1])
-    members = pd.concat([one.members() for one in measured.values()], ignore_index=True)
-    for layout, one in measured.items():
-        rows[layout] |= one.row(separate)
-    frame = pd.DataFrame(map(dict, rows.values()), columns=COLUMNS)
+    clock.expect(_expected_s(measured, trial)[1])
+    for one in measured.values():
+        one.time_members()
+        one.compare_weights(measured["separate"])
+    return result()
+
+
+def _traced(
+    layout: str,
+    factors: dict[str, dict[str, int]],
+    trial: "_Trial",
+    measured: Mapping[str, "_Layout"],
+) -> "_Layout":
+    """Returns the measurement of a layout, with its first round and one more."""
+    if layout not in factors:
+        factors[layout] = _auto_factors(measured["separate"])
+    one = _Layout(layout, factors[layout], trial)
+    one.round()
+    return one
+
+
+def _result(
+    layouts: Sequence[str],
+    measured: Mapping[str, "_Layout"],
+    notes: Mapping[str, str],
+    factors: dict[str, dict[str, int]],
+    trial: "_Trial",
+) -> BenchmarkResult:
+    """Returns what has been measured so far."""
+    separate = measured["separate"].times
+    rows: list[Row] = []
+    for layout in layouts:
+        row: Row = {"layout": layout}
+        if layout in measured:
+            row |= measured[layout].row(separate)
+        elif layout in notes:
+            row["note"] = notes[layout]
+        else:
+            row["note"] = "not yet"
+        rows.append(row)
+    parts = [measured[layout].members() for layout in layouts if layout in measured]
+    members = pd.concat(parts, ignore_index=True)
     models = trial.models  # the result holds these, and not the data
 
     def make(layout: str) -> Cohort:
         return _cohort(models, layout, factors[layout])
 
+    frame = pd.DataFrame(map(dict, rows), columns=COLUMNS)
     return BenchmarkResult(frame, members, make, trial.longest_epoch)
 
 
+def _tracing_s(layout: str, measured: Mapping[str, "_Layout"], trial: "_Trial") -> float:
+    """Returns how long the first round of a layout is expected to take, in seconds."""
+    joined = [one.first_s for name, one in measured.items() if name not in ("separate", "stacked")]
+    # One program for all is traced in about half the time that programs for each take.
+    longest = max(joined, default=0.5 * measured["separate"].first_s)
+    kinds = len(set(trial.kinds.values()))
+    return longest * kinds / len(trial.kinds) if layout == "stacked" else longest
+
+
 def _auto_factors(separate: "_Layout") -> dict[str, int]:
-    own = separate.alone_ms()
-    factors = suggest_group_factors(own, "speed", 1, MOST)
-    return dict.fromkeys(own, 2) if set(factors.values()) == {1} else dict(factors)
+    separate.time_members()
+    own = separate.alone_ms
+    known = {name: ms for name, ms in own.items() if not math.isnan(ms)}
+    factors = suggest_group_factors(known, "speed", 1, MOST) if known else {}
+    found = {name: factors.get(name, 1) for name in own}
+    return dict.fromkeys(own, 2) if set(found.values()) == {1} else found
 
 
 def _is_known(layouts: Iterable["_Layout"], separate: list[float], repeats: int) -> bool:
@@ -218,12 +300,13 @@ def _is_known(layouts: Iterable["_Layout"], separate: list[float], repeats: int)
     return all(high <= middle * (1 + speedup.ENOUGH) for middle, _, high in speedups)
 
 
-def _expected_s(layouts: Mapping[str, "_Layout"]) -> tuple[float, float]:
+def _expected_s(layouts: Mapping[str, "_Layout"], trial: "_Trial") -> tuple[float, float]:
     """Returns the expected times of a round, and of what comes after the rounds, in seconds."""
     last = {layout: one.last_s for layout, one in layouts.items()}
     a_round = sum(last.values())
-    # Each member alone in each layout, a few times, then by itself at each layout's batch size.
-    return a_round, _ALONE * a_round + (len(last) - 1) * last["separate"]
+    # One member of each kind alone in each layout, a few times, then all at each batch size.
+    kinds = len(set(trial.kinds.values())) / len(trial.kinds)
+    return a_round, _ALONE * a_round * kinds + (len(last) - 1) * last["separate"]
 
 
 def _cohort(models: Mapping[str, keras.Model], layout: str, factors: dict[str, int]) -> Cohort:
@@ -245,6 +328,9 @@ class _Layout:
 
     Attributes:
         times: The times of the rounds after it, in seconds.
+        first_s: The time of the first round.
+        alone_ms: The time of each member's step when it is the only one in the program; NaN until
+            it is known.
     """
 
     def __init__(self, layout: str, factors: dict[str, int], trial: "_Trial"):
@@ -255,8 +341,11 @@ class _Layout:
         self._trial = trial
         self._sizes = {name: trial.batch_sizes[name] * k for name, k in factors.items()}
         self._cohort = None if layout == "separate" else _cohort(trial.models, layout, factors)
+        self.alone_ms: dict[str, float] = dict.fromkeys(factors, math.nan)
+        self._difference = math.nan
         with memory.peak() as peak:
-            self._first_s = self._train()
+            self.first_s = self._train()
+        self._compile_s = math.nan
         self._memory_mb = peak["mb"]
         self._weights = trial.weights()
 
@@ -265,24 +354,37 @@ class _Layout:
         with usage.measured() as used:
             self.times.append(self._train())
         self._used.append(used)
+        if math.isnan(self._compile_s):
+            self._compile_s = max(0.0, self.first_s - self.times[0])
+
+    def forget_rounds(self) -> None:
+        """Forgets the rounds, as those that follow are shorter."""
+        self.times.clear()
+        self._used.clear()
 
     def _train(self) -> float:
         self._trial.restart()
         if self._cohort is None:
-            return sum(self._trial.separate(name) for name in self._factors)
+            counts = self._trial.counts
+            return sum(count * self._trial.separate(name) for name, count in counts.items())
         return self._trial.together(self._cohort)
 
     @property
     def last_s(self) -> float:
         """The time of the last round."""
-        return self.times[-1] if self.times else self._first_s
+        return self.times[-1] if self.times else self.first_s
 
-    def alone_ms(self) -> dict[str, float]:
-        """Returns the time of each member's step when it is the only one in the program."""
-        return {
-            name: 1000 * self._alone(name) / self._trial.steps(name, factor)
-            for name, factor in self._factors.items()
-        }
+    def time_members(self) -> None:
+        """Sets `alone_ms`, as far as there is time: members that are alike are timed once."""
+        kinds = {name: (kind, self._factors[name]) for name, kind in self._trial.kinds.items()}
+        times = {kinds[n]: ms for n, ms in self.alone_ms.items() if not math.isnan(ms)}
+        for name, factor in self._factors.items():
+            if kinds[name] in times:
+                continue
+            if not self._trial.clock.has_time_for((1 + _ALONE) * self.last_s / len(kinds)):
+                break
+            times[kinds[name]] = 1000 * self._alone(name) / self._trial.steps(name, factor)
+        self.alone_ms = {name: times.get(kind, math.nan) for name, kind in kinds.items()}
 
     def _alone(self, name: str) -> float:
         """Trains one member on all its data, a few times; returns the shortest, in seconds.
@@ -296,8 +398,8 @@ class _Layout:
     def members(self) -> pd.DataFrame:
         """Returns its rows of `BenchmarkResult.members`."""
         sizes, factors = self._sizes, self._factors
-        own = self.alone_ms()
-        slowest = max(own.values())
+        own = self.alone_ms
+        slowest = math.nan if any(map(math.isnan, own.values())) else max(own.values())
         return pd.DataFrame(
             [
                 (self._layout, n, ms, sizes[n], factors[n], 1 - ms / slowest)
@@ -314,31 +416,44 @@ class _Layout:
         """
         seconds = statistics.median(self.times)
         middle, low, high = speedup.ratio(separate, self.times)
+        # Of members that are alike one stands for all in separate training.
+        alike = len(self._factors) / len(self._trial.counts) if self._cohort is None else 1.0
         return {
             "samples_per_s": sum(self._trial.samples.values()) / seconds,
             "step_ms": 1000 * seconds / self._trial.longest_epoch,
             "speedup": middle,
             "low": low,
             "high": high,
-            "compile_s": max(0.0, self._first_s - seconds),
+            "compile_s": self._compile_s,
             "memory_mb": self._memory_mb,
-            "cpu_s": statistics.median(used.cpu_s for used in self._used),
+            "cpu_s": alike * statistics.median(used.cpu_s for used in self._used),
             "gpu_utilization": statistics.median(used.gpu_utilization for used in self._used),
-            "energy_j": statistics.median(used.energy_j for used in self._used),
+            "energy_j": alike * statistics.median(used.energy_j for used in self._used),
             "batch_size": ", ".join(f"{name}: {size}" for name, size in self._sizes.items()),
             "same_training": self._sizes == self._trial.batch_sizes,
-            "weight_difference": self._weight_difference(),
+            "weight_difference": self._difference,
         }
 
-    def _weight_difference(self) -> float:
-        """Returns the largest difference from separate training at its batch size."""
+    def compare_weights(self, separate: "_Layout") -> None:
+        """Sets the largest difference from separate training at its batch sizes, if there is time.
+
+        Args:
+            separate: The layout that is compared with.
+        """
         if self._cohort is None:
-            return 0.0
+            self._difference = 0.0
+            return
+        is_traced = self._sizes == self._trial.batch_sizes
+        seconds = separate.last_s if is_traced else separate.first_s
+        alike = len(self._trial.counts) / len(self._factors)
+        if not self._trial.clock.has_time_for(seconds * alike):
+            return
         self._trial.restart()
-        for name, factor in self._factors.items():
-            self._trial.separate(name, factor)
-        pairs = zip(self._weights, self._trial.weights(), strict=True)
-        return max((float(np.abs(a - b).max(initial=0.0)) for a, b in pairs), default=0.0)
+        own: list[tuple[np.ndarray, np.ndarray]] = []
+        for name in self._trial.counts:
+            self._trial.separate(name, self._factors[name])
+            own += zip(self._weights[name], self._trial.weights()[name], strict=True)
+        self._difference = max((float(np.abs(a - b).max(initial=0.0)) for a, b in own), default=0.0)
 
 
 class _Trial:
@@ -348,6 +463,11 @@ class _Trial:
         models: The models by name; they are built.
         batch_sizes: The samples per batch, by member.
         samples: The samples per round, by member.
+        clock: The clock.
+        kinds: A number for each member, equal for those that take equally long: models of one
+            architecture with batches and data of one size.
+        counts: The first member of each kind, and how many there are of it. Alone, only these are
+            trained.
     """
 
     def __init__(
@@ -361,15 +481,53 @@ class _Trial:
         self.batch_sizes = batch_sizes
         self.samples = {name: len(tree.flatten(x)[0]) for name, (x, _) in data.items()}
         self._data = data
-        self._clock = clock
+        self.clock = clock
         xs, ys = self._columns()
         Cohort(models).build(xs, ys, batch_sizes)
         self._start = VariableSnapshot(models.values())
+        self.kinds = self._kinds()
+        first = {kind: name for name, kind in reversed(self.kinds.items())}
+        self.counts = {name: list(self.kinds.values()).count(kind) for kind, name in first.items()}
+
+    def _kinds(self) -> dict[str, int]:
+        plan = Cohort(self.models, layout="stacked").plan.frame.set_index("member")["stack"]
+        known: dict[tuple[object, ...], int] = {}
+        kinds = {}
+        for name in self.models:
+            stack = name if pd.isna(plan[name]) else int(plan[name])
+            key = (stack, self.batch_sizes[name], self.samples[name])
+            kinds[name] = known.setdefault(key, len(known))
+        return kinds
+
+    def shorten(self, round_s: float, layouts: int, repeats: int) -> bool:
+        """Leaves fewer steps in a round if the rounds would take more than half of the budget.
+
+        Args:
+            round_s: The time of a round of separate training, in seconds.
+            layouts: The number of layouts.
+            repeats: The least number of rounds.
+
+        Returns:
+            Whether it did.
+        """
+        share = 0.5 * self.clock.budget_s / max(round_s * layouts * (repeats + _ALONE), 1e-9)
+        is_long = round_s * layouts > _SHORT_S / 2 and share < 1
+        fewest = self.longest_epoch if not is_long else _LEAST_STEPS
+        steps = max(fewest, int(self.longest_epoch * share))
+        if steps >= self.longest_epoch:
+            return False
+        for name, size in self.batch_sizes.items():
+            rows = size * steps
+            self._data[name] = tree.map_structure(
+                lambda leaf, rows=rows: None if leaf is None else leaf[:rows], self._data[name]
+            )
+            self.samples[name] = min(self.samples[name], rows)
+        return True
 
     def separate(self, name: str, factor: int = 1) -> float:
         """Trains one member by its own `fit`; returns the time in seconds."""
         (x, y), model = self._data[name], self.models[name]
-        self._clock.tell()
+        self.clock.tell()
         began = time.perf_counter()
         model.fit(x, y, batch_size=self.batch_sizes[name] * factor, shuffle=False, verbose=0)
         _wait_for([model])
@@ -377,7 +535,7 @@ class _Trial:
 
     def together(self, cohort: Cohort, only: str | None = None) -> float:
         """Trains the members, or one of them, in a cohort; returns the time in seconds."""
-        self._clock.tell()
+        self.clock.tell()
         began = time.perf_counter()
         xs, ys = self._columns()
         epochs = {name: int(only in (None, name)) for name in self.models}
@@ -394,11 +552,10 @@ class _Trial:
         """Restores the weights and seeds with which each round begins."""
         self._start.restore()
 
-    def weights(self) -> list[np.ndarray]:
-        """Returns all weights that are numbers, unlike those of lookup tables."""
-        models = self.models.values()
-        arrays = [np.array(weight) for model in models for weight in model.get_weights()]
-        return [array for array in arrays if array.dtype.kind in "fiu"]
+    def weights(self) -> dict[str, list[np.ndarray]]:
+        """Returns the weights of each member that are numbers, unlike those of lookup tables."""
+        arrays = {n: [np.array(w) for w in model.get_weights()] for n, model in self.models.items()}
+        return {n: [a for a in own if a.dtype.kind in "fiu"] for n, own in arrays.items()}
 
     def steps(self, name: str, factor: int = 1) -> int:
         """Returns a member's steps in a round, with so many batches in each."""
@@ -418,12 +575,13 @@ class _Clock:
     Attributes:
         doing: What is done now.
         traced: The fraction of the layouts that have been traced.
+        budget_s: The budget.
     """
 
     def __init__(self, budget_s: float, show: Callable[[float, str], None]):
         self.doing = "building"
         self.traced = 0.0
-        self._budget_s = budget_s
+        self.budget_s = budget_s
         self._show = show
         self._began = time.perf_counter()
         self._end: float | None = None
@@ -431,7 +589,11 @@ class _Clock:
     @property
     def left_s(self) -> float:
         """The rest of the budget."""
-        return self._began + self._budget_s - time.perf_counter()
+        return self._began + self.budget_s - time.perf_counter()
+
+    def has_time_for(self, seconds: float) -> bool:
+        """Returns whether the rest of the budget is enough, or little time is needed."""
+        return seconds <= max(self.left_s, _SHORT_S)
 
     def expect(self, seconds: float) -> None:
         """Sets how long the benchmark is expected to take from now on."""
@@ -442,7 +604,7 @@ class _Clock:
         now = time.perf_counter()
         spent = now - self._began
         if self._end is None:
-            self._show(min(self.traced, spent / max(self._budget_s, 1e-9)), self.doing)
+            self._show(min(self.traced, spent / max(self.budget_s, 1e-9)), self.doing)
             return
         left = max(0.0, self._end - now)
         text = f"{self.doing}, at most about {math.ceil(left)} s left"

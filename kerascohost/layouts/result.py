@@ -1,5 +1,6 @@
 """The result of a benchmark: its tables, and which layout is best."""
 
+import math
 from collections.abc import Callable
 from os import PathLike
 from typing import TextIO, TypedDict
@@ -98,7 +99,8 @@ class BenchmarkResult:
         for member, batches, ms in zip(
             alone["member"], alone["batches"], alone["step_ms"], strict=True
         ):
-            times.setdefault(member, {})[int(batches)] = ms / 1000
+            if not pd.isna(ms):  # there was no time for it
+                times.setdefault(member, {})[int(batches)] = ms / 1000
         return times
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -120,11 +122,43 @@ class BenchmarkResult:
         """
         return self.frame.to_csv(path, index=False)
 
+    def described(self, row: pd.Series) -> dict[str, str]:
+        """Returns a row of `frame` as texts, by headings for the user."""
+        difference = row["weight_difference"]
+        return {
+            "layout": row["layout"],
+            "speed-up": _speed_up(row),
+            "samples/s": f"{row['samples_per_s']:,.0f}",
+            "step ms": f"{row['step_ms']:.2f}",
+            "compile s": f"{row['compile_s']:.1f}",
+            "CPU s": "" if pd.isna(row.get("cpu_s")) else f"{row['cpu_s']:.2f}",
+            "memory MB": "" if pd.isna(row["memory_mb"]) else f"{row['memory_mb']:,.0f}",
+            "same training?": "yes" if row["same_training"] else self._changed(row["layout"]),
+            "weight difference": ""
+            if pd.isna(difference)
+            else f"{difference:.0e}"
+            if difference
+            else "0",
+        }
+
+    def _changed(self, layout: str) -> str:
+        """Returns which batch sizes a layout changes, of models that it changes alike together."""
+        sizes = self.members.pivot(index="member", columns="layout", values="samples")
+        changes: dict[str, list[str]] = {}
+        for name, (own, plain) in sizes[[layout, "separate"]].iterrows():
+            if own != plain:
+                changes.setdefault(f"{own:.0f} instead of {plain:.0f}", []).append(str(name))
+        parts = [
+            f"{', '.join(names) if len(names) < 4 else f'{len(names)} models'} {change}"
+            for change, names in changes.items()
+        ]
+        return f"no, batch sizes: {'; '.join(parts)}"
+
     @property
     def _table(self) -> Table:
         """The measured layouts, the reason for the best, and why others were not measured."""
         is_measured = self.frame["speedup"].notna()
-        rows = [_described(row) for _, row in self.frame[is_measured].iterrows()]
+        rows = [self.described(row) for _, row in self.frame[is_measured].iterrows()]
         missing = self.frame[~is_measured]
         pairs = zip(missing["layout"], missing["note"], strict=True)
         notes = [f"{layout} was not measured: {note}" for layout, note in pairs]
@@ -137,23 +171,9 @@ class BenchmarkResult:
         return self._table.html()
 
 
-def _described(row: pd.Series) -> dict[str, str]:
-    """Returns a row as texts, by headings for the user."""
-    exact = row["same_training"]
-    return {
-        "layout": row["layout"],
-        "speed-up": _speed_up(row),
-        "samples/s": f"{row['samples_per_s']:,.0f}",
-        "step ms": f"{row['step_ms']:.2f}",
-        "compile s": f"{row['compile_s']:.1f}",
-        "CPU s": "" if pd.isna(row.get("cpu_s")) else f"{row['cpu_s']:.2f}",
-        "memory MB": "" if pd.isna(row["memory_mb"]) else f"{row['memory_mb']:,.0f}",
-        "same training?": "yes" if exact else f"batch size {row['batch_size']}",
-        "weight difference": f"{row['weight_difference']:.0e}" if row["weight_difference"] else "0",
-    }
-
-
 def _speed_up(row: pd.Series) -> str:
+    if math.isinf(row["high"]):
+        return f"about {row['speedup']:.2g}x (one round)"
     if row["high"] > row["speedup"] * (1 + _VAGUE):
         return f"{row['low']:.2g}x to {row['high']:.2g}x"
     return f"{row['speedup']:.2f}x ({row['low']:.2f} to {row['high']:.2f})"

@@ -1,21 +1,25 @@
 """Choices of the user: models of a namespace, their data, a layout, and the call they make."""
 
+import contextlib
 import keyword
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import keras
 import traitlets
 
 from kerascohost import backends, errors
-from kerascohost.arguments import CHOSEN_LAYOUTS, Argument, Data
+from kerascohost.arguments import CHOSEN_LAYOUTS, Argument, Data, check_count
 from kerascohost.errors import CohortError
 from kerascohost.notebook import data, namespace, source
+from kerascohost.notebook.data import Validation
 from kerascohost.notebook.namespace import Value, Variables
 from kerascohost.results.history import CohortHistory
 
-# The largest factor that the widget offers; there is no limit in code.
+# The largest factor that is suggested; there is no limit to what can be chosen.
 MOST_FACTOR = 16
+
+_DEFAULTS = {"batch_size": 32, "epochs": 5, "group_factor": 1, "replicas": 1, "callbacks": ()}
 
 
 class Choices(traitlets.HasTraits):
@@ -38,6 +42,7 @@ class Choices(traitlets.HasTraits):
     layout: "traitlets.Enum[str]" = traitlets.Enum(CHOSEN_LAYOUTS, "joined")
     group_factor = traitlets.Dict()
     replicas = traitlets.Dict()
+    callbacks = traitlets.Dict()
     output = traitlets.Unicode("history")
     refreshed = traitlets.Int(read_only=True)
 
@@ -46,7 +51,10 @@ class Choices(traitlets.HasTraits):
         self._variables = variables
         self._data: dict[str, Data] = {}
         self._given: Mapping[str, keras.Model] = {}  # by the names that the user selected
-        self._without: set[str] = set()  # models without fitting data at the last refresh
+        self._asked: set[str] = set()  # models for which the user has chosen `x`
+        self._fitting: dict[tuple[str, ...], list[Argument]] = {}  # what was found for models
+        self._made: dict[str, str] = {}  # the code of the copies that were made here
+        self._is_guessing = False
         self._guard = threading.RLock()  # held while several choices are read or set
         self.refresh()
         for name, value in values.items():
@@ -59,41 +67,54 @@ class Choices(traitlets.HasTraits):
         if not set(proposal.value) <= set(self.models):
             self._given = namespace.chosen(self._variables, proposal.value)
             self.refresh()  # the model may be new, or listed by another name
-        for name in proposal.value:
-            if name not in self.models:
-                raise CohortError(
-                    f"Expected names of models. Received: {name!r}."
-                    f"{errors.did_you_mean(name, self.models)}"
-                )
+            return list(self._given)
         return proposal.value
 
     def refresh(self) -> None:
         """Reads the namespace again; choices for models that are still there remain."""
-        with self._guard:
+        with self._guard, self._guessing(), self.hold_trait_notifications():
             self._data = data.data_in(self._variables)
-            self.models = namespace.models_in(self._variables, self._given)
-            self.selected = [name for name in self.selected if name in self.models]
-            for name in self.models:
-                self._choose_for(name)
+            self._fitting.clear()
+            models = namespace.models_in(self._variables, self._given)
+            changed = [name for name in models if models[name] is not self.models.get(name)]
+            self.models = models
+            self._asked.difference_update(changed)
+            self.selected = [name for name in self.selected if name in models]
+            for trait, value in _DEFAULTS.items():
+                missing = dict.fromkeys(models.keys() - getattr(self, trait).keys(), value)
+                setattr(self, trait, getattr(self, trait) | missing)
+            self._guess()
+            there = set(self.callbacks_in_namespace())
+            self.callbacks = {
+                name: tuple(one for one in chosen if one in there)
+                for name, chosen in self.callbacks.items()
+            }
             self.set_trait("refreshed", self.refreshed + 1)
 
-    def _choose_for(self, name: str) -> None:
-        """Sets a model's choices where there are none yet, or their data is gone."""
-        inputs = self.x_options(name)
-        if self.x.get(name) not in inputs or (name in self._without and len(inputs) > 1):
-            self.x = self.x | {name: inputs[0]}
-        (self._without.add if len(inputs) == 1 else self._without.discard)(name)
-        targets = self.y_options(name)
-        if self.y.get(name) not in targets:
-            self.y = self.y | {name: targets[0]}
-        validations = self.validation_options(name)
-        if self.validation.get(name) not in validations:
-            aside = [names for names in validations if _is_for_validation(names)]
-            self.validation = self.validation | {name: aside[0] if aside else ()}
-        defaults = {"batch_size": 32, "epochs": 5, "group_factor": 1, "replicas": 1}
-        for trait, value in defaults.items():
-            if name not in getattr(self, trait):
-                self.choose(trait, {name: value})
+    @contextlib.contextmanager
+    def _guessing(self) -> Iterator[None]:
+        """Marks that what is chosen in the block is not chosen by the user."""
+        before, self._is_guessing = self._is_guessing, True
+        try:
+            yield
+        finally:
+            self._is_guessing = before
+
+    def _guess(self) -> None:
+        """Chooses data for models that have none yet, or whose data is gone, where it is sure."""
+        x, y, validation = dict(self.x), dict(self.y), dict(self.validation)
+        for name, model in self.models.items():
+            word = namespace.group_of(name) or name
+            parts = data.parts_of(x.setdefault(name, ""))
+            is_gone = any(part not in self._data for part in parts if part)
+            if is_gone or (name not in self._asked and not any(parts)):
+                x[name] = data.sure_inputs(word, model, self._data)
+            if x[name] != self.x.get(name) or not _is_there(y.get(name, ""), self._data):
+                y[name] = data.sure_targets(word, model, x[name], self._data)
+            given = validation.get(name)
+            if given is None or not all(_is_there(one, self._data) for one in given):
+                validation[name] = data.sure_validation(word, model, x[name], self._data)
+        self.x, self.y, self.validation = x, y, validation
 
     def choose(self, trait: str, values: Mapping[str, Argument]) -> None:
         """Sets a trait for some models.
@@ -102,28 +123,80 @@ class Choices(traitlets.HasTraits):
             trait: A trait that is a dict by model; or `"factors"`, which is `"replicas"` in the
                 layout "replicated" and `"group_factor"` in others.
             values: The new values by model.
+
+        Raises:
+            CohortError: If a value is to be a positive integer and is none.
         """
         if trait == "factors":
             trait = "replicas" if self.layout == "replicated" else "group_factor"
+        if isinstance(_DEFAULTS.get(trait), int):
+            for name, value in values.items():
+                with errors.about(name):
+                    check_count(trait, value)
         setattr(self, trait, getattr(self, trait) | values)
+
+    def choose_input(self, name: str, position: int, chosen: str) -> None:
+        """Sets the data of one of several inputs of a model.
+
+        Args:
+            name: The model.
+            position: The number of the input, from 0 on.
+            chosen: The name of an array; or of data for all inputs, which then is `x`.
+        """
+        if chosen in self._found("x", name):
+            self.choose("x", {name: chosen})
+            return
+        parts = data.parts_of(self.x.get(name, ""))
+        count = len(self.each_x_options(name))
+        parts = parts if len(parts) == count else [""] * count
+        parts[position] = chosen
+        self.choose("x", {name: f"[{', '.join(parts)}]" if any(parts) else ""})
 
     def x_options(self, name: str) -> list[str]:
         """Returns names of data that fit a model's inputs, the likeliest first, then `""`."""
-        return [*data.inputs_for(name, self.models[name], self._data), ""]
+        return [*self._found("x", name), ""]
+
+    def each_x_options(self, name: str) -> list[list[str]]:
+        """Returns names of arrays for each input of a model that has several, then `""`."""
+        word, model = namespace.group_of(name) or name, self.models[name]
+        return [[*f, ""] for f in data.each_input_for(word, model, self._data).values()]
 
     def y_options(self, name: str) -> list[str]:
-        """Returns names of targets for the chosen `x`, the likeliest first; `[""]` for none."""
-        found = data.targets_for(name, self.models[name], self.x.get(name, ""), self._data)
-        return found or [""]
+        """Returns names of targets for the chosen `x`, the likeliest first; `""` for none."""
+        return [*self._found("y", name, self.x.get(name, "")), ""]
 
-    def validation_options(self, name: str) -> list[data.Validation]:
+    def validation_options(self, name: str) -> list[Validation]:
         """Returns the validation data to choose from: none, a fraction of `x`, or other data."""
         own = self.x.get(name, "")
-        fractions: list[data.Validation] = (
-            [] if own == "" or data.is_dataset(self._data[own]) else [(0.1,), (0.2,)]
+        value = data.value_of(own, self._data)
+        fractions: list[Validation] = (
+            [] if value is None or data.is_dataset(value) else [(0.1,), (0.2,)]
         )
-        others = data.validation_for(name, self.models[name], self._data)
+        others = self._found("validation", name)
         return [(), *fractions, *(names for names in others if names[0] != own)]
+
+    def _found(self, what: str, name: str, x: str = "") -> list[Argument]:
+        """Returns what fits a model, which is looked for once for all models that are alike."""
+        word, model = namespace.group_of(name) or name, self.models[name]
+        key = (what, word, x, *_signature(model))
+        if key not in self._fitting:
+            look: dict[str, Callable[[], Iterable[Argument]]] = {
+                "x": lambda: data.inputs_for(word, model, self._data),
+                "y": lambda: data.targets_for(word, model, x, self._data),
+                "validation": lambda: data.validation_for(word, model, self._data),
+            }
+            self._fitting[key] = list(look[what]())
+        return self._fitting[key]
+
+    def callbacks_in_namespace(self) -> dict[str, keras.callbacks.Callback]:
+        """Returns the callbacks that can be picked, by name."""
+        return {
+            name: value
+            for name, value in list(self._variables.items())
+            if isinstance(value, keras.callbacks.Callback)
+            and not isinstance(value, keras.callbacks.History)
+            and not name.startswith("_")
+        }
 
     def described(self, name: str) -> str:
         """Returns the shape of a variable's data, or the class of a dataset."""
@@ -131,24 +204,28 @@ class Choices(traitlets.HasTraits):
 
     @traitlets.observe("x")
     def _follow_x(self, change: traitlets.Bunch) -> None:
-        """Chooses new targets for models whose inputs have changed."""
-        chosen = {
-            name: self.y_options(name)[0]
-            for name in self.models
-            if self.y.get(name) not in self.y_options(name)
-            or change.old is traitlets.Undefined
-            or change.old.get(name) != self.x.get(name)
+        """Chooses new targets, where they are sure, for inputs that the user has changed."""
+        if self._is_guessing:
+            return
+        old = {} if change.old is traitlets.Undefined else change.old
+        changed = [name for name in self.models if old.get(name) != self.x.get(name)]
+        self._asked.update(changed)
+        self.y = self.y | {
+            name: data.sure_targets(
+                namespace.group_of(name) or name, self.models[name], self.x[name], self._data
+            )
+            for name in changed
+            if name in self.x
         }
-        self.y = self.y | chosen
 
     def rows(self, name: str) -> int | None:
         """Returns the number of samples that a model is trained on; `None` if unknown."""
-        chosen = self._data.get(self.x.get(name, ""))
+        chosen = data.value_of(self.x.get(name, ""), self._data)
         return None if chosen is None else data.rows_of(chosen)
 
     def takes_batch_size(self, name: str) -> bool:
         """Returns whether the model's data has a batch size to choose, unlike a dataset."""
-        chosen = self._data.get(self.x.get(name, ""))
+        chosen = data.value_of(self.x.get(name, ""), self._data)
         return chosen is None or not data.is_dataset(chosen)
 
     # Layouts
@@ -202,10 +279,29 @@ class Choices(traitlets.HasTraits):
                 validation=tuple(self.validation.get(name, ())),
                 batch_size=self.batch_size[name] if self.takes_batch_size(name) else None,
                 epochs=self.epochs[name],
+                callbacks=tuple(self.callbacks.get(name, ())),
             )
             for name in self.selected
         }
-        return source.Call(own, self.layout, self.factors, self.output)
+        return source.Call(
+            own, self.layout, self.factors, self.output, self._whole_groups(), self._making()
+        )
+
+    def _whole_groups(self) -> dict[str, bool]:
+        """Returns the lists and dicts all of whose models are selected; whether it is a dict."""
+        groups: dict[str, list[str]] = {}
+        for name in self.selected:
+            groups.setdefault(namespace.group_of(name), []).append(name)
+        return {
+            group: isinstance(self._variables[group], dict)
+            for group, names in groups.items()
+            if group and namespace.is_whole(self._variables, group, names)
+        }
+
+    def _making(self) -> list[str]:
+        """Returns the code that made the selected copies."""
+        groups = {namespace.group_of(name) for name in self.selected}
+        return [code for group, code in self._made.items() if group in groups]
 
     @property
     def code(self) -> str:
@@ -222,30 +318,35 @@ class Choices(traitlets.HasTraits):
     def _check_selected(self) -> None:
         if not self.selected:
             there_are = ", ".join(self.models) or "none; build and compile a keras.Model first"
-            raise _about("models", f"Expected models to take part. There are: {there_are}.")
+            raise CohortError(f"Expected models to take part. There are: {there_are}.")
         for name in self.selected:
             if not self.models[name].compiled:
-                raise _about(
-                    "models", f"Member {name!r}: you must call `compile()` before training it."
-                )
+                raise CohortError(f"Member {name!r}: you must call `compile()` before training it.")
 
     def _check_data(self) -> None:
         for name in self.selected:
-            if self.x.get(name, "") == "":
-                shape = getattr(self.models[name], "input_shape", "its inputs")
-                raise _about(
-                    "data",
-                    f"Member {name!r}: expected data to train on. Received: none; nothing in the "
-                    f"namespace is chosen that fits {shape}.",
-                )
-            for trait in ("x", "y"):
-                chosen = getattr(self, trait).get(name, "")
-                if chosen and chosen not in self._data:
-                    raise _about(
-                        "data",
-                        f"Member {name!r}: expected the name of data as {trait}. Received: "
-                        f"{chosen!r}.{errors.did_you_mean(chosen, self._data)}",
+            for part in data.parts_of(self.x.get(name, "")):
+                if part == "":
+                    shape = getattr(self.models[name], "input_shape", "its inputs")
+                    raise CohortError(
+                        f"Member {name!r}: expected data to train on. Received: none as x, whose "
+                        f"shape is {shape}; choose it in the table."
                     )
+                self._check_there(name, "x", part)
+            if self.y.get(name):
+                self._check_there(name, "y", self.y[name])
+            elif self.models[name].loss is not None and self.takes_batch_size(name):
+                raise CohortError(
+                    f"Member {name!r}: expected targets for its loss. Received: none as y; choose "
+                    "them in the table."
+                )
+
+    def _check_there(self, name: str, trait: str, chosen: str) -> None:
+        if chosen not in self._data:
+            raise CohortError(
+                f"Member {name!r}: expected the name of data as {trait}. Received: {chosen!r}."
+                f"{errors.did_you_mean(chosen, self._data)}"
+            )
 
     def _check_output(self) -> None:
         """Raises if the history would replace another object."""
@@ -260,11 +361,14 @@ class Choices(traitlets.HasTraits):
             )
 
 
-def _about(where: str, text: str) -> CohortError:
-    error = CohortError(text)
-    error.where = where  # type: ignore[attr-defined]  # read by `CohostSession`
-    return error
+def _is_there(chosen: str | float, found: Mapping[str, Data]) -> bool:
+    """Returns whether chosen data, if there is any, still exists."""
+    return not isinstance(chosen, str) or not chosen or data.value_of(chosen, found) is not None
 
 
-def _is_for_validation(names: data.Validation) -> bool:
-    return bool(names) and isinstance(names[0], str) and data.is_for_validation(names[0])
+def _signature(model: keras.Model) -> Iterable[str]:
+    """Returns what data has to fit: the shapes of inputs and outputs, and the loss."""
+    yield type(model).__name__ if not model.built else ""
+    for side in ("inputs", "outputs"):
+        yield str([(t.name, t.shape, t.dtype) for t in getattr(model, side, None) or []])
+    yield str(getattr(model, "loss", ""))

@@ -10,6 +10,7 @@ import pandas as pd
 from keras import tree
 
 from kerascohost.arguments import Data
+from kerascohost.notebook import namespace
 from kerascohost.notebook.namespace import Value, Variables
 
 # The names of data that a model can be validated on, as `("x_val", "y_val")` or `("dataset",)`; a
@@ -22,13 +23,27 @@ _Shape: TypeAlias = tuple[int | None, ...]
 _Tensors: TypeAlias = Sequence[keras.KerasTensor] | None
 
 
-def data_in(namespace: Variables) -> dict[str, Data]:
+def data_in(variables: Variables) -> dict[str, Data]:
     """Returns the data by name: arrays, tensors, tables, structures of them, and datasets."""
     return {
         name: value
-        for name, value in list(namespace.items())
-        if not name.startswith("_") and name not in _NOT_DATA and _is_data(value)
+        for name, value in list(variables.items())
+        if not name.startswith("_") and name not in namespace.NOT_THE_USERS and _is_data(value)
     }
+
+
+def parts_of(chosen: str) -> list[str]:
+    """Returns the names in a choice for several inputs: `"[a, b]"`; else the one name."""
+    is_list = chosen.startswith("[")
+    return [part.strip() for part in chosen[1:-1].split(",")] if is_list else [chosen]
+
+
+def value_of(chosen: str, data: Mapping[str, Data]) -> Data | None:
+    """Returns the data of a name, or of a list of names as `"[a, b]"`; `None` if one is missing."""
+    values = [data.get(part) for part in parts_of(chosen)]
+    if any(value is None for value in values):
+        return None
+    return values if chosen.startswith("[") else values[0]
 
 
 def is_dataset(value: Value) -> bool:
@@ -62,13 +77,17 @@ def targets_for(name: str, model: keras.Model, x: str, data: Mapping[str, Data])
         x: The name of the model's inputs.
         data: The data by name.
     """
-    if x not in data or is_dataset(data[x]):
+    inputs = value_of(x, data)
+    if inputs is None or is_dataset(inputs):
         return []
-    rows = rows_of(data[x])
+    rows = rows_of(inputs)
+    own = {id(leaf) for leaf in tree.flatten(inputs)}
     fitting = [
         key
         for key, value in data.items()
-        if key != x and rows_of(value) == rows and _fits_outputs(value, model)
+        if rows_of(value) == rows
+        and _fits_outputs(value, model)
+        and not own & {id(leaf) for leaf in tree.flatten(value)}
     ]
     partners = _partners(x)
 
@@ -76,6 +95,76 @@ def targets_for(name: str, model: keras.Model, x: str, data: Mapping[str, Data])
         return (key not in partners, *_unlikeliness(key, name, _Y_WORDS))
 
     return sorted(fitting, key=unlikeliness)
+
+
+def each_input_for(name: str, model: keras.Model, data: Mapping[str, Data]) -> dict[str, list[str]]:
+    """Returns for each of several inputs of a model, by its name, the arrays that fit it."""
+    inputs = getattr(model, "inputs", None) or []
+    found: dict[str, list[str]] = {}
+    for tensor in inputs if len(inputs) > 1 else []:
+        fitting = [
+            key
+            for key, value in data.items()
+            if not is_dataset(value) and _fits_inputs(value, [tensor])
+        ]
+        found[tensor.name] = sorted(fitting, key=lambda key: _unlikeliness(key, name, _X_WORDS))
+    return found
+
+
+def sure_inputs(name: str, model: keras.Model, data: Mapping[str, Data]) -> str:
+    """Returns the data that a model is surely to be trained on; `""` if there is a doubt.
+
+    Sure is: one name fits better than all others, says that it is for inputs or for this model, and
+    does not say that it is for validation. For several inputs: names of arrays are the inputs'.
+    """
+    if not getattr(model, "inputs", None):
+        return ""
+    found = inputs_for(name, model, data)
+    best = _surely(found, name, _X_WORDS, others=_Y_WORDS)
+    parts = each_input_for(name, model, data)
+    if not best and parts and all(key in found for key, found in parts.items()):
+        return f"[{', '.join(parts)}]"
+    return best
+
+
+def sure_targets(name: str, model: keras.Model, x: str, data: Mapping[str, Data]) -> str:
+    """Returns the targets that surely belong to `x`; `""` if there is a doubt.
+
+    Sure is: their name is that of `x` with the word for targets in it; or as for inputs, and there
+    is no word in it that is neither in the name of the model nor in that of `x`.
+    """
+    found = targets_for(name, model, x, data) if getattr(model, "outputs", None) else []
+    partners = [key for key in found if key in _partners(x)]
+    known = {*_Y_WORDS, *_TRAINING, *_own_words(name), *_words(x)}
+    own = [key for key in found if _words(key) <= known]
+    return partners[0] if partners else _surely(own, name, _Y_WORDS, others=_X_WORDS)
+
+
+def sure_validation(
+    name: str, model: keras.Model, x: str, data: Mapping[str, Data]
+) -> tuple[str, ...]:
+    """Returns the validation data that surely belongs to a model; `()` if there is a doubt."""
+    if not getattr(model, "inputs", None):
+        return ()
+    pairs = {
+        names[0]: names
+        for names in validation_for(name, model, data)
+        if is_for_validation(names[0]) and names[1:] in [(y,) for y in _partners(names[0])] + [()]
+    }
+    likely = {key: _unlikeliness(key, name, _X_WORDS)[:1] for key in pairs}
+    nearest = [key for key in pairs if likely[key] == min(likely.values())]
+    return pairs[nearest[0]] if len(nearest) == 1 else ()
+
+
+def _surely(found: Sequence[str], model: str, words: Sequence[str], others: Sequence[str]) -> str:
+    """Returns the first name if it is meant; see `sure_inputs`."""
+    if not found:
+        return ""
+    best = found[0]
+    own = _words(best)
+    says = own & {*words, *_own_words(model)} and not (own & set(others)) and not (own & _ASIDE)
+    keys = [_unlikeliness(name, model, tuple(words))[:_TELLING] for name in found[:2]]
+    return best if says and (len(keys) == 1 or keys[0] < keys[1]) else ""
 
 
 def validation_for(
@@ -112,9 +201,6 @@ def described(value: Data) -> str:
     shapes = (f"({', '.join(map(str, leaf.shape))})" for leaf in tree.flatten(value))
     return ", ".join(shapes)
 
-
-# Variables that IPython itself adds to the namespace.
-_NOT_DATA = ("In", "Out", "exit", "quit")
 
 _X_WORDS = ("x", "inputs", "input", "features", "images", "data")
 _Y_WORDS = ("y", "targets", "target", "labels", "label")
@@ -245,9 +331,8 @@ def _unlikeliness(key: str, model: str, words: tuple[str, ...]) -> tuple[bool | 
         words: The words that such data is usually named with, the likeliest first.
     """
     own, of_model = _words(key), _words(model)
-    generic = {"model", "net", "network"}
     return (
-        not own & (of_model - generic),
+        not own & _own_words(model),
         bool(own & _ASIDE),
         next((i for i, word in enumerate(words) if word in own), len(words)),
         not own & set(_TRAINING),
@@ -255,6 +340,15 @@ def _unlikeliness(key: str, model: str, words: tuple[str, ...]) -> tuple[bool | 
         len(key),
         key,
     )
+
+
+# How many parts of the key above tell what is meant; those after them are an order for the eye.
+_TELLING = 5
+
+
+def _own_words(model: str) -> set[str]:
+    """Returns the words of a model's name that tell it from others."""
+    return _words(model) - {"model", "models", "net", "network"}
 
 
 def _partners(x: str) -> set[str]:

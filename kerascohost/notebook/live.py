@@ -1,5 +1,6 @@
 """The progress of a training or a benchmark: one thread writes it, another one reads it."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import SupportsFloat, TypeAlias, TypedDict, TypeGuard
@@ -12,15 +13,25 @@ from kerascohost.backends.base import Logs
 from kerascohost.results import plotting
 from kerascohost.results.progress import Progress
 
-# A row of `CohortHistory.frame`: member, epoch, metric, split ("train" or "val"), value.
-_Row: TypeAlias = tuple[str, int, str, str, npt.ArrayLike]
+# The curves of a training: by member and by metric, as `val_loss`, its values by epoch from 1 on.
+# A value that is no finite number is `None`, which JSON has a word for.
+Curves: TypeAlias = dict[str, dict[str, list[tuple[int, float | None]]]]
+
+# All curves together are drawn with at most so many points, and each with no fewer than the second.
+_MOST_POINTS, _FEWEST_POINTS = 16_000, 50
 
 
 class MemberProgress(TypedDict):
-    """The progress of one member, as it is shown: `fraction` from 0 to 1, `epoch` as `"2/5"`."""
+    """The progress of one member, as it is shown.
+
+    `fraction` goes from 0 to 1, `epoch` is as `"2/5"`, `state` is `"waiting"`, `"tracing"`,
+    `"training"` or `"ended"`, and `note` says what is wrong with its numbers.
+    """
 
     fraction: float
     epoch: str
+    state: str
+    note: str
     metrics: dict[str, float]
 
 
@@ -41,15 +52,17 @@ class _LiveMember(TypedDict):
     """The progress of one member, as its callback writes it.
 
     `done` and `total` count steps of training, `epoch` and `epochs` epochs; a `total` of 0 is
-    unknown.
+    unknown. `values` has a list of epochs and one of values for each metric.
     """
 
+    state: str
+    note: str
     done: int
     total: int
     epoch: int
     epochs: int
     logs: dict[str, npt.ArrayLike]
-    rows: list[_Row]
+    values: dict[str, tuple[list[int], list[float]]]
 
 
 class LiveTraining:
@@ -62,26 +75,64 @@ class LiveTraining:
 
     def __init__(self, names: Sequence[str], stops: Callable[[], int]):
         self.stops = stops
+        self.began = time.perf_counter()
+        self.traced: float | None = None  # when the first step had been done
         self.members: dict[str, _LiveMember] = {
-            name: {"done": 0, "total": 0, "epoch": 0, "epochs": 0, "logs": {}, "rows": []}
+            name: {
+                "state": "waiting", "note": "", "done": 0, "total": 0, "epoch": 0, "epochs": 0,
+                "logs": {}, "values": {},
+            }
             for name in names
-        }
+        }  # fmt: skip
 
     def progress(self) -> TrainingProgress:
         """Returns the current value of `CohostSession.progress`."""
-        members = {name: _shown(live.copy()) for name, live in self.members.items()}
+        members = {name: _shown(live) for name, live in list(self.members.items())}
         fraction = sum(member["fraction"] for member in members.values()) / len(members)
-        return {"fraction": fraction, "text": f"{100 * fraction:.0f} %", "members": members}
+        return {"fraction": fraction, "text": self._text(fraction), "members": members}
 
-    def curves(self) -> pd.DataFrame:
+    def _text(self, fraction: float) -> str:
+        now = time.perf_counter()
+        if self.traced is None:
+            return f"tracing… {now - self.began:.0f} s so far"
+        left = (now - self.traced) * (1 - fraction) / max(fraction, 1e-9)
+        is_told = fraction > 0.01 and now - self.traced > 0.5
+        return f"{100 * fraction:.0f} %" + (f", about {_seconds(left)} left" if is_told else "")
+
+    def curves(self) -> Curves:
         """Returns the current value of `CohostSession.curves`."""
-        # A member without a row yet gets an empty one, so that its colour in the plots stays.
-        rows = [
-            row
-            for name, live in self.members.items()
-            for row in list(live["rows"]) or [plotting.row(name, 0, "loss", np.nan)]
-        ]
-        return pd.DataFrame(rows, columns=plotting.COLUMNS)
+        count = sum(len(live["values"]) for live in list(self.members.values()))
+        most = max(_FEWEST_POINTS, _MOST_POINTS // max(1, count))
+        return {
+            name: {key: _thinned(*pair, most) for key, pair in list(live["values"].items())}
+            for name, live in list(self.members.items())
+        }
+
+
+def frame(curves: Curves) -> pd.DataFrame:
+    """Returns curves as `CohortHistory.frame` has them; a member without any has a loss of NaN."""
+    rows = [
+        plotting.row(name, epoch - 1, key, np.nan if value is None else value)
+        for name, metrics in curves.items()
+        for key, points in (metrics or {"loss": [(1, None)]}).items()
+        for epoch, value in points
+    ]
+    return pd.DataFrame(rows, columns=plotting.COLUMNS)
+
+
+def _thinned(epochs: list[int], values: list[float], most: int) -> list[tuple[int, float | None]]:
+    """Returns every point of a curve, or each `n`-th and the last if there are more than `most`."""
+    count = min(len(epochs), len(values))  # of lists that grow meanwhile
+    step = math.ceil(count / most) or 1
+    kept = [*range(0, count, step)]
+    kept += [count - 1] if kept and kept[-1] != count - 1 else []
+    return [(epochs[i], values[i] if math.isfinite(values[i]) else None) for i in kept]
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _shown(live: _LiveMember) -> MemberProgress:
@@ -90,8 +141,13 @@ def _shown(live: _LiveMember) -> MemberProgress:
     else:
         fraction = live["epoch"] / max(1, live["epochs"])
     metrics = {name: float(value) for name, value in live["logs"].items() if _is_number(value)}
-    epoch = f"{live['epoch']}/{live['epochs']}"
-    return {"fraction": fraction, "epoch": epoch, "metrics": metrics}
+    return {
+        "fraction": 1.0 if live["state"] == "ended" else fraction,
+        "epoch": f"{live['epoch']}/{live['epochs']}",
+        "state": live["state"],
+        "note": live["note"],
+        "metrics": metrics,
+    }
 
 
 def _is_number(value: npt.ArrayLike) -> TypeGuard[SupportsFloat]:
@@ -108,32 +164,47 @@ class LiveProgress(Progress):
 
     def __init__(self, name: str, live: LiveTraining):
         super().__init__(name, "train", 0, 0)
-        self._stops = live.stops
+        self._training = live
         self._live = live.members[name]
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Writes how many steps and epochs there will be."""
         steps, epochs = self.params["steps"], self.params["epochs"]
-        self._live.update({"total": steps * epochs if steps else 0, "epochs": epochs})
-        if self._stops():  # before the training began, which resets `stop_training`
+        total = steps * epochs if steps else 0
+        self._live.update({"total": total, "epochs": epochs, "state": "tracing"})
+        if self._training.stops():  # before the training began, which resets `stop_training`
             self.model.stop_training = True
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
         """Stops the validation at once if the user has asked twice."""
-        if self._stops() > 1:
+        if self._training.stops() > 1:
             self.model.stop_evaluating = True
 
     def advance(self, kind: str, steps: int, logs: Logs) -> None:
         """Writes the number of steps done, and their metrics."""
-        if kind == "train":
-            self._live.update({"done": self._live["done"] + steps, "logs": dict(logs)})
+        if kind != "train":
+            return
+        if self._training.traced is None:
+            self._training.traced = time.perf_counter()
+        done = self._live["done"] + steps
+        self._live.update({"state": "training", "done": done, "logs": dict(logs)})
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Writes the metrics of an epoch."""
         self._live.update({"epoch": epoch + 1, "logs": dict(logs or {})})
-        self._live["rows"] += [
-            plotting.row(self._name, epoch, *log) for log in (logs or {}).items()
-        ]
+        for key, value in (logs or {}).items():
+            if not _is_number(value):
+                continue
+            epochs, values = self._live["values"].setdefault(key, ([], []))
+            values.append(float(value))
+            epochs.append(epoch + 1)  # last: a reader counts the epochs
+            if not math.isfinite(values[-1]) and not self._live["note"]:
+                word = "NaN" if math.isnan(values[-1]) else "infinite"
+                self._live["note"] = f"{key} is {word} since epoch {epoch + 1}"
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        """Writes that it has ended."""
+        self._live["state"] = "ended"
 
 
 class StoppedError(Exception):

@@ -2,14 +2,17 @@
 
 import argparse
 import ast
+import asyncio
+import inspect
 import io
+import itertools
 import keyword
 import math
 import re
 import shlex
 import traceback
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import TypeVar
 
 import keras
@@ -25,15 +28,15 @@ from IPython.core.magic_arguments import (
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
-from kerascohost.arguments import LAYOUTS
+from kerascohost.arguments import LAYOUTS, counts_per_member
 from kerascohost.deferred import scripts
 from kerascohost.deferred.context import cohost
 from kerascohost.deferred.loops import Loops
-from kerascohost.errors import CohortError
+from kerascohost.errors import CohortError, did_you_mean
 from kerascohost.layouts.benchmark import benchmark
 from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.notebook import namespace
-from kerascohost.notebook.namespace import Value
+from kerascohost.notebook.namespace import Value, Variables
 from kerascohost.results.history import CohortHistory
 
 Default = TypeVar("Default")
@@ -49,12 +52,18 @@ class CohostMagics(Magics):
     _file = ""  # the file name under which the last cell was compiled
 
     @magic_arguments()
-    @argument("models", nargs="*", metavar="MODEL", help="Names of models; or: run SCRIPT ...")
+    @argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="Names of models, or of lists or dicts of them; or: run SCRIPT ...",
+    )
     @argument(
         "-l",
         "--layout",
-        choices=LAYOUTS,
-        help="How the members are placed in the one program (default: joined).",
+        metavar="LAYOUT",
+        help=f"How the members are placed in the one program: {', '.join(LAYOUTS)} (default: "
+        "joined).",
     )
     @argument(
         "-g",
@@ -114,8 +123,8 @@ class CohostMagics(Magics):
         for each loop says what became of it.
 
         As `%cohost`: the widget, in which to pick models, benchmark and train them, with those
-        named already picked (where there are no widgets: a table of them). With `--benchmark`: how
-        fast the models named, or all, train in each layout.
+        named and the options already picked (where there are no widgets: a table of them). With
+        `--benchmark`: how fast the models named, or all, train in each layout.
 
         As `%cohost run a.py b.py [-- ARGUMENTS]`: runs whole scripts, unchanged, with their calls
         of `fit` trained together.
@@ -133,6 +142,7 @@ class CohostMagics(Magics):
     def _train(self, line: str, cell: str) -> Value:
         __tracebackhide__ = True
         asked = _parsed(self.cohost, line)
+        _check_output(asked.output, self.shell.user_ns)
         if asked.benchmark:
             raise CohortError("Expected `%cohost MODEL ... --benchmark`. Received: it on a cell.")
         if asked.models:
@@ -194,38 +204,51 @@ class CohostMagics(Magics):
     def _open(self, selected: list[str], asked: argparse.Namespace) -> None:
         from kerascohost.notebook.widget import CohostWidget  # only here: a terminal needs none
 
-        _check_options(
-            asked,
-            "for the widget, in which these are chosen",
-            *("layout", "group_factor", "replicas", "budget", "quiet", "plot"),
-        )
+        _check_options(asked, "for the widget, which draws by itself", "quiet", "plot")
         widget = CohostWidget(self.shell.user_ns)
-        widget.session.selected = selected
-        if asked.output:
-            widget.session.output = asked.output
+        session = widget.session
+        session.selected = selected
+        for option, layout in (("group_factor", "grouped"), ("replicas", "replicated")):
+            factors = _by_name(f"--{option.replace('_', '-')}", getattr(asked, option), None)
+            if factors is not None:
+                session.layout = layout
+                session.choose(option, counts_per_member(option, factors, session.models))
+        session.layout = asked.layout or session.layout
+        session.output = asked.output or session.output
+        session.budget_s = asked.budget or session.budget_s
         display(widget)
 
     def _executed(self, cell: str, loops: Loops | None = None) -> Value:
         """Runs the cell; returns the value of its last expression, as a cell shows it."""
         __tracebackhide__ = True
-        code = self.shell.transform_cell(cell)
+        # Lines are counted as the user sees them: with the magic's, and empty ones after it, which
+        # IPython leaves out.
+        empty = itertools.takewhile(lambda line: not line.strip(), cell.splitlines())
+        code = "\n" * (1 + len(list(empty))) + self.shell.transform_cell(cell)
         self._file = name = self.shell.compile.cache(code)  # so that tracebacks show its lines
         program = ast.parse(code, filename=name)
         body = (program if loops is None else loops.prepared(program, name)).body
         last = body.pop() if body and _is_shown(body[-1], code) else None
         variables = self.shell.user_ns
-        exec(compile(ast.Module(body, []), name, "exec"), variables)
+        _evaluated(compile(ast.Module(body, []), name, "exec", _AWAITS), variables)
         if isinstance(last, ast.Expr):
-            return eval(compile(ast.Expression(last.value), name, "eval"), variables)
+            code = compile(ast.Expression(last.value), name, "eval", _AWAITS)
+            return _evaluated(code, variables)
         return None
 
     def _where(self, error: BaseException) -> str:
         """Returns a text with the line of the cell that raised the error, or `""`."""
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == self._file]
-        return f" (Line {lines[-1] + 1} of the cell.)" if lines and lines[-1] else ""
+        return f" (Line {lines[-1]} of the cell.)" if lines and lines[-1] else ""
 
     def _run(self, line: str) -> None:
+        options = [word for word in line.partition(" -- ")[0].split() if word.startswith("-")]
+        if options:
+            raise CohortError(
+                "Expected no options with `%cohost run`, but the scripts' own after ` -- `. "
+                f"Received: {options[0]}."
+            )
         own, _, arguments = line.partition(" -- ")
         outcomes = scripts.run(shlex.split(own)[1:], shlex.split(arguments))
         for outcome in outcomes:
@@ -235,15 +258,21 @@ class CohostMagics(Magics):
 
     def _show(self, line: str) -> None:
         asked = _parsed(self.cohost, line)
+        if asked.models[:1] == ["run"]:
+            raise CohortError(
+                f"Expected `%cohost run SCRIPT ...`. Received: %cohost {line.strip()}"
+            )
         _check_options(asked, "without a cell", "loops")
         variables = self.shell.user_ns
+        _check_output(asked.output, variables)
+        if not asked.benchmark and not hasattr(self.shell, "kernel"):
+            _check_options(asked, "for the table of models", *_OPTIONS)
         models = namespace.chosen(variables, asked.models) or namespace.models_in(variables)
         if models and asked.benchmark:
             self._benchmark(models, asked)
         elif hasattr(self.shell, "kernel"):
             self._open(list(models) if asked.models else [], asked)
         elif models:
-            _check_options(asked, "for the table of models", *_OPTIONS)
             display(namespace.table(models))
         else:
             print("There are no Keras models yet. Build one, then look again: %cohost")
@@ -253,8 +282,11 @@ def load(ipython: InteractiveShell) -> None:
     """Registers the magics and the completion of their arguments."""
     ipython.register_magics(CohostMagics)
     unload_completion(ipython)
-    for command in _COMMANDS:
-        ipython.set_hook("complete_command", _complete, str_key=command)
+    if hasattr(ipython.Completer, "custom_matchers"):
+        ipython.Completer.custom_matchers.append(_matcher(ipython))
+    else:  # IPython 7, as on Colab
+        for command in _COMMANDS:
+            ipython.set_hook("complete_command", _complete, str_key=command)
 
 
 def unload(ipython: InteractiveShell) -> None:
@@ -266,8 +298,29 @@ def unload(ipython: InteractiveShell) -> None:
 
 def unload_completion(ipython: InteractiveShell) -> None:
     """Removes the completion only."""
+    matchers = getattr(ipython.Completer, "custom_matchers", [])
+    matchers[:] = [one for one in matchers if getattr(one, "matcher_identifier", "") != __name__]
     for command in _COMMANDS:
         ipython.strdispatchers["complete_command"].strs.pop(command, None)
+
+
+def _matcher(shell: InteractiveShell) -> Value:
+    """Returns a matcher that completes the magics' arguments, and lets no other one do so.
+
+    A hook, as older versions of IPython have only, has Jedi's words for Python beside its own.
+    """
+    from IPython.core.completer import SimpleCompletion, context_matcher  # not in IPython 7
+
+    @context_matcher(identifier=__name__, priority=200)
+    def matches(context: Value) -> dict[str, Value]:
+        line = context.line_with_cursor
+        if context.cursor_line or line.split(" ")[0] not in _COMMANDS or " " not in line:
+            return {"completions": []}
+        found = _complete(shell, SimpleNamespace(line=line))
+        completions = [SimpleCompletion(text) for text in found if text.startswith(context.token)]
+        return {"completions": completions, "suppress": True, "ordered": True}
+
+    return matches
 
 
 def _complete(shell: InteractiveShell, event: SimpleNamespace) -> list[str]:
@@ -279,8 +332,11 @@ def _complete(shell: InteractiveShell, event: SimpleNamespace) -> list[str]:
         return [f"{name}=" for name in models]
     if previous in ("-l", "--layout"):
         return list(LAYOUTS)
+    if previous in ("-o", "--output", "--budget"):
+        return []
     is_cell = event.line.startswith("%%")
-    return [*_options(), *([] if is_cell else [*models, "run"])]
+    groups = dict.fromkeys(namespace.group_of(name) or name for name in models)
+    return [*_options(), *([] if is_cell else [*groups, "run"])]
 
 
 def _options() -> list[str]:
@@ -298,6 +354,7 @@ def _parsed(magic: Callable[..., Value], line: str) -> argparse.Namespace:
         raise UsageError("Type %cohost? for help.")
     asked = parse_argstring(magic, line)
     name, budget = asked.output, asked.budget
+    _check_layout(asked.layout)
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
         raise CohortError(f"Expected `--output` to be a variable's name. Received: {name!r}.")
     if budget is not None and not 0 <= budget < math.inf:
@@ -305,6 +362,32 @@ def _parsed(magic: Callable[..., Value], line: str) -> argparse.Namespace:
     return asked
 
 
+def _check_layout(layout: str | None) -> None:
+    """Raises if a cohort has no such layout; says what to write for those of the widget."""
+    options = {"grouped": "--group-factor MODEL=2", "replicated": "--replicas MODEL=2"}
+    if layout in options:
+        raise CohortError(
+            f"Expected `--layout` to be one of {', '.join(LAYOUTS)}. Received: {layout}; for it, "
+            f"write {options[layout]}."
+        )
+    if layout is not None and layout not in LAYOUTS:
+        raise CohortError(
+            f"Expected `--layout` to be one of {', '.join(LAYOUTS)}. Received: {layout!r}."
+            f"{did_you_mean(layout, LAYOUTS)}"
+        )
+
+
+def _check_output(name: str | None, variables: Variables) -> None:
+    """Raises if the result would replace something that is no result."""
+    there = None if name is None else variables.get(name)
+    if there is not None and not isinstance(there, (*_RESULTS, keras.callbacks.History)):
+        raise CohortError(
+            f"Expected a name for `--output` that is free. Received: {name!r}, which holds a "
+            f"{type(there).__name__}."
+        )
+
+
+_RESULTS = (CohortHistory, BenchmarkResult)
 _OPTIONS = ("layout", "group_factor", "replicas", "output", "budget", "quiet", "plot")
 
 
@@ -338,6 +421,29 @@ def _by_name(option: str, given: list[str], otherwise: Default) -> dict[str, int
             )
         factors[name] = int(number)
     return factors or otherwise
+
+
+# Allows `await` outside of functions, as IPython does in cells.
+_AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+
+def _evaluated(code: CodeType, variables: dict[str, Value]) -> Value:
+    """Runs code and returns its value; what it awaits runs in an event loop of its own.
+
+    A kernel's own loop waits for this cell and can run nothing meanwhile: it is put aside, as
+    asyncio lets a thread run only one loop at a time.
+    """
+    __tracebackhide__ = True
+    value = eval(code, variables)
+    if not code.co_flags & inspect.CO_COROUTINE:
+        return value
+    running, loop = asyncio._get_running_loop(), asyncio.new_event_loop()  # noqa: SLF001  # exported
+    asyncio._set_running_loop(None)  # noqa: SLF001
+    try:
+        return loop.run_until_complete(value)
+    finally:
+        loop.close()
+        asyncio._set_running_loop(running)  # noqa: SLF001
 
 
 def _is_shown(statement: ast.stmt, code: str) -> bool:

@@ -1,12 +1,12 @@
 """Actions on the choices: train, benchmark, suggest; without a widget library."""
 
 import contextlib
+import keyword
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import pandas as pd
 import traitlets
 
 from kerascohost import errors
@@ -15,12 +15,16 @@ from kerascohost.errors import CohortError
 from kerascohost.layouts.benchmark import benchmark
 from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.layouts.suggestions import suggest_group_factors
-from kerascohost.notebook import live
+from kerascohost.models.cloning import clones
+from kerascohost.notebook import data, live, namespace
 from kerascohost.notebook.choices import Choices
 from kerascohost.notebook.namespace import Value, Variables
 from kerascohost.notebook.worker import Tells, Worker
 from kerascohost.results.history import CohortHistory
 from kerascohost.training.cohort import Cohort
+
+# So many trainings before the last one are kept, to compare with.
+_EARLIER = 2
 
 
 class CohostSession(Choices):
@@ -52,13 +56,15 @@ class CohostSession(Choices):
         work: The last thing that was started: `"benchmark"` or `"train"`.
         status: `"idle"`, `"benchmarking"`, `"training"` or `"stopping"`.
         progress: A dict with `fraction`, from 0 to 1, and `text`; of a training also `members`, by
-            name each with `fraction`, `epoch` and `metrics`.
-        curves: The history so far, as `CohortHistory.frame`. A model that has ended no epoch has
-            one row, with a loss of NaN.
+            name each with `fraction`, `epoch`, `state`, `note` and `metrics`.
+        curves: The history so far: by member and metric (`"loss"`, `"val_loss"`) a list of pairs
+            of the epoch, from 1 on, and the value, `None` for NaN; of long ones every n-th.
+        earlier: The curves of the trainings before, the last one first.
         result: The last `BenchmarkResult`.
         history: The last training's `CohortHistory`.
-        errors: Error texts by the part of the widget that they belong to: `"models"`, `"data"`,
-            `"layout"`, `"benchmark"`, `"train"`.
+        errors: Error texts by what was asked for: `"models"`, `"copies"`, `"layout"`,
+            `"benchmark"`, `"train"`.
+        members_trained: The `members` of `progress` of the last training.
         message: A sentence on how the last training or benchmark ended.
         refreshed: The number of calls of `refresh`.
 
@@ -81,7 +87,8 @@ class CohostSession(Choices):
     work = traitlets.Unicode(read_only=True)
     status = traitlets.Unicode("idle", read_only=True)
     progress = traitlets.Dict(read_only=True)
-    curves = traitlets.Instance(pd.DataFrame, allow_none=True, read_only=True)
+    curves = traitlets.Dict(read_only=True)
+    earlier: "traitlets.List[live.Curves]" = traitlets.List(read_only=True)
     result = traitlets.Instance(BenchmarkResult, allow_none=True, read_only=True)
     history = traitlets.Instance(CohortHistory, allow_none=True, read_only=True)
     errors = traitlets.Dict(read_only=True)
@@ -89,8 +96,11 @@ class CohostSession(Choices):
 
     def __init__(self, variables: Variables, **values: Value):
         self.stops = 0
+        self.members_trained: dict[str, live.MemberProgress] = {}
         self._busy: list[str] = []  # the models in training or measurement
         self._cohort: Cohort | None = None
+        self._measuring: Argument = None  # the choices of the benchmark that runs
+        self._measured: Argument = None  # those of the last result
         self._worker = Worker(self, self._fail)  # before the first `refresh`, which uses it
         super().__init__(variables, **values)
 
@@ -98,6 +108,48 @@ class CohostSession(Choices):
         """Reads the namespace again; choices for models that are still there remain."""
         self._worker.follow_main_thread()
         super().refresh()
+
+    # Copies
+
+    def copies(
+        self, name: str, n: int, learning_rates: Sequence[float] = (), into: str = ""
+    ) -> None:
+        """Makes copies of a model, by `kerascohost.clones`, and selects them in its place.
+
+        Args:
+            name: The model.
+            n: The number of copies.
+            learning_rates: A learning rate for each of them; by default, that of the model.
+            into: The variable for the list of the copies, by default named after the model.
+
+        Raises:
+            CohortError: If the model cannot be copied, the variable is taken, or while a training
+                or benchmark runs.
+        """
+        with self._doing("copies"):
+            stem = re.sub(r"\W+", "_", name).strip("_")
+            into = into or f"{stem}_copies"
+            self._check_free(into)
+            if n < 2:
+                raise CohortError(f"Expected two copies or more. Received: n={n}.")
+            rates = {"learning_rate": list(learning_rates)} if learning_rates else {}
+            self._variables[into] = clones(self.models[name], n, seed=0, **rates)  # type: ignore[index]  # a notebook's can
+            given = "".join(f", {key}={values}" for key, values in rates.items())
+            self._made[into] = f"{into} = kc.clones({name}, {n}, seed=0{given})"
+            self.refresh()
+            new = [f"{into}[{i}]" for i in range(n)]
+            for trait in ("x", "y", "validation", "batch_size", "epochs", "callbacks"):
+                self.choose(trait, dict.fromkeys(new, getattr(self, trait)[name]))
+            self.selected = [one for one in self.selected if one != name] + new
+
+    def _check_free(self, name: str) -> None:
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise CohortError(f"Expected a variable's name for the copies. Received: {name!r}.")
+        if name in self._variables and name not in self._made:
+            raise CohortError(
+                f"Expected a name for the copies that is free. Received: {name!r}, which holds a "
+                f"{type(self._variables[name]).__name__}."
+            )
 
     # Layouts
 
@@ -137,7 +189,25 @@ class CohostSession(Choices):
         return steps
 
     def _result_is_of_these(self) -> bool:
-        return self.result is not None and set(self.result.members["member"]) == set(self.selected)
+        return self.result is not None and self.result.step_times.keys() == set(self.selected)
+
+    @traitlets.observe("progress")
+    def _remember_members(self, change: traitlets.Bunch) -> None:
+        """Keeps what the last training has shown of its members, when a benchmark follows it."""
+        self.members_trained = change.new.get("members", self.members_trained)
+
+    @property
+    def result_is_old(self) -> bool:
+        """Is true if what was measured is no longer what is chosen."""
+        return self.result is not None and self._measured != self._to_measure()
+
+    def _to_measure(self) -> Argument:
+        """Returns the choices on which the speed depends."""
+        chosen = {
+            trait: {name: getattr(self, trait).get(name) for name in self.selected}
+            for trait in ("x", "y", "batch_size")
+        }
+        return chosen, {name: id(self.models[name]) for name in self.selected}
 
     def use_layout(self, layout: str | None = None) -> None:
         """Chooses a layout of the last benchmark, with its factors.
@@ -188,6 +258,9 @@ class CohostSession(Choices):
             cohort.progress = lambda name, *_: live.LiveProgress(name, told)
             self._cohort = cohort
             tells = {"progress": told.progress, "curves": told.curves}
+            if self.curves:
+                self.set_trait("earlier", [self.curves, *self.earlier][:_EARLIER])
+                self.set_trait("curves", {})
             self._start("train", "training", lambda: self._train(cohort, arguments), tells)
 
     def benchmark(self) -> None:
@@ -200,6 +273,7 @@ class CohostSession(Choices):
             self.refresh()
             self._check_selected()
             arguments = self._benchmark_arguments()
+            self._measuring = self._to_measure()
             told = live.LiveBenchmark(lambda: self.stops)
             tells = {"progress": told.progress}
             self._start(
@@ -210,8 +284,8 @@ class CohostSession(Choices):
         """Stops the training or benchmark.
 
         A training ends after its current steps and the validation that is due, with its weights and
-        history; a second call ends the validation too. A benchmark ends before its next fit, and
-        restores the models.
+        history; a second call ends the validation too. A benchmark ends before its next fit,
+        restores the models, and leaves the result that it has so far.
         """
         with self._guard:
             if self.status == "idle":
@@ -231,7 +305,8 @@ class CohostSession(Choices):
             A sentence, or `""`.
         """
         words = set(re.findall(r"\w+", code)) if self.status != "idle" else set()
-        named = [name for name in self._busy if name in words]
+        busy = dict.fromkeys(namespace.group_of(name) or name for name in self._busy)
+        named = [name for name in busy if name in words]
         if not named:
             return ""
         are = f"{' and '.join(named)} {'is' if len(named) == 1 else 'are'} being"
@@ -267,7 +342,7 @@ class CohostSession(Choices):
     def _benchmark_arguments(self) -> dict[str, Argument]:
         values = {
             trait: {
-                name: self._variables.get(getattr(self, trait).get(name) or "")
+                name: data.value_of(getattr(self, trait).get(name, ""), self._data)
                 for name in self.selected
             }
             for trait in ("x", "y")
@@ -284,10 +359,16 @@ class CohostSession(Choices):
 
     def _benchmark(self, arguments: dict[str, Argument], told: live.LiveBenchmark) -> str:
         try:
-            self.set_trait("result", benchmark(**arguments, progress=told))
+            result = benchmark(**arguments, progress=told, so_far=self._keep)
+            self._keep(result)
         except live.StoppedError:
-            return "Stopped; the models are as they were."
+            return "Stopped; what was known then is shown, and the models are as they were."
         return "Measured; the models are as they were."
+
+    def _keep(self, result: BenchmarkResult) -> None:
+        """Shows a result, which may be only a part."""
+        self._measured = self._measuring
+        self._worker.tell("result", lambda: result)
 
     def _own_factors(self, factors: Mapping[str, int]) -> dict[str, int]:
         """Returns the factors of the selected models if the user has set one, else `{}`."""
@@ -316,8 +397,17 @@ class CohostSession(Choices):
                 self._fail(where, str(error))
                 raise
             except (ValueError, TypeError) as error:
-                self._fail(getattr(error, "where", where), errors.in_words(error))
+                self._fail(where, errors.in_words(error))
                 raise
+
+    def set_choice(self, trait: str, values: Mapping[str, Argument]) -> None:
+        """Does as `choose`; an error is in `errors` too."""
+        with self._doing("models"):
+            self.choose(trait, values)
+
+    def tell_error(self, where: str, text: str) -> None:
+        """Adds a text to `errors`."""
+        self._fail(where, text)
 
     def _fail(self, where: str, text: str) -> None:
         self.set_trait("errors", self.errors | {where: text})

@@ -1,21 +1,61 @@
-"""The widget: its panels in a cell of the notebook, with the hooks and outputs that it adds."""
+"""The widget: a session in a cell of the notebook, with the hooks and outputs that it adds."""
 
+import contextlib
+import io
 import weakref
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias, TypedDict
 
-import ipywidgets as widgets
+import anywidget
 import traitlets
 from IPython.core.getipython import get_ipython
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult
 from IPython.display import DisplayHandle, display
+from matplotlib.figure import Figure
 
-from kerascohost.notebook import controls
+from kerascohost.arguments import Argument
+from kerascohost.errors import CohortError, in_words
+from kerascohost.layouts.result import BenchmarkResult
+from kerascohost.notebook import live, view
 from kerascohost.notebook.namespace import Variables
-from kerascohost.notebook.panels import panels_of
 from kerascohost.notebook.session import CohostSession
+from kerascohost.results.history import CohortHistory
+
+# Plain JavaScript, which needs no build step: one module of three files.
+_STATIC = Path(__file__).parent / "static"
+_MODULE = "\n".join(
+    (_STATIC / f"{name}.js").read_text("utf-8") for name in ("dom", "charts", "widget")
+)
+
+# The traits of a session that each part of the widget shows.
+_PAGE = (
+    *("models", "selected", "refreshed", "x", "y", "validation", "batch_size", "epochs"),
+    *("layout", "group_factor", "replicas", "callbacks", "output", "budget_s", "result"),
+)
+_LIVE = ("status", "work", "progress", "message", "errors")
+_CURVES = ("curves", "earlier")
+
+# The width of the picture below the widget, in pixels.
+_WIDTH = 640
 
 
-class CohostWidget(widgets.VBox):
+# Representations of an output by MIME type, or what belongs to them.
+Bundle: TypeAlias = dict[str, Argument]
+
+
+class Message(TypedDict, total=False):
+    """A request from the browser: what to do, and with what."""
+
+    do: str
+    names: list[str]
+    trait: str
+    input: int
+    value: Argument
+    rates: list[float]
+
+
+class CohostWidget(anywidget.AnyWidget):
     """A widget to select models of the notebook, choose their layout, benchmark and train them.
 
     It shows and calls a `CohostSession`, its attribute `session`. Trainings and benchmarks run in a
@@ -32,6 +72,13 @@ class CohostWidget(widgets.VBox):
     'idle'
     """
 
+    _esm = _MODULE
+    _css = (_STATIC / "widget.css").read_text("utf-8")
+
+    page = traitlets.Dict().tag(sync=True)
+    live = traitlets.Dict().tag(sync=True)
+    curves = traitlets.Dict().tag(sync=True)
+
     def __init__(
         self,
         variables: Variables | None = None,
@@ -42,12 +89,14 @@ class CohostWidget(widgets.VBox):
             variables = self._shell.user_ns if self._shell else {}
         self.session = session or CohostSession(variables)
         self._displays: list[DisplayHandle] = []
-        self._panels = panels_of(self.session)
-        super().__init__(
-            [widgets.HTML(controls.STYLE), *self._panels],
-            layout=widgets.Layout(width="100%"),
-        )
-        self.add_class("kerascohost")
+        self._is_busy = False  # while several choices are made: they are drawn once
+        super().__init__()
+        self.on_msg(self._asked)
+        for traits, draw in (
+            (_PAGE, self._draw_page), (_LIVE, self._draw_live), (_CURVES, self._draw_curves),
+        ):  # fmt: skip
+            self.session.observe(lambda _, draw=draw: self._drawn(draw), traits)
+            draw()
         self.session.observe(self._publish, "status")
         self._hooks = _hooks(weakref.ref(self.session))
         if self._shell:
@@ -63,9 +112,97 @@ class CohostWidget(widgets.VBox):
         self._shell = None
         super().close()
 
+    # What the browser shows
+
+    def _drawn(self, draw: Callable[[], None]) -> None:
+        if not self._is_busy:
+            draw()
+
+    def _draw_page(self) -> None:
+        self.page = dict(view.page(self.session))
+
+    def _draw_live(self) -> None:
+        self.live = dict(view.live(self.session))
+
+    def _draw_curves(self) -> None:
+        self.curves = dict(view.curves(self.session))
+
+    # What the browser asks for
+
+    def _asked(self, _: anywidget.AnyWidget, message: Message, buffers: list[bytes]) -> None:
+        """Does what a click or a choice asks for; errors are shown beside its control."""
+        self._is_busy = True
+        try:
+            with contextlib.suppress(CohortError, traitlets.TraitError):  # in the session's errors
+                getattr(self, f"_do_{message['do']}")(message)
+        except Exception as error:
+            self.session.tell_error(message.get("trait", "models"), in_words(error))
+        finally:
+            self._is_busy = False
+            for draw in (self._draw_page, self._draw_live):
+                draw()
+
+    def _do_select(self, message: Message) -> None:
+        now, names = set(self.session.selected), set(message["names"])
+        now = now | names if message["value"] else now - names
+        self.session.selected = [name for name in self.session.models if name in now]
+
+    def _do_choose(self, message: Message) -> None:
+        value = message["value"]
+        value = tuple(value) if isinstance(value, list) else value
+        self.session.set_choice(message["trait"], dict.fromkeys(message["names"], value))
+
+    def _do_input(self, message: Message) -> None:
+        for name in message["names"]:
+            self.session.choose_input(name, message["input"], message["value"])
+
+    def _do_set(self, message: Message) -> None:
+        setattr(self.session, message["trait"], message["value"])
+
+    def _do_copies(self, message: Message) -> None:
+        rates = message["rates"]
+        self.session.copies(message["names"][0], len(rates) or message["value"], rates)
+
+    def _do_use(self, message: Message) -> None:
+        self.session.use_layout(message["value"])
+
+    def _do_csv(self, message: Message) -> None:
+        history = self.session.history
+        text = "" if history is None else history.frame.to_csv(index=False)
+        self.send({"csv": text or live.frame(self.session.curves).to_csv(index=False)})
+
+    def _do_refresh(self, message: Message) -> None:
+        self.session.refresh()
+
+    def _do_suggest(self, message: Message) -> None:
+        self.session.suggest()
+
+    def _do_train(self, message: Message) -> None:
+        self.session.train()
+
+    def _do_benchmark(self, message: Message) -> None:
+        self.session.benchmark()
+
+    def _do_stop(self, message: Message) -> None:
+        self.session.stop()
+
+    # What a reader without a kernel sees
+
+    def _repr_mimebundle_(self, **kwargs: Argument) -> tuple[Bundle, Bundle] | None:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is not None:
+            count = len(self.session.models)
+            bundle[0]["text/plain"] = (
+                f"The widget of kerascohost, with {count} model{'s' * (count != 1)}: run this cell "
+                "to use it."
+            )
+        return bundle
+
     def _ipython_display_(self) -> None:
         """Displays the widget and, below it, outputs that are readable without a kernel."""
-        display(super()._repr_mimebundle_(), raw=True)
+        bundle = self._repr_mimebundle_()
+        if bundle is not None:
+            display(bundle[0], metadata=bundle[1], raw=True)
         self._displays = [display({"text/plain": ""}, raw=True, display_id=True) for _ in range(2)]
         self._publish()
 
@@ -81,11 +218,17 @@ class CohostWidget(widgets.VBox):
             "text/plain": "\n".join(map(repr, shown)),
         }
         tables.update(bundle, raw=True)
-        for panel in (self._panels.benchmark, self._panels.train):
-            if panel.picture.value:
-                png = bytes(panel.picture.value)  # Jupyter would save a memoryview as a list
-                bundle = {"image/png": png, "text/plain": panel.title}
-                picture.update(bundle, metadata={"image/png": {"width": controls.WIDTH}}, raw=True)
+        last = session.history if session.work == "train" and session.history else shown[-1]
+        bundle = {"image/png": _picture(last), "text/plain": "The curves, or the speed-ups."}
+        picture.update(bundle, metadata={"image/png": {"width": _WIDTH}}, raw=True)
+
+
+def _picture(shown: CohortHistory | BenchmarkResult) -> bytes:
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    shown.plot(figure.add_subplot())
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=180)
+    return picture.getvalue()
 
 
 def _hooks(reference: Callable[[], CohostSession | None]) -> dict[str, Callable[..., None]]:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-import pandas as pd
 import traitlets
 
 from kerascohost import errors
@@ -14,8 +13,8 @@ from kerascohost.errors import CohortError
 
 # Progress and curves are updated at most this often (in seconds), and drawing either takes at most
 # this share of the time, as it slows down the training.
-_EVERY = 0.25
-_SHARE = 0.03
+_EVERY = 0.4
+_SHARE = 0.02
 
 # Held by the one training or benchmark that runs: the backends do not support training in several
 # threads at once.
@@ -91,9 +90,7 @@ class Worker:
 
     def _set(self, trait: str, value: object) -> None:
         """Sets a trait if its value is new."""
-        old = getattr(self._traits, trait)  # if a frame, `==` would compare cell by cell
-        is_same = value.equals(old) if isinstance(value, pd.DataFrame) else value == old
-        if not is_same:
+        if value != getattr(self._traits, trait):
             self._traits.set_trait(trait, value)
 
     def _run(self, action: Callable[[], str], tells: Tells) -> None:

@@ -1,6 +1,7 @@
 """A benchmark measures each layout on copies, and changes nothing of the models it is given."""
 
 import re
+import time
 
 import keras
 import numpy as np
@@ -63,11 +64,40 @@ def test_it_tells_what_it_does_and_what_is_left():
     assert texts[0].startswith(("building", "tracing separate (1 of 3 layouts)"))
     assert "tracing grouped (3 of 3 layouts)" in texts
     # Only what has been timed is estimated: not before the rounds, and from then on always.
-    begin = next(i for i, text in enumerate(texts) if text.startswith("round 1"))
+    begin = next(i for i, text in enumerate(texts) if text.startswith("round 2"))
     assert not any("left" in text for text in texts[:begin])
     assert all(re.search(r", at most about \d+ s left$", text) for text in texts[begin:])
     assert texts[-1].startswith("each member alone")
     assert all(0 <= fraction <= 1 for fraction, _ in told)
+
+
+def test_what_is_known_so_far_is_told_as_it_is_measured():
+    told = []
+    small = SMALL | {"budget_s": 1, "so_far": told.append}
+    kc.benchmark(models(), layouts=["joined"], **small)
+    assert told[0].frame["note"].tolist()[1] == "not yet"
+    assert told[0].best == "separate" and told[1].frame["speedup"].notna().all()
+    assert "(one round)" in repr(told[1]) and "(one round)" not in repr(told[-1])
+
+
+def test_equal_models_are_timed_once_and_get_equal_factors():
+    small = models()["fast"]
+    named = dict(zip("abc", kc.clones(small, 3, seed=0), strict=True)) | {"slow": models()["slow"]}
+    result = kc.benchmark(named, layouts=["grouped"], **SMALL)
+    grouped = result.members[result.members["layout"] == "grouped"].set_index("member")
+    assert len({*grouped["batches"][["a", "b", "c"]]}) == 1
+    assert len({*grouped["step_ms"][["a", "b", "c"]]}) == 1
+
+
+@pytest.mark.nightly
+def test_many_models_keep_the_budget():
+    """Their tracing alone would take longer; the layouts without time have a note."""
+    many = kc.clones(models()["fast"], 24, seed=0)
+    began = time.perf_counter()
+    result = kc.benchmark(many, budget_s=20, progress=False)
+    assert time.perf_counter() - began < 1.2 * 20 + 8, result
+    notes = result.frame["note"].dropna()
+    assert all("left of the budget" in note for note in notes)
 
 
 def test_nothing_is_touched(measured):

@@ -106,7 +106,13 @@ def test_quiet_plot_and_factors(shell):
     [
         ("%cohost cmn", "names of Keras models. Received: 'cmn'. Did you mean 'cnn'?"),
         ("%cohost x", "Received: 'x', a ndarray. There are: cnn, mlp."),
-        ("%cohost --layout stack", "invalid choice: 'stack'"),
+        ("%cohost --layout stack", "Received: 'stack'. Did you mean 'stacked'?"),
+        ("%%cohost -l grouped\n1", "Received: grouped; for it, write --group-factor MODEL=2"),
+        ("%%cohost -o mlp\n1", "is free. Received: 'mlp', which holds a Sequential"),
+        ("%cohost cnn --benchmark -o x", "is free. Received: 'x', which holds a ndarray"),
+        ("%cohost -q run a.py", "Expected `%cohost run SCRIPT ...`. Received: %cohost -q run"),
+        ("%cohost run -l stacked a.py", "no options with `%cohost run`.* Received: -l"),
+        ("%cohost --quiet", "no `--quiet` for the table of models"),
         ("%cohost --nope", "unrecognized arguments: --nope"),
         ("%cohost --help", "%cohost?"),
         ("%%cohost cnn\n1", "options only after `%%cohost`"),
@@ -198,17 +204,46 @@ def test_a_benchmark_of_some_models(shell):
     )
 
 
-def test_completion_offers_options_and_models(shell):
+def test_completion_offers_options_and_models_and_nothing_else(shell):
     def offered(line):
         with provisionalcompleter():
             return {found.text for found in shell.Completer.completions(line, len(line))}
 
-    assert {"cnn", "mlp", "run", "--layout"} <= offered("%cohost ")
-    assert "mlp" in offered("%cohost m")
+    run(shell, "seeds = [net(1), net(2)]")
+    models = {"cnn", "mlp", "seeds", "run"}
+    assert {name for name in offered("%cohost ") if not name.startswith("--")} == models
+    assert offered("%cohost m") == {"mlp"}
     assert offered("%%cohost --gro") == {"--group-factor"}
-    assert {"cnn=", "mlp="} <= offered("%%cohost -g ")
-    assert "joined" in offered("%cohost --layout ")
-    assert "cnn" not in offered("%%cohost ")
+    assert offered("%%cohost -g ") == {"cnn=", "mlp=", "seeds[0]=", "seeds[1]="}
+    assert offered("%cohost --layout ") == {"joined", "stacked", "auto"}
+    assert all(name.startswith("--") for name in offered("%%cohost "))
+    assert "cnn" in offered("cn")
+
+
+def test_a_list_of_models_stands_for_all_in_it(shell):
+    run(shell, "seeds = [net(1), net(2)]; folds = {'a': net(3)}")
+    [shown] = run(shell, "%cohost seeds folds").outputs
+    lines = shown.data["text/plain"].splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["seeds[0]", "seeds[1]", "folds['a']"]
+    assert "Received: 'folds', a dict with" not in message(shell, "%cohost fold")
+    run(shell, "mixed = [mlp, 3]")
+    assert "'mixed', a list with more than Keras models" in message(shell, "%cohost mixed")
+
+
+def test_a_cell_may_await(shell):
+    run(shell, "import asyncio\nasync def data():\n    await asyncio.sleep(0)\n    return x")
+    shown = run(shell, "%%cohost -q -o runs\nh = mlp.fit(await data(), y, verbose=0)\nawait data()")
+    assert shell.user_ns["runs"]["mlp"] is shell.user_ns["h"] and "array" in shown.stdout
+
+
+def test_messages_and_tracebacks_count_lines_alike(shell):
+    said = message(
+        shell, "%%cohost\n\nmlp.fit(x, y)\nkeras.Sequential([layers.Dense(1)]).fit(x, y)"
+    )
+    assert "(Line 4 of the cell.)" in said
+    with capture_output() as captured:
+        shell.run_cell("%%cohost\n\nmlp.fit(x, y)\n1 / 0")
+    assert "> 4 1 / 0" in re.sub(r"\x1b\[[\d;]*m", "", captured.stdout)
 
 
 def test_loading_twice_reloading_and_unloading_do_no_harm(shell):

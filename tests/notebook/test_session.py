@@ -16,7 +16,7 @@ from keras import layers
 import kerascohost as kc
 from kerascohost import CohortError
 from kerascohost.arguments import CHOSEN_LAYOUTS, MEASURED_LAYOUTS
-from kerascohost.notebook import data
+from kerascohost.notebook import data, live
 from kerascohost.notebook.source import Call, Fit
 from tests.conftest import BACKEND
 
@@ -102,7 +102,8 @@ def test_a_deleted_model_or_array_leaves_no_dead_end(session, variables):
     del variables["cnn"], variables["x_mlp"]
     session.refresh()
     assert session.selected == ["mlp"] and session.epochs["mlp"] == 7
-    assert (session.x["mlp"], session.y["mlp"]) == ("x_val", "y_val")
+    assert (session.x["mlp"], session.y["mlp"]) == ("", "")  # what is left is for validation
+    assert session.x_options("mlp") == ["x_val", ""]
     variables["cnn"] = net((4, 4, 1), 3, "mse")
     session.refresh()
     assert "cnn" in session.models and session.x["cnn"] == "x_cnn"
@@ -130,7 +131,7 @@ def fresh_weights(variables):
 
 
 def run_code(session, variables):
-    exec(session.code.replace("\n)", "\n    verbose=0,\n)"), variables)
+    exec(session.code.replace("cohort.fit(", "cohort.fit(verbose=0, "), variables)
 
 
 def seeded(cell):
@@ -139,7 +140,8 @@ def seeded(cell):
     Fits that stand one after another shuffle one after another on JAX and torch; members of a
     Cohort shuffle each as if it were alone.
     """
-    return re.sub(r"(?m)^.*\.fit\(", r"__import__('keras').utils.set_random_seed(11)\n\g<0>", cell)
+    seed = r"\1__import__('keras').utils.set_random_seed(11)\n\g<0>"
+    return re.sub(r"(?m)^( *).*\.fit\(", seed, cell)
 
 
 def run_cell(session, variables):
@@ -200,9 +202,10 @@ def test_curves_and_progress_tell_the_whole_history(session):
     session.train()
     assert session.wait(120)
     assert session.message.startswith("Trained after")
+    drawn, whole = live.frame(session.curves), session.history.frame
     pd.testing.assert_frame_equal(
-        session.curves.sort_values(list(session.curves), ignore_index=True),
-        session.history.frame.sort_values(list(session.curves), ignore_index=True),
+        drawn.sort_values(list(drawn), ignore_index=True),
+        whole.sort_values(list(whole), ignore_index=True),
     )
     member = session.progress["members"]["mlp"]
     assert member["fraction"] == 1 and member["epoch"] == "3/3"
@@ -218,7 +221,7 @@ def test_training_runs_off_the_main_thread_and_stops(session, variables):
     assert session.status == "training"
     with pytest.raises(CohortError, match="Received: training"):
         session.train()
-    until(lambda: session.curves is not None and len(session.curves) > 3)
+    until(lambda: len(session.curves.get("mlp", {}).get("loss", [])) > 3)
     session.stop()
     assert session.wait(30) and session.message.startswith("Stopped after")
     history = variables["history"]
@@ -330,8 +333,15 @@ def test_a_stopped_benchmark_leaves_the_models(session, variables):
     before = trained_weights(variables)
     session.benchmark()
     session.stop()
-    assert session.wait(120) and session.message == "Stopped; the models are as they were."
+    assert session.wait(120) and session.message.startswith("Stopped; what was known then is shown")
     assert session.result is None
+    session.benchmark()
+    until(lambda: session.result is not None, 120)
+    session.stop()
+    assert session.wait(120)
+    notes = session.result.frame.set_index("layout")["note"]
+    assert pd.isna(notes["separate"]) and notes["grouped"] == "not yet"
+    assert session.result.best == "separate" and not session.result_is_old
     for old, new in zip(before, trained_weights(variables), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -343,21 +353,22 @@ def test_suggest_equalises_the_epochs(session):
 
 
 @pytest.mark.parametrize(
-    ("where", "change", "words"),
+    ("change", "words"),
     [
-        ("models", {"selected": []}, "There are: cnn, mlp, raw"),
-        ("models", {"selected": ["raw"]}, "compile"),
-        ("data", {"x": {"cnn": "", "mlp": "x_mlp"}}, "Member 'cnn': expected data"),
-        ("train", {"output": "not a name"}, "variable's name"),
-        ("train", {"output": "x_cnn"}, "is free"),
+        ({"selected": []}, "There are: cnn, mlp, raw"),
+        ({"selected": ["raw"]}, "compile"),
+        ({"x": {"cnn": "", "mlp": "x_mlp"}}, "Member 'cnn': expected data"),
+        ({"y": {"cnn": "y_cnn", "mlp": ""}}, "Member 'mlp': expected targets"),
+        ({"output": "not a name"}, "variable's name"),
+        ({"output": "x_cnn"}, "is free"),
     ],
 )
-def test_what_is_missing_is_said_where_it_is(session, variables, where, change, words):
+def test_what_is_missing_is_said_beside_the_button(session, variables, change, words):
     for trait, value in change.items():
         setattr(session, trait, value)
     with pytest.raises(CohortError, match="(?i)" + words.replace("(", r"\(")):
         session.train()
-    assert words.lower() in session.errors[where].lower() and session.status == "idle"
+    assert words.lower() in session.errors["train"].lower() and session.status == "idle"
     assert "history" not in variables
 
 
@@ -414,3 +425,176 @@ def test_datasets_are_offered_with_their_own_batches(session, variables):
     session.train()
     assert session.wait(60) and not session.errors
     assert len(variables["history"]["mlp"].epoch) == 3
+
+
+# Data that is sure
+
+
+def two_inputs():
+    left, right = keras.Input((5,), name="left"), keras.Input((3,), name="right")
+    made = keras.Model([left, right], layers.Dense(1)(layers.Concatenate()([left, right])))
+    made.compile("adam", "mse")
+    return made
+
+
+def test_nothing_is_guessed_where_there_is_a_doubt(variables):
+    variables |= {"x_other": variables["x_mlp"], "lazy": keras.Sequential([layers.Dense(1)])}
+    variables["net"] = net((5,), 1, "mse")
+    session = kc.CohostSession(variables)
+    assert session.x["mlp"] == "x_mlp"  # which says so
+    assert (session.x["net"], session.y["net"]) == ("", "")  # two fit, and neither says so
+    assert session.x["lazy"] == "" and "x_mlp" in session.x_options("lazy")  # not built
+    variables["y_more"] = variables["y_mlp"]
+    session.refresh()
+    session.x = session.x | {"net": "x_other"}
+    assert session.y["net"] == "" and "y_mlp" in session.y_options("net")
+    session.refresh()
+    assert session.x["net"] == "x_other"
+
+
+def test_a_part_of_x_is_never_y():
+    parts = {"a": np.zeros((20, 1)), "b": np.zeros((20, 1))}
+    variables = parts | {"x": parts, "y": np.zeros((20, 1))}
+    inputs = {name: keras.Input((1,), name=name) for name in parts}
+    model = keras.Model(inputs, layers.Dense(1)(layers.Concatenate()(list(inputs.values()))))
+    model.compile("sgd", "mse")
+    session = kc.CohostSession(variables | {"model": model})
+    assert (session.x["model"], session.y["model"]) == ("x", "y")
+    assert session.y_options("model") == ["y", ""]
+
+
+def test_arrays_are_combined_for_several_inputs(variables):
+    random = np.random.default_rng(0)
+    variables |= {"first": random.random((40, 5)), "second": random.random((40, 3))}
+    variables |= {"both": two_inputs(), "goal": random.random((40, 1))}
+    session = kc.CohostSession(variables, selected=["both"])
+    assert session.x["both"] == ""
+    assert [options[-2:] for options in session.each_x_options("both")][1] == ["second", ""]
+    session.choose_input("both", 1, "second")
+    with pytest.raises(CohortError, match="expected data to train on"):
+        session.train()
+    session.choose_input("both", 0, "first")
+    session.choose("y", {"both": "goal"})
+    assert 'x={"both": [first, second]}' in session.code
+    session.train()
+    assert session.wait(60) and not session.errors, session.errors
+    assert len(variables["history"]["both"].epoch) == 5
+
+
+# Many models
+
+
+def test_models_in_lists_and_dicts_have_names(variables):
+    folds = {"a": net((5,), 1, "mse"), 3: net((5,), 1, "mse")}
+    seeds = [net((5,), 1, "mse") for _ in range(3)]
+    mixed = [variables["cnn"], 3]
+    variables |= {"folds": folds, "seeds": seeds, "again": [variables["mlp"]], "mixed": mixed}
+    variables |= {"model": seeds[-1], "In": ["for model in seeds: pass"]}
+    session = kc.CohostSession(variables)
+    named = ["folds['a']", "folds[3]", "seeds[0]", "seeds[1]", "seeds[2]"]
+    assert list(session.models) == ["cnn", "mlp", "raw", *named]
+    assert session.models["seeds[2]"] is seeds[2]
+    session.selected = ["seeds"]  # all of it
+    assert session.selected == named[2:]
+    session.selected = ["model"]  # as the user calls it
+    assert "model" in session.models and "seeds[2]" not in session.models
+
+
+@pytest.mark.parametrize("run", [run_code, run_cell])
+def test_a_list_and_a_dict_are_trained_as_their_code_does(variables, run):
+    variables |= {"seeds": kc.clones(variables["mlp"], 3, seed=0)}
+    variables |= {"folds": dict(zip("ab", kc.clones(variables["mlp"], 2, seed=1), strict=True))}
+    before = [m.get_weights() for m in (*variables["seeds"], *variables["folds"].values())]
+    session = kc.CohostSession(variables, selected=["seeds", "folds"])
+    session.choose("epochs", dict.fromkeys(session.selected, 2))
+    assert "for i, model in enumerate(seeds)}" in session.code and "x=x_mlp" in session.code
+    assert session.cell.count(".fit(") == 2
+
+    def trained():
+        for model, weights in zip(session.models.values(), before_of(session), strict=True):
+            model.set_weights(weights)
+            model.compile("adam", "mse")
+        keras.utils.set_random_seed(11)
+
+    def before_of(session):
+        named = dict(zip(["seeds[0]", "seeds[1]", "seeds[2]", "folds['a']", "folds['b']"], before,
+                         strict=True))  # fmt: skip
+        return [named.get(name, model.get_weights()) for name, model in session.models.items()]
+
+    variables.pop("raw")
+    session.refresh()
+    trained()
+    session.train()
+    assert session.wait(120) and not session.errors, session.errors
+    ours = [session.models[name].get_weights() for name in session.selected]
+    trained()
+    run(session, variables)
+    theirs = [session.models[name].get_weights() for name in session.selected]
+    for one, other in zip(ours, theirs, strict=True):
+        for mine, its in zip(one, other, strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-6)
+
+
+def test_copies_are_a_sweep_of_learning_rates(session, variables):
+    session.copies("mlp", 3, [0.1, 0.01, 0.001])
+    assert session.selected == ["cnn", "mlp_copies[0]", "mlp_copies[1]", "mlp_copies[2]"]
+    rates = [float(model.optimizer.learning_rate) for model in variables["mlp_copies"]]
+    assert rates == pytest.approx([0.1, 0.01, 0.001])
+    assert session.x["mlp_copies[2]"] == "x_mlp" and session.epochs["mlp_copies[2]"] == 3
+    line = "mlp_copies = kc.clones(mlp, 3, seed=0, learning_rate=[0.1, 0.01, 0.001])"
+    assert line in session.code and line in session.cell
+    variables["taken"] = 3
+    with pytest.raises(CohortError, match="Received: 'taken', which holds a int"):
+        session.copies("mlp", 2, into="taken")
+    assert "taken" in session.errors["copies"]
+    with pytest.raises(CohortError, match="two copies or more"):
+        session.copies("mlp", 1)
+
+
+def test_callbacks_of_the_namespace_can_be_picked(session, variables):
+    variables["stop"] = keras.callbacks.EarlyStopping("loss", min_delta=100.0)
+    session.refresh()
+    session.selected = ["mlp"]
+    session.choose("epochs", {"mlp": 9})
+    session.choose("callbacks", {"mlp": ("stop",)})
+    assert 'callbacks={"mlp": [stop]}' in session.code and "callbacks=[stop]" in session.cell
+    session.train()
+    assert session.wait(60) and not session.errors
+    assert len(variables["history"]["mlp"].epoch) == 2
+    assert session.progress["members"]["mlp"]["state"] == "ended"
+    del variables["stop"]
+    session.refresh()
+    assert session.callbacks["mlp"] == ()
+
+
+def test_numbers_are_checked(session):
+    for value in (0, -1, 2.5, None, "4"):
+        with pytest.raises(CohortError, match=r"Member 'mlp': .*whole number of at least 1"):
+            session.set_choice("epochs", {"mlp": value})
+    assert session.epochs["mlp"] == 3 and "epochs" in session.errors["models"]
+
+
+def test_nan_is_said(session, variables):
+    variables["y_mlp"][:] = np.nan
+    session.selected = ["mlp"]
+    session.choose("validation", {"mlp": ()})
+    session.train()
+    assert session.wait(60)
+    assert session.progress["members"]["mlp"]["note"] == "loss is NaN since epoch 1"
+    assert session.curves["mlp"]["loss"] == [(1, None), (2, None), (3, None)]
+
+
+def test_the_curves_of_earlier_trainings_are_kept(session):
+    session.selected = ["mlp"]
+    for _ in range(4):
+        session.train()
+        assert session.wait(60)
+    assert len(session.earlier) == 2 and len(session.earlier[0]["mlp"]["loss"]) == 3
+
+
+def test_long_curves_are_thinned():
+    training = live.LiveTraining(["mlp"], lambda: 0)
+    values = [float(i) for i in range(100_000)]
+    training.members["mlp"]["values"] = {"loss": ([*range(1, 100_001)], values)}
+    [points] = training.curves()["mlp"].values()
+    assert len(points) < 20_000 and points[0] == (1, 0.0) and points[-1] == (100_000, 99_999.0)
