@@ -38,7 +38,8 @@ def trained(size, devices):
     history = cohort.fit(own, y, epochs=epochs, validation_split=0.2, verbose=0)
     assert cohort.plan.frame["layout"].eq("stacked").all()
     (stack,) = cohort._scheduler.stacks.active_stacks
-    assert len(stack.state.values[0].devices()) == (len(devices) if devices else 1)
+    assert len(stack.compiled.state.values[0].devices()) == (len(devices) if devices else 1)
+    stack.release()
     found = [v.numpy() for net in models.values() for v in net.variables]
     found += [v.numpy() for net in models.values() for v in net.optimizer.variables]
     own = {str(v.value.devices()) for net in models.values() for v in net.variables}
