@@ -12,10 +12,9 @@ from IPython.utils.capture import capture_output
 
 from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.layouts.speedup import ratio, student
-from kerascohost.notebook import namespace
+from kerascohost.notebook import namespace, view
 from kerascohost.notebook.session import CohostSession
 from kerascohost.notebook.widget import CohostWidget
-from kerascohost.results import plotting
 from kerascohost.results.history import CohortHistory
 
 
@@ -77,20 +76,19 @@ def test_a_failure_of_who_looks_on_is_told_and_the_work_goes_on():
 
 def test_a_failure_while_drawing_is_shown_and_ends_nothing(monkeypatch):
     widget = CohostWidget(session=session())
-    work, part = widget.session, widget._panels.train
+    work = widget.session
 
     def fails(*_):
         raise KeyError("marker")
 
-    monkeypatch.setattr(plotting, "plot_losses", fails)
+    monkeypatch.setattr(view, "curves", fails)
     work.train()
     assert work.wait(60)
-    assert "could not be drawn. KeyError: &#x27;marker&#x27;" in part._error.value
+    assert "could not be shown. KeyError: 'marker'" in work.errors["train"]
+    assert "marker" in str([widget.page, widget.live])  # beside its button
     assert work.history is not None
-    assert work.status == "idle"
-    assert not part.controls[0].disabled  # Train
-    assert all(bar.value == 1.0 for _, bar, _ in part._lines.values())
-    assert "m1" in part._table.value
+    assert work.status == widget.live["status"] == "idle"
+    assert len(work.history["m1"].epoch) == 5
 
 
 # D3
@@ -192,13 +190,8 @@ def shell():
 
 
 WRONG = [
-    ("-g base=x", "Expected no `--group-factor` .*. Received: base=x"),
-    ("-g base=2", "Expected no `--group-factor` .*. Received: base=2"),
-    ("-r 2", "Expected no `--replicas` .*. Received: 2"),
-    ("-l stacked", "Expected no `--layout` .*. Received: stacked"),
     ("-q", "Expected no `--quiet`"),
     ("-p", "Expected no `--plot`"),
-    ("--budget 3", "Expected no `--budget` .*. Received: 3.0"),
     ("-o 3x", "Expected `--output` to be a variable's name. Received: '3x'"),
     ("-o class", "Expected `--output` to be a variable's name. Received: 'class'"),
     ("-b -l auto", "Expected no `--layout` with `--benchmark`.*. Received: auto"),
@@ -210,6 +203,37 @@ WRONG = [
     ("-b -g 2 -g base=3", "Expected `--group-factor` once for each model.*. Received: 2 base=3"),
     ("-b -r base=2 -r base=3", "Expected `--replicas` once for each model"),
 ]
+
+
+# What the table, which there is without a kernel, cannot do; the widget can.
+OF_THE_WIDGET = [
+    ("-g base=x", "Expected no `--group-factor` .*. Received: base=x"),
+    ("-g base=2", "Expected no `--group-factor` .*. Received: base=2"),
+    ("-r 2", "Expected no `--replicas` .*. Received: 2"),
+    ("-l stacked", "Expected no `--layout` .*. Received: stacked"),
+    ("--budget 3", "Expected no `--budget` .*. Received: 3.0"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), OF_THE_WIDGET)
+def test_options_of_the_widget_are_refused_where_there_is_none(shell, options, text):
+    with pytest.raises(UsageError, match=text):
+        shell.run_line_magic("cohost", f"base {options}")
+
+
+def test_options_are_set_in_the_widget(shell, monkeypatch):
+    shown = []
+    monkeypatch.setattr("kerascohost.notebook.magic.display", shown.append)
+    shell.kernel = None
+    try:
+        shell.run_line_magic("cohost", "base -g base=2 --budget 3")
+        with pytest.raises(UsageError, match=r"after `--group-factor`, .*. Received: base=x"):
+            shell.run_line_magic("cohost", "base -g base=x")
+    finally:
+        del shell.kernel
+    (widget,) = shown
+    assert (widget.session.layout, widget.session.budget_s) == ("grouped", 3.0)
+    widget.close()
 
 
 @pytest.mark.parametrize("is_widget", [False, True], ids=["table", "widget"])
