@@ -141,7 +141,7 @@ LOSSES_BY_OUTPUT = {
 @pytest.mark.parametrize(
     "names",
     [
-        ("weighted", "rows unknown", "validated, rows known", "uneven"),
+        ("rows unknown", "uneven"),
         pytest.param(tuple(LOSSES_BY_OUTPUT), marks=pytest.mark.nightly),
     ],
     ids=["quick", "all"],

@@ -10,6 +10,7 @@ import pytest
 import kerascohost as kc
 from kerascohost.deferred import context, scripts
 from tests.helpers.programs_that_look import LOOKING, PREAMBLE, UNTOUCHED
+from tests.helpers.sampled import one_in
 
 BACKEND = keras.backend.backend()
 
@@ -89,13 +90,13 @@ def trained_early(monkeypatch):
     return reasons
 
 
-@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize("name", one_in(3, LOOKING))
 def test_who_looks_lets_it_train_first(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     compare(LOOKING[name])
 
 
-@pytest.mark.parametrize("name", UNTOUCHED)
+@pytest.mark.parametrize("name", one_in(2, UNTOUCHED))
 def test_who_does_not_look_changes_nothing(name, tmp_path, monkeypatch, trained_early):
     monkeypatch.chdir(tmp_path)
     compare(UNTOUCHED[name])

@@ -13,6 +13,7 @@ import pytest
 import kerascohost as kc
 from kerascohost.backends.replicas import applied_in_pieces
 from tests.conftest import BACKEND
+from tests.helpers.sampled import one_in
 
 X = np.random.default_rng(0).normal(size=(96, 5)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -294,7 +295,7 @@ class Once(keras.callbacks.Callback):
                 self.error = error
 
 
-@pytest.mark.parametrize("what", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("what", one_in(3, ["fit", "evaluate", "predict"]))
 @pytest.mark.parametrize("is_other_thread", [False, True], ids=["callback", "thread"])
 def test_a_cohort_does_one_thing_at_a_time(what, is_other_thread):
     """E8: refused before any harm; what is running ends as if nobody had asked."""
