@@ -176,12 +176,15 @@ class Scheduler:
         """
         if active.timing or active.stack.key is None or program.kind != "train":
             return
-        left = max(self._members[name].steps_left for name in ranges)
+        taking = [member for member in active.members if member.name in ranges]
+        if any(self._members.get(member.name) is not member for member in taking):
+            return  # one has ended, and another one may have its name
+        left = max(member.steps_left for member in taking)
         seconds_left = left * program.seconds_per_step
         if not program.is_timed or seconds_left < max(WORTH_SECONDS, 2 * program.first_seconds):
             return
-        name = list(ranges)[-1]
-        member, taken = self._members[name], ranges[name]
+        member = taking[-1]
+        name, taken = member.name, ranges[member.name]
         self.stacks.sync_to_models([name])
         before = VariableSnapshot([member.model])
         own = _Program("train", [member])

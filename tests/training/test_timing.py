@@ -115,3 +115,14 @@ def test_a_plan_is_a_layout():
     )
     with pytest.raises(kc.CohortError, match=r"the same members, 'm0', 'x'. Received: a plan of"):
         kc.Cohort({"m0": other.members["m0"], "x": other.members["m1"]}, layout=plan)
+
+
+def test_members_that_have_ended_are_not_measured(measured):
+    """Functions in turn end while others go on, and names are used again."""
+
+    def train(epochs):
+        model = members()["m0"].build()
+        model.fit(X, Y, batch_size=4, epochs=epochs, verbose=0)
+        return len(model.history.epoch)
+
+    assert kc.map(train, [1, 3, 1, 2], layout="auto", at_once=2) == [1, 3, 1, 2]
