@@ -21,7 +21,7 @@ from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress
 from kerascohost.training.member import Member, Run, StepRequest
 from kerascohost.training.stacks import ActiveStack, Stacks
-from kerascohost.training.timing import WORTH_SECONDS, StepTiming
+from kerascohost.training.timing import WORTH_FIRST_CALLS, WORTH_SECONDS, StepTiming
 
 # The result of a run: logs, predictions or metrics; or the exception that ended it.
 Outcome: TypeAlias = Any
@@ -181,7 +181,8 @@ class Scheduler:
             return  # one has ended, and another one may have its name
         left = max(member.steps_left for member in taking)
         seconds_left = left * program.seconds_per_step
-        if not program.is_timed or seconds_left < max(WORTH_SECONDS, 2 * program.first_seconds):
+        worth = max(WORTH_SECONDS, WORTH_FIRST_CALLS * program.first_seconds)
+        if not program.is_timed or seconds_left < worth:
             return
         member = taking[-1]
         name, taken = member.name, ranges[member.name]

@@ -2,8 +2,10 @@
 
 import dataclasses
 
-# A stack is timed against its members joined if so much training is left, in seconds.
-WORTH_SECONDS = 1.0
+# A stack is timed against its members joined if so much training is left: in seconds, and in times
+# of what its own first call took, as timing traces one member's step and takes about as long.
+WORTH_SECONDS = 2.0
+WORTH_FIRST_CALLS = 8
 
 
 @dataclasses.dataclass(frozen=True)
