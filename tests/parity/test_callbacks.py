@@ -427,6 +427,7 @@ def test_one_list_for_all_acts_on_each_member_apart():
     compare.assert_same(apart, compare.train_together(members, shared={"callbacks": stop()}))
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     BACKEND == "torch", reason="TensorBoard's graph of a model needs TensorFlow ops"
 )

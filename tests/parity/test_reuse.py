@@ -101,7 +101,7 @@ def test_the_next_models_are_trained_without_a_trace(traced):
     "other",
     [
         {"width": 7},
-        {"loss": "mae"},
+        pytest.param({"loss": "mae"}, marks=pytest.mark.nightly),
         {"loss": lambda y, p: keras.ops.mean(keras.ops.square(y - p), axis=-1)},
     ],
     ids=["a layer", "a loss", "code of the user's"],
@@ -132,6 +132,7 @@ def test_code_of_the_users_is_traced_anew(traced, monkeypatch):
     compare.assert_same(apart, trained, 1e-4)
 
 
+@pytest.mark.nightly
 def test_another_configuration_is_traced_anew(traced):
     members = generation(0.01, 0.02, loss="mape")
     trained_together(members, traced)
@@ -146,6 +147,7 @@ def test_another_configuration_is_traced_anew(traced):
     compare.assert_same(apart, trained, 1e-4)
 
 
+@pytest.mark.nightly
 def test_metrics_of_other_names_have_logs_of_their_own(traced):
     def named(name):
         def build():
@@ -173,6 +175,7 @@ def test_shared_floats_are_compared(traced):
     compare.assert_same(apart, trained, 1e-4)
 
 
+@pytest.mark.nightly
 def test_a_stack_in_use_is_not_lent(traced):
     """A callback trains another cohort of the same signature."""
     members = generation(0.01, 0.02)

@@ -89,12 +89,14 @@ def test_measuring_changes_no_bit(measured, monkeypatch):
     compare.assert_same(unmeasured, together, 0.0)
 
 
+@pytest.mark.nightly
 def test_a_measurement_that_is_not_undone_is_seen(measured, monkeypatch):
     monkeypatch.setattr(scheduler.VariableSnapshot, "restore", lambda self: None)
     with pytest.raises(AssertionError, match="m2"):
         compare.assert_same(compare.train_apart(members()), trained(members())[1], 1e-4)
 
 
+@pytest.mark.nightly
 def test_short_fits_are_not_measured():
     cohort, _ = trained(members())
     assert (cohort.plan.frame["measured"] == "").all()
