@@ -147,7 +147,6 @@ def test_another_configuration_is_traced_anew(traced):
     compare.assert_same(apart, trained, 1e-4)
 
 
-@pytest.mark.nightly
 def test_metrics_of_other_names_have_logs_of_their_own(traced):
     def named(name):
         def build():
