@@ -137,7 +137,8 @@ class RayWorkers:
         if ray.is_initialized():
             yield
             return
-        environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+        # By default Ray reports its use, and replaces `print` for the rest of the process.
+        environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TQDM_PATCH_PRINT": "0"}
         folder = None
         local: dict[str, Any] = {}
         if self._address is None:

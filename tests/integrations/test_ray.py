@@ -6,6 +6,7 @@ Ray starts once for all tests, as that takes longer than they do.
 import os
 import signal
 import time
+import types
 from pathlib import Path
 from typing import ClassVar
 
@@ -236,6 +237,7 @@ def test_progress_and_prints_are_shown_here(workers, capsys):
         assert [told[1] for told in own if told[1] != "train"] == [0, 1]
         assert sum(told[2] for told in own if told[1] == "train") == 6
     assert "b: at 0\nb: at 1" in capsys.readouterr().out
+    assert isinstance(print, types.BuiltinFunctionType)  # not one of Ray's
 
 
 def test_what_cannot_be_sent_is_named_before_anything_starts(workers):
