@@ -30,7 +30,6 @@ class _Pass:
         self._source = epochs.batches()
         self._batches: list[Tree] = []
         self.first = 0
-        self.is_ended = False
 
     def batch(self, i: int) -> Tree:
         """Returns batch `i`, which is read now if it is the next one; raises `StopIteration`."""

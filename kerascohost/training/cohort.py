@@ -329,13 +329,13 @@ class Cohort:
             for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
                 member.forget_history()
             self._history = None
-            self._scheduler.stacks.set_waves(self._waves(arguments))
+            waves = self._waves(arguments)
             try:
                 self._assign()
                 self._scheduler.stacks.print_plan(
                     self._members.values(), [own["verbose"] for own in arguments.values()]
                 )
-                self._run("train", arguments, lambda member, bar: member.training([bar]))
+                self._run("train", arguments, waves, lambda member, bar: member.training([bar]))
             finally:
                 self._history = self._recorded()
         return self.history
@@ -472,7 +472,7 @@ class Cohort:
 
         with self._one_at_a_time("evaluate"):
             self._ready(lambda m: m.prepare_evaluate(arguments[m.name]))
-            return self._run("test", arguments, begin)
+            return self._run("test", arguments, self._waves(arguments), begin)
 
     def predict(
         self,
@@ -524,7 +524,7 @@ class Cohort:
             for name, member in self._members.items():
                 with errors.about(name):
                     member.prepare_predict(arguments[name])
-            return self._run("predict", arguments, begin)
+            return self._run("predict", arguments, self._waves(arguments), begin)
 
     @contextlib.contextmanager
     def _one_at_a_time(self, what: str) -> Iterator[None]:
@@ -571,6 +571,7 @@ class Cohort:
         self,
         kind: StepKind,
         arguments: Mapping[str, FitArguments | EvaluateArguments | PredictArguments],
+        waves: list[list[str]],
         begin: Callable[[Member, Progress], Run],
     ) -> dict[str, Tree]:
         """Runs what `begin` makes for each member and its progress bar, wave by wave."""
@@ -580,8 +581,6 @@ class Cohort:
             bar = self.progress(name, kind, arguments[name]["verbose"], position[name])
             return Task(self._members[name], begin(self._members[name], bar), bar)
 
-        waves = self._waves(arguments)
-        self._scheduler.stacks.set_waves(waves)
         results: dict[str, Tree] = {}
         try:
             while waves:
@@ -592,6 +591,14 @@ class Cohort:
         return {name: results[name] for name in self._members}
 
     def _waves(
+        self, arguments: Mapping[str, FitArguments | EvaluateArguments | PredictArguments]
+    ) -> list[list[str]]:
+        """Returns the names of the members of each wave; stacks are of one wave from now on."""
+        waves = self._divided(arguments)
+        self._scheduler.stacks.set_waves(waves)
+        return waves
+
+    def _divided(
         self, arguments: Mapping[str, FitArguments | EvaluateArguments | PredictArguments]
     ) -> list[list[str]]:
         """Returns the names of the members that train at the same time, wave by wave."""
