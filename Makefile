@@ -11,7 +11,7 @@ BACKEND := $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo gpu; \
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo lab test test-tensorflow test-jax test-torch test-oldest test-oldest-tools test-wheel \
-	test-binder test-keras test-marked fuzz nightly bench notebooks docs address lint clean
+	test-binder test-keras test-marked fuzz nightly bench bench-scale notebooks docs address lint clean
 
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
@@ -84,6 +84,10 @@ test-marked: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
+
+# What workers cost here, and what more of them would cost: predicted. Draws docs/images/scale.png.
+bench-scale: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.scale
 
 # The documentation, in site/. Its tools are not part of the environment until they are asked for.
 docs: $(STAMP)

@@ -197,6 +197,15 @@ def check_layout(layout: str) -> None:
     )
 
 
+def check_workers(workers: Argument) -> None:
+    """Raises an error if `workers` is given and is no engine that trains elsewhere."""
+    if workers is not None and not hasattr(workers, "num_workers"):
+        raise CohortError(
+            "Expected `workers` to be `kerascohost.RayWorkers`, such as "
+            f"`kc.RayWorkers(num_workers=2)`, or None. Received: workers={workers!r}."
+        )
+
+
 def measured_layouts(layouts: Sequence[str]) -> list[MeasuredLayout]:
     """Returns the layouts to measure, in their usual order; "separate" is always included.
 

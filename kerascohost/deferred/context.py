@@ -12,7 +12,7 @@ import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import keras
 import numpy as np
@@ -24,6 +24,7 @@ from kerascohost.arguments import (
     Layout,
     PerMember,
     check_layout,
+    check_workers,
     counts_per_member,
 )
 from kerascohost.backends import Tree, observed
@@ -37,6 +38,9 @@ from kerascohost.deferred.fits import (
 from kerascohost.results.history import CohortHistory
 from kerascohost.tracing.places import AnyGenerator, UserObject
 from kerascohost.training.member import check_trainable_here
+
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
 
 # A program's variables by name: globals, locals, attributes of an object.
 Variables: TypeAlias = Mapping[str, UserObject]
@@ -91,6 +95,8 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             not replaced.
         names: A dict from names to objects, in which the names of models are looked up. Default
             `None`: the variables of the code around the block.
+        workers: As in `Cohort`: `kerascohost.RayWorkers`, which train the fits. Default `None`:
+            all are trained here.
 
     Attributes:
         history: The `CohortHistory` of all fits, once the block has ended. A second fit of one
@@ -126,12 +132,15 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         *,
         verbose: int | str | None = None,
         names: Variables | None = None,
+        workers: "Workers | None" = None,
     ):
         check_layout(layout)
+        check_workers(workers)
         self._layout = layout
         self._factors = {"group_factor": group_factor, "replicas": replicas}
         self._verbose = verbose
         self._names = names
+        self._workers = workers
         self._calls: list[_Call] = []
         self._fits: list[DeferredFit] = []
         self._histories: CohortHistory | None = None
@@ -172,7 +181,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     def __enter__(self) -> "cohost":
         self._calls, self._fits, self._histories = [], [], None
         self._by_name: dict[str, tuple[int, ...]] = {}
-        self._together: DeferredRunner[DeferredFit] = DeferredRunner(self._by_name, self._layout)
+        self._together: DeferredRunner[DeferredFit] = self._runner()
         self._failure: BaseException | None = None
         self._has_told = False
         self._frame: FrameType | None = calls.caller()
@@ -203,6 +212,9 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             if error is None or any(call.has_begun for call in self._calls):
                 self._collect()
             self._fits, self._calls, self._frame = [], [], None  # with their data
+
+    def _runner(self) -> DeferredRunner[DeferredFit]:
+        return DeferredRunner(self._by_name, self._layout, self._workers)
 
     def defer(
         self,
@@ -328,7 +340,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 self._together.run(fits, ended)
             self._together.print_plan(fits)
         except BaseException:
-            self._together = DeferredRunner(self._by_name, self._layout)
+            self._together = self._runner()
             raise
         finally:
             for fit in fits:

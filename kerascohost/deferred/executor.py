@@ -5,13 +5,16 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from kerascohost.arguments import Layout
 from kerascohost.deferred import calls
 from kerascohost.deferred.functions import Calls, Job, check_options, name_of
 from kerascohost.deferred.turns import interrupt, is_in_turn
 from kerascohost.errors import CohortError
+
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,9 +61,10 @@ class Executor(concurrent.futures.Executor):
         at_once: The number of functions under way: a positive integer. Default 16.
         verbose: 0 (default), 1 or 2: what each `fit` shows, see `Cohort.fit`; `"auto"`: what it
             asks for.
+        workers: As in `kerascohost.map`. Default `None`: all are trained here.
 
     Raises:
-        CohortError: If `layout`, `at_once` or `verbose` cannot be.
+        CohortError: If `layout`, `at_once`, `verbose` or `workers` cannot be.
 
     Example:
 
@@ -77,13 +81,20 @@ class Executor(concurrent.futures.Executor):
     [[0, 1], [0, 1], [0, 1]]
     """
 
-    def __init__(self, layout: Layout = "auto", at_once: int = 16, verbose: int | str = 0) -> None:
-        check_options(layout, at_once, verbose)
+    def __init__(
+        self,
+        layout: Layout = "auto",
+        at_once: int = 16,
+        verbose: int | str = 0,
+        workers: "Workers | None" = None,
+    ) -> None:
+        check_options(layout, at_once, verbose, workers)
         self._functions: list[Callable[[], Any]] = []
         self._names: list[str] = []
         self._futures: dict[int, concurrent.futures.Future[Any]] = {}  # of those not ended
         shown = None if verbose == "auto" else verbose
         self._options = layout, at_once, shown, verbose != 0
+        self._workers = workers
         self._calls: Calls[Any] | None = None
         self._changed = threading.Condition()
         self._last_submit = 0.0
@@ -128,7 +139,13 @@ class Executor(concurrent.futures.Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             number = len(self._functions)
             if self._calls is None:
-                self._calls = Calls(self._functions, self._names, *self._options, self._on_end)
+                self._calls = Calls(
+                    self._functions,
+                    self._names,
+                    *self._options,
+                    self._on_end,
+                    workers=self._workers,
+                )
             elif self._thread is None:
                 self._calls.begin_anew()
             self._futures[number] = future

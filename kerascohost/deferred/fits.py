@@ -9,7 +9,15 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, Generic, NamedTuple, SupportsIndex, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    NamedTuple,
+    SupportsIndex,
+    TypeAlias,
+    TypeVar,
+)
 
 import keras
 
@@ -23,9 +31,12 @@ from kerascohost.deferred.calls import Arguments
 from kerascohost.errors import CohortError
 from kerascohost.results.progress import Progress
 from kerascohost.tracing.reads import Snapshot
-from kerascohost.training.member import CallbackList, Member, Run
+from kerascohost.training.member import CallbackList, Member, Run, entered_run
 from kerascohost.training.scheduler import Scheduler, Task
 from kerascohost.training.sharing import stateful
+
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
 
 # The values of a `History`'s attributes: `history`, `params`, `epoch` and `model`.
 _Recorded: TypeAlias = (
@@ -149,6 +160,11 @@ class WaitingCall:
         """Prepares the call and returns its run."""
         raise NotImplementedError
 
+    def advanced(self) -> None:
+        """Records that the call has begun, and what the model's next call replaces."""
+        self.has_begun = True
+        self.record()
+
     def record(self) -> None:
         """Stores what the model's next call replaces."""
 
@@ -161,6 +177,11 @@ class WaitingCall:
         """Restores, within the block, the process's state and the values that the call reads."""
         with self.entered(), self.snapshot.as_read():
             yield
+
+    @property
+    def is_restored(self) -> bool:
+        """Returns whether `inside` changes what the program refers to."""
+        return self.snapshot.differs or self.snapshot.key != ()
 
     def follow(self, earlier: "WaitingCall") -> None:
         """Prepares to begin where `earlier` ends; only deferred fits do."""
@@ -354,12 +375,19 @@ class DeferredRunner(Generic[AnyCall]):
     Args:
         factors: The group factor and the replicas, by the name of each member that has any.
         layout: As in `Cohort`.
+        workers: As in `Cohort`: what trains the fits. The other calls are run here.
     """
 
     def __init__(
-        self, factors: Mapping[str, tuple[int, ...]] | None = None, layout: Layout = "joined"
+        self,
+        factors: Mapping[str, tuple[int, ...]] | None = None,
+        layout: Layout = "joined",
+        workers: "Workers | None" = None,
     ):
         self._factors = {} if factors is None else factors
+        self._layout = layout
+        self._workers = workers
+        self._to_send: list[DeferredFit] = []
         self._scheduler = Scheduler(layout)
         self._members: dict[str, Member] = {}
         self._running: dict[str, AnyCall] = {}
@@ -368,6 +396,8 @@ class DeferredRunner(Generic[AnyCall]):
 
     def print_plan(self, fits: Iterable[WaitingCall]) -> None:
         """Prints which members were stacked together, unless all of `fits` are silent."""
+        if self._workers is not None:
+            return  # each of them stacks its own
         verbose = [fit.arguments["verbose"] for fit in fits]
         self._scheduler.stacks.print_plan(self._members.values(), verbose)
 
@@ -390,7 +420,46 @@ class DeferredRunner(Generic[AnyCall]):
         self._waiting.extend(fits)
         for earlier, fit in itertools.pairwise(self._waiting):
             fit.follow(earlier)
-        self._scheduler.run(self._next_tasks(), self._on_end)
+        with contextlib.ExitStack() as started:
+            self._scheduler.run(self._next_tasks(), self._on_end)
+            while self._to_send:
+                assert self._workers is not None
+                if not self._workers.is_open:
+                    started.enter_context(self._workers)
+                self._scheduler.run(self._trained_by(self._workers), self._on_end)
+
+    def _trained_by(self, workers: "Workers") -> list[Task]:
+        """Has workers train the fits that can be trained now; returns what can be run then."""
+        from kerascohost.training.workers import OwnState, WorkersFit  # needs what pickles models
+
+        fits, self._to_send = {fit.name: fit for fit in self._to_send}, []
+        members = {name: self._member(fit) for name, fit in fits.items()}
+        states = {
+            name: OwnState(fit.inside, fit.is_restored, fit.sees_process_state)
+            for name, fit in fits.items()
+        }
+        began = time.perf_counter()
+        training = WorkersFit(
+            members,
+            {name: fit.arguments for name, fit in fits.items()},
+            self._layout,
+            workers,
+            functools.partial(self._bar, fits),
+            states,
+        )
+        try:
+            errors_of = training.run_apart()
+        finally:
+            for name, fit in fits.items():
+                if name in training.begun:
+                    fit.advanced()
+                    fit.validated = members[name].validated
+                    fit.seconds = time.perf_counter() - began
+        tasks: list[Task] = []
+        for name, fit in fits.items():
+            fit.error = errors_of.get(name)
+            tasks += self._after(self._running.pop(name))
+        return tasks
 
     def dismiss(self, name: str) -> None:
         """Releases the member of this name, and what was compiled for it alone."""
@@ -408,7 +477,10 @@ class DeferredRunner(Generic[AnyCall]):
             self._waiting.remove(fit)
             try:
                 with errors.about(fit.name):
-                    tasks.append(self._task(fit))
+                    if self._workers is not None and isinstance(fit, DeferredFit):
+                        self._to_send.append(fit)
+                    else:
+                        tasks.append(self._task(fit))
             except Exception as error:
                 fit.error = error
                 self._waiting.extend(self._ended(fit))
@@ -421,17 +493,28 @@ class DeferredRunner(Generic[AnyCall]):
         before = [*self._running.values(), *earlier]
         return not any(fit.conflicts_with(other) or fit.draws_after(other) for other in before)
 
-    def _task(self, fit: AnyCall) -> Task:
+    def _member(self, fit: WaitingCall) -> Member:
         member = self._members.get(fit.name)
         if member is None or member.model is not fit.model:
             member = Member(fit.name, fit.model, *self._factors.get(fit.name, ()))
         member.snapshot = fit.snapshot
         self._members[fit.name] = member
+        return member
+
+    def _bar(
+        self, fits: Mapping[str, DeferredFit], name: str, kind: str, verbose: int | str, _: int
+    ) -> Progress:
+        """Returns what shows the progress of a fit that workers train."""
+        return Progress(fits[name].label, kind, verbose, next(self._positions))
+
+    def _task(self, fit: AnyCall) -> Task:
+        member = self._member(fit)
         bar = Progress(fit.label, fit.kind, fit.arguments["verbose"], next(self._positions))
         fit.is_prepared = True
         with fit.inside():
             run = fit.begin(member, [bar])
-        return Task(member, _entered(fit, member, run), bar)
+        run = entered_run(run, member, fit.inside, fit.sees_process_state, fit.advanced)
+        return Task(member, run, bar)
 
     def _on_end(self, task: Task, outcome: Exception | None) -> list[Task]:
         fit = self._running.pop(task.member.name)
@@ -439,33 +522,12 @@ class DeferredRunner(Generic[AnyCall]):
             fit.error = outcome
         else:
             fit.result = outcome
+        return self._after(fit)
+
+    def _after(self, fit: AnyCall) -> list[Task]:
+        """Ends a call; returns the tasks that can be run now."""
         for later in self._waiting:
             if later.conflicts_with(fit) or later.draws_after(fit):
                 later.continues(fit)
         self._waiting.extend(self._ended(fit))
         return self._next_tasks()
-
-
-def _entered(fit: WaitingCall, member: Member, run: Run) -> Run:
-    """Runs `run` inside `fit.inside()` where it may matter; yields its requests.
-
-    Returns:
-        The run's result.
-    """
-    answer: Any = None  # the first value sent to a generator must be `None`
-    fit.has_begun = True
-    inside = fit.inside if fit.sees_process_state else contextlib.nullcontext
-    try:
-        while True:
-            try:
-                with inside():
-                    request = run.send(answer)
-            except StopIteration as end:
-                return end.value
-            fit.record()
-            answer = yield request
-    finally:
-        with fit.inside():
-            run.close()
-            member.close()
-        fit.record()

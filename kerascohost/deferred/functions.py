@@ -8,12 +8,12 @@ state is called again.
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import keras
 
 from kerascohost import backends
-from kerascohost.arguments import Layout, check_layout
+from kerascohost.arguments import Layout, check_layout, check_workers
 from kerascohost.backends import random_states, seeding, threads
 from kerascohost.backends.seeding import Parts
 from kerascohost.backends.snapshot import ModelSnapshot
@@ -22,6 +22,9 @@ from kerascohost.deferred.fits import DeferredFit, WaitingCall
 from kerascohost.deferred.turns import Turn, Turns, TurnState
 from kerascohost.errors import CohortError, is_count
 from kerascohost.results.progress import TotalProgress
+
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
 
 T = TypeVar("T")
 
@@ -190,6 +193,7 @@ class Calls(Generic[T]):
         ended: Called with each call whose result counts, in their order.
         repeats: Whether a function that began in a wrong random state is called again. If not, it
             counts as it is: for functions that do more than to train, such as a trial of a study.
+        workers: As in `map`.
     """
 
     def __init__(
@@ -202,6 +206,7 @@ class Calls(Generic[T]):
         tells: bool,
         ended: Callable[[Job[T]], None],
         repeats: bool = True,
+        workers: "Workers | None" = None,
     ):
         self._repeats = repeats
         self._tells = tells
@@ -217,7 +222,7 @@ class Calls(Generic[T]):
         self._is_stopped = False
         self._keras_state = threads.thread_state()
         self._turns: Turns[Job[T]] = Turns(
-            self._next_job, self._on_end, layout, at_once, self._may_run
+            self._next_job, self._on_end, layout, at_once, self._may_run, workers
         )
 
     def run(self) -> None:
@@ -340,6 +345,7 @@ def together(
     layout: Layout = "auto",
     at_once: int = 16,
     verbose: int | str = "auto",
+    workers: "Workers | None" = None,
 ) -> list[T]:
     """Calls functions one after another as written, with what they train run together.
 
@@ -350,6 +356,7 @@ def together(
         layout: As in `map`. Default `"auto"`.
         at_once: As in `map`. Default 16.
         verbose: As in `map`. Default `"auto"`.
+        workers: As in `map`. Default `None`.
 
     Returns:
         A list of what the functions return, in their order.
@@ -379,7 +386,7 @@ def together(
     for function in functions:
         if not callable(function):
             raise CohortError(f"Expected functions without arguments. Received: {function!r}.")
-    return _called(functions, [name_of(f) for f in functions], layout, at_once, verbose)
+    return _called(functions, [name_of(f) for f in functions], layout, at_once, verbose, workers)
 
 
 def map(  # used as `kc.map`, as is the `map` of executors
@@ -388,6 +395,7 @@ def map(  # used as `kc.map`, as is the `map` of executors
     layout: Layout = "auto",
     at_once: int = 16,
     verbose: int | str = "auto",
+    workers: "Workers | None" = None,
 ) -> list[T]:
     """Calls `function` with the items of `iterables`, with what the calls train run together.
 
@@ -415,6 +423,9 @@ def map(  # used as `kc.map`, as is the `map` of executors
             models are in memory together.
         verbose: 0: silence; 1: one progress bar for all calls; 2: a line per call; `"auto"`
             (default): each `fit` shows what it asks for, or with more than 8 calls as 1.
+        workers: `kerascohost.RayWorkers`, which train what the calls wait for in `fit`; the calls
+            themselves, `evaluate` and `predict` run here. A call goes on when all those that
+            wait with it have been trained. Default `None`: all are trained here.
 
     Returns:
         A list of what the calls return, in their order.
@@ -444,7 +455,8 @@ def map(  # used as `kc.map`, as is the `map` of executors
     if not iterables:
         raise CohortError("Expected at least one iterable of arguments. Received: none.")
     functions = [functools.partial(function, *given) for given in zip(*iterables, strict=False)]
-    return _called(functions, [name_of(function)] * len(functions), layout, at_once, verbose)
+    names = [name_of(function)] * len(functions)
+    return _called(functions, names, layout, at_once, verbose, workers)
 
 
 def _called(
@@ -453,9 +465,10 @@ def _called(
     layout: Layout,
     at_once: int,
     verbose: int | str,
+    workers: "Workers | None",
 ) -> list[T]:
     """Calls the functions in turn; returns their results or raises the first exception."""
-    check_options(layout, at_once, verbose)
+    check_options(layout, at_once, verbose, workers)
     calls.train_deferred("functions are called in turn")
     names = [f"{name}[{i}]" for i, name in enumerate(names)]
     jobs: list[Job[T]] = []
@@ -465,7 +478,8 @@ def _called(
             jobs.append(job)
             progress.ended(job.told)
 
-        Calls(functions, names, layout, at_once, progress.of_fits, verbose != 0, ended).run()
+        shown = progress.of_fits
+        Calls(functions, names, layout, at_once, shown, verbose != 0, ended, workers=workers).run()
     failed = [job for job in jobs if job.error is not None]
     if failed:
         error = failed[0].error
@@ -478,9 +492,12 @@ def _called(
     return results
 
 
-def check_options(layout: Layout, at_once: int, verbose: int | str) -> None:
+def check_options(
+    layout: Layout, at_once: int, verbose: int | str, workers: "Workers | None" = None
+) -> None:
     """Raises an error if an option of `map` is none that can be."""
     check_layout(layout)
+    check_workers(workers)
     if not is_count(at_once, least=1):
         raise CohortError(f"Expected `at_once` to be a positive integer. Received: {at_once!r}.")
     if verbose not in (0, 1, 2, "auto"):

@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import keras
 
@@ -34,6 +34,9 @@ from kerascohost.deferred.fits import (
 from kerascohost.errors import CohortError
 from kerascohost.tracing.places import UserObject
 from kerascohost.training.member import check_trainable_here
+
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
 
 T = TypeVar("T")
 
@@ -322,6 +325,7 @@ class Turns(Generic[AnyTurn]):
         layout: As in `Cohort`.
         at_once: The number of functions under way.
         may_run: Returns whether the call that a function waits in may be run now.
+        workers: As in `Cohort`: what trains the fits of the functions.
     """
 
     def __init__(
@@ -331,11 +335,12 @@ class Turns(Generic[AnyTurn]):
         layout: Layout = "joined",
         at_once: float = float("inf"),
         may_run: Callable[[AnyTurn], bool] = lambda turn: True,
+        workers: "Workers | None" = None,
     ):
         self._may_run = may_run
         self._next_turn = next_turn
         self._ended = ended
-        self._runner: DeferredRunner[WaitingCall] = DeferredRunner(layout=layout)
+        self._runner: DeferredRunner[WaitingCall] = DeferredRunner(layout=layout, workers=workers)
         self._at_once = at_once
         self._under_way: list[AnyTurn] = []  # in their order
         self._ending: dict[int, BaseException] = {}

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 
@@ -15,6 +15,9 @@ from kerascohost.environment import extra
 from kerascohost.errors import CohortError
 from kerascohost.patching import patched
 from kerascohost.results.progress import TotalProgress
+
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
 
 with extra("tuner"):
     import keras_tuner
@@ -34,6 +37,7 @@ def search(
     *fit_args: Argument,
     at_once: int = 8,
     layout: Layout = "auto",
+    workers: "Workers | None" = None,
     **fit_kwargs: Argument,
 ) -> None:
     """Searches as `tuner.search` does, with several trials under way that train together.
@@ -60,6 +64,8 @@ def search(
         *fit_args: As in `tuner.search`.
         at_once: The number of trials under way: a positive integer. Default 8.
         layout: As in `kerascohost.Cohort`: `"auto"` (default), `"joined"` or `"stacked"`.
+        workers: As in `kerascohost.map`: what trains the models of the trials. Default `None`: all
+            are trained here.
         **fit_kwargs: As in `tuner.search`. With `verbose` 0 nothing is shown, with 1 one progress
             bar for all trials, with the best score so far, and with 2 a line per trial; with
             `"auto"` (default) the bar, or up to 8 trials what the tuner and each `fit` show.
@@ -85,7 +91,7 @@ def search(
     3
     """
     verbose = fit_kwargs.get("verbose", "auto")
-    check_options(layout, at_once, verbose)
+    check_options(layout, at_once, verbose, workers)
     oracle = getattr(tuner, "oracle", None)
     if not isinstance(oracle, keras_tuner.Oracle):
         raise CohortError(
@@ -97,7 +103,9 @@ def search(
         oracle.verbose = verbose if progress.of_fits is None else 0
         tuner.on_search_begin()
         try:
-            _Search(tuner, at_once, fit_args, fit_kwargs).run(layout, progress, verbose != 0)
+            _Search(tuner, at_once, fit_args, fit_kwargs).run(
+                layout, progress, verbose != 0, workers
+            )
         finally:
             oracle.verbose = fit_kwargs.get("verbose", shown)
     tuner.on_search_end()
@@ -140,7 +148,9 @@ class _Search:
             for hook in ("on_batch_begin", "on_batch_end")
         )
 
-    def run(self, layout: Layout, progress: TotalProgress, tells: bool) -> None:
+    def run(
+        self, layout: Layout, progress: TotalProgress, tells: bool, workers: "Workers | None"
+    ) -> None:
         """Runs all trials."""
         errors: list[BaseException] = []
 
@@ -160,6 +170,7 @@ class _Search:
             tells,
             ended,
             repeats=False,
+            workers=workers,
         ).run()
         if errors:
             raise errors[0]

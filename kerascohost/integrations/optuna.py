@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from kerascohost.arguments import Layout
 from kerascohost.deferred import calls
@@ -10,6 +11,9 @@ from kerascohost.environment import extra
 from kerascohost.errors import CohortError, is_count
 from kerascohost.patching import patched
 from kerascohost.results.progress import TotalProgress
+
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
 
 with extra("optuna"):
     import optuna
@@ -27,6 +31,7 @@ def optimize(
     catch: type[Exception] | Iterable[type[Exception]] = (),
     callbacks: Iterable[Callable[["optuna.Study", "optuna.trial.FrozenTrial"], None]] | None = None,
     verbose: int | str = "auto",
+    workers: "Workers | None" = None,
 ) -> None:
     """Optimizes as `study.optimize` does, with several trials under way that train together.
 
@@ -59,6 +64,9 @@ def optimize(
         verbose: 0: silence; 1: one progress bar for all trials, with the best value so far; 2: a
             line per trial; `"auto"` (default): each `fit` shows what it asks for, or with more than
             8 trials as 1.
+        workers: As in `kerascohost.map`: what trains the models of the trials, whose callbacks
+            must be such as can be sent to them; those that prune have the study, and are refused.
+            Default `None`: all are trained here.
 
     Raises:
         CohortError: If an option cannot be.
@@ -80,7 +88,7 @@ def optimize(
     >>> len(study.trials)
     4
     """
-    check_options(layout, at_once, verbose)
+    check_options(layout, at_once, verbose, workers)
     if n_trials is not None and not is_count(n_trials, least=0):
         raise CohortError(
             f"Expected `n_trials` to be a number of trials or None. Received: {n_trials!r}."
@@ -88,7 +96,7 @@ def optimize(
     calls.train_deferred("trials run together")
     caught = (catch,) if isinstance(catch, type) else tuple(catch)
     _Search(study, objective, n_trials, timeout, caught, list(callbacks or ())).run(
-        layout, at_once, verbose
+        layout, at_once, verbose, workers
     )
 
 
@@ -114,7 +122,9 @@ class _Search:
         self._names: list[str] = []
         self._is_stopped = False
 
-    def run(self, layout: Layout, at_once: int, verbose: int | str) -> None:
+    def run(
+        self, layout: Layout, at_once: int, verbose: int | str, workers: "Workers | None"
+    ) -> None:
         """Runs all trials."""
         errors: list[BaseException] = []
         with TotalProgress(verbose, self._n_trials, "trials") as progress:
@@ -135,6 +145,7 @@ class _Search:
                 verbose != 0,
                 ended,
                 repeats=False,
+                workers=workers,
             ).run()
         if errors:
             raise errors[0]

@@ -8,7 +8,7 @@ them wait for as one cohort. Importing this module registers the backend as `"ke
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import keras
 import numpy as np
@@ -21,6 +21,9 @@ from kerascohost.deferred.turns import is_in_turn
 from kerascohost.environment import extra
 from kerascohost.errors import CohortError
 from kerascohost.results.progress import TotalProgress
+
+if TYPE_CHECKING:
+    from kerascohost.training.workers import Workers
 
 with extra("sklearn"):
     import joblib
@@ -43,7 +46,10 @@ _OF_FIT = frozenset(inspect.signature(keras.Model.fit).parameters) - {
 
 @contextlib.contextmanager
 def fused(
-    layout: Layout = "auto", at_once: int = 64, verbose: int | str = "auto"
+    layout: Layout = "auto",
+    at_once: int = 64,
+    verbose: int | str = "auto",
+    workers: "Workers | None" = None,
 ) -> Iterator[None]:
     """Trains together what scikit-learn trains in loops within the block, each as if alone.
 
@@ -72,6 +78,8 @@ def fused(
             data and their models are in memory together.
         verbose: 0: silence; 1: one progress bar for all tasks of a loop; 2: a line per task;
             `"auto"` (default): each `fit` shows what it asks for, or with more than 8 tasks as 1.
+        workers: As in `kerascohost.map`: what trains the models. Default `None`: all are trained
+            here.
 
     Raises:
         CohortError: If an option cannot be.
@@ -95,9 +103,9 @@ def fused(
     >>> len(search.cv_results_["mean_test_score"])
     3
     """
-    check_options(layout, at_once, verbose)
+    check_options(layout, at_once, verbose, workers)
     calls.train_deferred("fits of scikit-learn run together")
-    with joblib.parallel_config(CohortBackend(layout, at_once, verbose)):
+    with joblib.parallel_config(CohortBackend(layout, at_once, verbose, workers)):
         yield
 
 
@@ -125,6 +133,7 @@ class CohortBackend(ParallelBackendBase):
         layout: As in `fused`. Default `"auto"`.
         at_once: As in `fused`. Default 64.
         progress: The `verbose` of `fused`, as joblib has a `verbose` of its own. Default `"auto"`.
+        workers: As in `fused`. Default `None`.
         **options: The options of each backend of joblib.
 
     Attributes:
@@ -146,11 +155,13 @@ class CohortBackend(ParallelBackendBase):
         layout: Layout = "auto",
         at_once: int = 64,
         progress: int | str = "auto",
+        workers: "Workers | None" = None,
         **options: Value,
     ):
         super().__init__(**options)
-        check_options(layout, at_once, progress)
+        check_options(layout, at_once, progress, workers)
         self.layout, self.at_once, self.progress = layout, at_once, progress
+        self._workers = workers
         self.outer: CohortBackend | None = None
         self.start_call()
 
@@ -166,7 +177,9 @@ class CohortBackend(ParallelBackendBase):
 
     def get_nested_backend(self) -> "tuple[CohortBackend, None]":
         """Returns the backend for loops inside of tasks, which knows about this one."""
-        nested = CohortBackend(self.layout, self.at_once, 0, nesting_level=self.nesting_level + 1)
+        nested = CohortBackend(
+            self.layout, self.at_once, 0, self._workers, nesting_level=self.nesting_level + 1
+        )
         nested.outer = self
         return nested, None
 
@@ -239,6 +252,7 @@ class CohortBackend(ParallelBackendBase):
                 progress.of_fits,
                 self.progress != 0,
                 ended,
+                workers=self._workers,
             ).run()
 
 

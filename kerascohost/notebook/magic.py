@@ -13,7 +13,7 @@ import shlex
 import traceback
 from collections.abc import Callable
 from types import CodeType, SimpleNamespace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import keras
 from IPython.core.error import UsageError
@@ -38,6 +38,9 @@ from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.notebook import namespace
 from kerascohost.notebook.namespace import Value, Variables
 from kerascohost.results.history import CohortHistory
+
+if TYPE_CHECKING:
+    from kerascohost.integrations.ray import RayWorkers
 
 Default = TypeVar("Default")
 
@@ -104,6 +107,13 @@ class CohostMagics(Magics):
         action="store_true",
         help="Run the iterations of the cell's loops in turn, with what they train run together.",
     )
+    @argument(
+        "-w",
+        "--workers",
+        type=int,
+        metavar="N",
+        help="Train in N processes of Ray on this machine, which start for the cell.",
+    )
     @argument("-q", "--quiet", action="store_true", help="Neither progress bars nor the table.")
     @argument("-p", "--plot", action="store_true", help="Draw the losses at the end.")
     @line_cell_magic
@@ -159,6 +169,7 @@ class CohostMagics(Magics):
             _by_name("--replicas", asked.replicas, 1),
             verbose=0 if asked.quiet else None,
             names=self.shell.user_ns,
+            workers=_workers(asked.workers),
         )
         try:
             with run:
@@ -175,9 +186,7 @@ class CohostMagics(Magics):
 
     def _loop(self, asked: argparse.Namespace, cell: str) -> Value:
         __tracebackhide__ = True
-        _check_options(
-            asked, "with `--loops`", "group_factor", "replicas", "output", "plot", "quiet"
-        )
+        _check_options(asked, "with `--loops`", *_NOT_WITH_LOOPS)
         loops = Loops(self.shell.user_ns, asked.layout or "joined")
         try:
             with loops.entered():
@@ -262,7 +271,7 @@ class CohostMagics(Magics):
             raise CohortError(
                 f"Expected `%cohost run SCRIPT ...`. Received: %cohost {line.strip()}"
             )
-        _check_options(asked, "without a cell", "loops")
+        _check_options(asked, "without a cell", "loops", "workers")
         variables = self.shell.user_ns
         _check_output(asked.output, variables)
         if not asked.benchmark and not hasattr(self.shell, "kernel"):
@@ -389,6 +398,16 @@ def _check_output(name: str | None, variables: Variables) -> None:
 
 _RESULTS = (CohortHistory, BenchmarkResult)
 _OPTIONS = ("layout", "group_factor", "replicas", "output", "budget", "quiet", "plot")
+_NOT_WITH_LOOPS = ("group_factor", "replicas", "output", "plot", "quiet", "workers")
+
+
+def _workers(count: int | None) -> "RayWorkers | None":
+    """Returns workers as `--workers` asks for them."""
+    if count is None:
+        return None
+    from kerascohost.integrations.ray import RayWorkers  # only here: others need no Ray
+
+    return RayWorkers(num_workers=count)
 
 
 def _check_options(asked: argparse.Namespace, where: str, *refused: str) -> None:

@@ -29,6 +29,7 @@ from kerascohost.arguments import (
     PerMember,
     PredictArguments,
     check_layout,
+    check_workers,
     counts_per_member,
     named_models,
     per_member,
@@ -124,6 +125,7 @@ class Cohort:
         workers: "Workers | None" = None,
         devices: Sequence[Thing] | None = None,
     ):
+        check_workers(workers)
         _check_at_once(at_once, workers)
         named = named_models(models)
         if isinstance(layout, Plan):

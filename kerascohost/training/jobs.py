@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import keras
@@ -14,7 +14,7 @@ import numpy as np
 
 from kerascohost import backends, errors
 from kerascohost.arguments import FitArguments, Layout
-from kerascohost.backends import Logs, random_states, threads
+from kerascohost.backends import Logs, StepKind, Tree, random_states, threads
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.backends.seeding import Parts
 from kerascohost.errors import CohortError
@@ -22,7 +22,7 @@ from kerascohost.models.shipping import Received
 from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress
 from kerascohost.training import sharing
-from kerascohost.training.member import Member, Progressed
+from kerascohost.training.member import Member, Progressed, entered_run
 from kerascohost.training.scheduler import Scheduler, Task
 
 # The name under which a job has what is common to its members; no member is named so.
@@ -102,6 +102,8 @@ class Common:
         group_factor: The group factors of the cohort, by member.
         replicas: The numbers of replicas of the cohort, by member.
         sync_every: The interval at which members are synchronised.
+        own: The states with which members begin that begin in states of their own, by name.
+        seen: Those of them between whose steps that state can be seen or changed.
     """
 
     process: ProcessState
@@ -109,6 +111,8 @@ class Common:
     group_factor: Mapping[str, int]
     replicas: Mapping[str, int]
     sync_every: SyncEvery
+    own: dict[str, ProcessState] = dataclasses.field(default_factory=dict)
+    seen: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass
@@ -136,6 +140,9 @@ class Result:
         changes: What `Received.changes` returned.
         lost: The attributes that could not be sent back.
         error: The exception that ended it, pickled.
+        errors: By member those that ended only it, where members begin in states of their own.
+        own: By member the random states at the end of those.
+        forms: By member what `Member.traced_forms` returned.
         validated: By member the epochs, counted from 0, after which it was validated.
         random: The random states at the end.
     """
@@ -145,6 +152,9 @@ class Result:
     error: bytes | None = None
     validated: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     random: Parts | None = None
+    errors: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    own: dict[str, Parts] = dataclasses.field(default_factory=dict)
+    forms: dict[str, dict[StepKind, Hashable]] = dataclasses.field(default_factory=dict)
 
 
 class Job:
@@ -197,34 +207,66 @@ class Job:
         self.send(Event("done", value=result))
 
     def _run(self, common: Common, parts: Mapping[str, Part], result: Result) -> None:
-        scheduler = Scheduler(common.layout)
         for name, part in parts.items():
             factors = common.group_factor[name], common.replicas[name]
             member = self._members[name] = Member(name, part.model, *factors)
-            with errors.about(name):
-                member.prepare_fit(_with_history(part), part.resumed)
-        sharing.check_models({name: part.model for name, part in parts.items()})
+            try:
+                with errors.about(name), _inside(common, name)():
+                    member.prepare_fit(_with_history(part), part.resumed)
+            except Exception as error:
+                self._failed(name, error, common, result)
+        if not common.own:
+            sharing.check_models({name: part.model for name, part in parts.items()})
         self.send(Event("ready"))
         self._may_begin.wait()
         if self.is_interrupted:
             return
-        members = self._members.values()
-        scheduler.stacks.assign(member for member in members if member.model.built)
-        tasks = []
-        for name, member in self._members.items():
-            bar = _Reporter(self, member, common.sync_every, parts[name].steps)
-            tasks.append(Task(member, member.training([bar]), bar))
         try:
-            scheduler.run(tasks)
+            self._train(common, parts, result)
         except KeyboardInterrupt:
             pass  # the driver's, which raises it there
         except Exception as error:
-            error.add_note("".join(traceback.format_exception(error)))
-            result.error = self._pickled(error)
+            result.error = self._told(error)
         finally:
             result.validated = {name: member.validated for name, member in self._members.items()}
+            result.forms = {n: member.traced_forms() for n, member in self._members.items()}
             result.changes, result.lost = self.changes(list(self._members))
-            result.random = random_states.parts(backends.random_state(), threads.thread_state())
+            result.random = _random_now()
+            for name in common.own:
+                with _inside(common, name)():
+                    result.own[name] = _random_now()
+
+    def _train(self, common: Common, parts: Mapping[str, Part], result: Result) -> None:
+        """Trains the members whose data could be prepared."""
+        scheduler = Scheduler(common.layout)
+        members = [member for name, member in self._members.items() if name not in result.errors]
+        scheduler.stacks.assign(member for member in members if member.model.built)
+        tasks = []
+        for member in members:
+            name = member.name
+            bar = _Reporter(self, member, common.sync_every, parts[name].steps)
+            run = member.training([bar])
+            if name in common.own:
+                run = entered_run(run, member, _inside(common, name), name in common.seen)
+            tasks.append(Task(member, run, bar))
+
+        def ended(task: Task, outcome: Tree) -> Iterable[Task]:
+            if isinstance(outcome, Exception):
+                self._failed(task.member.name, outcome, common, result)
+            return ()
+
+        scheduler.run(tasks, ended)
+
+    def _failed(self, name: str, error: Exception, common: Common, result: Result) -> None:
+        """Ends a member by an error; all of them unless they are fits apart from each other."""
+        if not common.own:
+            raise error
+        result.errors[name] = self._told(error)
+
+    def _told(self, error: Exception) -> bytes:
+        """Returns an error as bytes, with its traceback as a note: that stays behind."""
+        error.add_note("".join(traceback.format_exception(error)))
+        return self._pickled(error)
 
     def changes(self, names: Sequence[str]) -> tuple[bytes, list[str]]:
         """Returns what these members' training has changed, see `Received.changes`."""
@@ -240,6 +282,15 @@ class Job:
             if errors.is_attributed(error):
                 errors.attributed(told, errors.member_of(error))
             return received.dumps(told)
+
+
+def _inside(common: Common, name: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Returns what makes a context in which the process is as a member would find it alone."""
+    return common.own[name].entered if name in common.own else contextlib.nullcontext
+
+
+def _random_now() -> Parts:
+    return random_states.parts(backends.random_state(), threads.thread_state())
 
 
 def _with_history(part: Part) -> FitArguments:

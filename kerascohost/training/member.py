@@ -101,6 +101,9 @@ class Progressed:
 Batches = ArrayBatches | StreamBatches
 
 # Yields requests, receives how many steps were done and the logs of the last one.
+# The form of batches that have not been looked at.
+_UNKNOWN = "unknown"
+
 Run = Generator[StepRequest | None, tuple[int, Logs], Tree]
 
 CallbackList: TypeAlias = list[keras.callbacks.Callback]
@@ -136,7 +139,7 @@ class Member:
         self.snapshot: Snapshot | None = None
         self.finds_otherwise = False
         self._seeds: OwnSeeds | None = None
-        self._forms: dict[str, Hashable] = {}
+        self._forms: dict[StepKind, Hashable] = {}
         self.samples_per_replica = 0
         self.samples_per_step: int | None = None
         self.validated: list[int] = []
@@ -204,7 +207,7 @@ class Member:
         if has_epochs or backends.builds_before_epochs():
             first = self._build(self._train)
         self._prepare_validation(validation)
-        self._recall_traces(train=self._train, test=self._validation)
+        self._recall_traces({"train": self._train, "test": self._validation})
         self.samples_per_step = self._train.rows_per_step
         if self.samples_per_step is None and first is not None:
             self.samples_per_step = _rows(first)
@@ -268,7 +271,7 @@ class Member:
             self.name, self._forms.get(kind)
         )  # later traces of this fit, for batches of other shapes, must read the same values
 
-    def _recall_traces(self, **batches: Tree) -> None:
+    def _recall_traces(self, batches: Mapping[StepKind, Tree]) -> None:
         """Prepares the values that steps must read, and the seeds that they draw.
 
         Args:
@@ -294,6 +297,43 @@ class Member:
             self._seeds = self._seeds or OwnSeeds()
             self._seeds.begin()
 
+    def traced_forms(self) -> dict[StepKind, Hashable]:
+        """Returns the form of the batches of the last fit, by each kind of steps that is traced."""
+        kinds = [kind for kind in self._forms if reads.remembered(self.model, kind) is not None]
+        return {kind: self._forms[kind] for kind in kinds}
+
+    def recall_for_elsewhere(self, fit: FitArguments) -> None:
+        """Prepares the values that the steps of a fit must read which another process traces.
+
+        Raises:
+            CohortError: If a value that they were first traced with has changed and cannot be
+                restored.
+        """
+        if not self._is_traced:
+            return
+        train, test = (reads.remembered(self.model, kind) for kind in ("train", "test"))
+        if train is not None:
+            data = (fit["x"], fit["y"], fit["sample_weight"])
+            form = None
+            if adapters.are_arrays(data):
+                if fit["validation_split"] and fit["validation_data"] is None:
+                    data, _ = adapters.split_validation(data, fit["validation_split"])
+                given = data, fit["batch_size"], fit["steps_per_epoch"], False
+                form = getattr(self._batches(*given, group=self._group), "form", None)
+            train.check(self.name, form)
+        if test is not None and (fit["validation_split"] or fit["validation_data"] is not None):
+            test.check(self.name, _UNKNOWN)  # only one set of values is sent: nothing may differ
+
+    def remember_elsewhere(self, forms: Mapping[StepKind, Hashable]) -> None:
+        """Stores the values that steps have read which another process has traced.
+
+        Args:
+            forms: What `traced_forms` returned there.
+        """
+        self._forms = dict(forms)
+        for kind in forms:
+            self.remember_trace(kind)
+
     def forget_history(self) -> None:
         """Gives the model an empty `History`, as before the first epoch of a training."""
         history = keras.callbacks.History()
@@ -309,7 +349,7 @@ class Member:
             self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
             self._has_unbuilt_metrics = backends.builds_metrics_late(self.model)
             self._build(self._evaluated, "test")
-            self._recall_traces(test=self._evaluated)
+            self._recall_traces({"test": self._evaluated})
 
     def prepare_predict(self, predict: PredictArguments) -> None:
         """Prepares a prediction, as `prepare_fit` prepares a fit."""
@@ -328,7 +368,7 @@ class Member:
             if not self.model.built:
                 with keras.StatelessScope():  # as `predict`: a call may change variables
                     self.model(keras.utils.unpack_x_y_sample_weight(first)[0])
-            self._recall_traces(predict=batches)
+            self._recall_traces({"predict": batches})
 
     def _batches(self, data: tuple[Data, ...], *args: Argument, **kwargs: Argument) -> Batches:
         kwargs["steps_per_execution"] = self.model.steps_per_execution
@@ -735,6 +775,44 @@ class Member:
                 data.close()
         self._train = self._validation = self._evaluated = self._predicted = None
         self.resident = None
+
+
+def entered_run(
+    run: Run,
+    member: Member,
+    inside: Callable[[], contextlib.AbstractContextManager[None]],
+    is_seen: bool,
+    advanced: Callable[[], None] = lambda: None,
+) -> Run:
+    """Runs `run` with a state of the process of its own where it may matter; yields its requests.
+
+    Args:
+        run: The run.
+        member: Its member, which is closed at the end.
+        inside: Makes a context in which the process is as the run would find it alone.
+        is_seen: Whether that can be seen or changed between the steps. If not, `inside` is used at
+            the end only.
+        advanced: Called after each part of the run.
+
+    Returns:
+        The run's result.
+    """
+    answer: Any = None  # the first value sent to a generator must be `None`
+    between = inside if is_seen else contextlib.nullcontext
+    try:
+        while True:
+            try:
+                with between():
+                    request = run.send(answer)
+            except StopIteration as end:
+                return end.value
+            advanced()
+            answer = yield request
+    finally:
+        with inside():
+            run.close()
+            member.close()
+        advanced()
 
 
 def check_trainable_here(model: keras.Model) -> None:

@@ -4,11 +4,12 @@ An engine that starts processes and sends them bytes is a `Workers`. All else is
 member goes where, what is shown, and what is done when a worker dies.
 """
 
+import contextlib
 import dataclasses
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
@@ -120,8 +121,31 @@ class _Assigned:
     is_prepared: bool = False
 
 
+@dataclasses.dataclass
+class OwnState:
+    """The state of the process in which a member's fit is to run, apart from those of others.
+
+    Attributes:
+        inside: Makes a context with that state, which is stored at its end.
+        is_restored: Whether the context changes what the program refers to, so that the member is
+            sent alone.
+        is_seen: Whether it can be seen or changed between the steps.
+    """
+
+    inside: Callable[[], contextlib.AbstractContextManager[None]]
+    is_restored: bool
+    is_seen: bool
+
+
+@contextlib.contextmanager
+def opened(workers: Workers) -> Iterator[None]:
+    """Runs the workers' processes within the block, if they do not run yet."""
+    with contextlib.nullcontext() if workers.is_open else workers:
+        yield
+
+
 class WorkersFit:
-    """The training of a cohort's members by workers.
+    """The training of members by workers.
 
     Args:
         members: The members.
@@ -129,6 +153,10 @@ class WorkersFit:
         layout: The layout of the cohort.
         workers: The engine.
         progress: Makes the object that shows a member's progress, as in `Cohort`.
+        states: For fits of a program that are apart from each other: by member, its state.
+
+    Attributes:
+        begun: The members that have begun, as far as their models here have been changed.
     """
 
     def __init__(
@@ -138,6 +166,7 @@ class WorkersFit:
         layout: Layout | Plan,
         workers: Workers,
         progress: Callable[[str, str, int | str, int], Progress],
+        states: Mapping[str, OwnState] | None = None,
     ):
         self._members = members
         self._models = {name: member.model for name, member in members.items()}
@@ -161,6 +190,9 @@ class WorkersFit:
         self._unprepared = 0
         self._is_ending = False
         self._errors: list[BaseException] = []
+        self._states = states or {}
+        self._errors_of: dict[str, BaseException] = {}
+        self.begun: set[str] = set()
         self._random: tuple[int, Parts] | None = None
 
     def _bar(self, name: str) -> Progress:
@@ -178,21 +210,46 @@ class WorkersFit:
         for name, member in self._members.items():
             with about(name):
                 member.check_fit(self._arguments[name])
+                member.recall_for_elsewhere(self._arguments[name])
         sharing.check_models(self._models)
         groups, units = self._groups()
         for model in self._models.values():
             model.stop_training = False
-        if self._workers.is_open:
+        with opened(self._workers):
             self._run(groups, units)
-        else:
-            with self._workers:
+
+    def run_apart(self) -> dict[str, BaseException]:
+        """Trains all members, each in its own state; a failure ends no other one.
+
+        Returns:
+            By member the exception that ended its fit, for those that failed.
+        """
+        for name in list(self._members):
+            try:
+                with about(name):
+                    self._members[name].check_fit(self._arguments[name])
+                    with self._states[name].inside():
+                        self._members[name].recall_for_elsewhere(self._arguments[name])
+                        self._check_sendable(name)
+            except Exception as error:
+                self._errors_of[name] = error
+                del self._models[name]
+        if self._models:
+            groups, units = self._groups()
+            for model in self._models.values():
+                model.stop_training = False
+            with opened(self._workers):
                 self._run(groups, units)
+        return self._errors_of
 
     def _run(self, groups: Sequence[Sequence[str]], units: Mapping[str, Sequence[str]]) -> None:
-        own = {name: _cost(self._models[name], self._arguments[name]) for name in self._members}
+        own = {name: _cost(model, self._arguments[name]) for name, model in self._models.items()}
         costs = {first: sum(own[name] for name in names) for first, names in units.items()}
         order = list(self._members)
-        for firsts in balanced(groups, costs, self._workers.num_workers):
+        alone = {n for n, state in self._states.items() if state.is_restored and n in units}
+        groups = [[name for name in names if name not in alone] for names in groups]
+        placed = balanced(filter(None, groups), costs, self._workers.num_workers)
+        for firsts in [*placed, *([name] for name in units if name in alone)]:
             names = [name for first in firsts for name in units[first]]
             self._waiting.append(_Assigned(sorted(names, key=order.index)))
         self._unprepared = len(self._waiting)
@@ -224,7 +281,19 @@ class WorkersFit:
     def _ship(self, job: _Assigned) -> None:
         counts = {name: self._members[name].group_factor for name in job.names}
         replicas = {name: self._members[name].replicas for name in job.names}
-        common = Common(self._process, self._layout, counts, replicas, self._every)
+        own, seen = {}, frozenset(n for n in self._states if self._states[n].is_seen)
+        with contextlib.ExitStack() as entered:
+            for name in job.names if self._states else ():
+                with self._states[name].inside():
+                    own[name] = ProcessState()
+                if self._states[name].is_restored:  # then it is the only one
+                    entered.enter_context(self._states[name].inside())
+            for name in job.names:
+                entered.enter_context(self._members[name].as_read("train"))
+            common = Common(self._process, self._layout, counts, replicas, self._every, own, seen)
+            self._ship_with(job, common)
+
+    def _ship_with(self, job: _Assigned, common: Common) -> None:
         parts: dict[str, Common | Part] = {COMMON: common}
         for name in job.names:
             resumed, steps = self._saved.get(name, (None, 0))
@@ -260,8 +329,7 @@ class WorkersFit:
         pairs = []
         for name, model in self._models.items():
             fit = self._arguments[name]
-            given = {"model": model, **fit}
-            met = shipping.check(name, given, model)
+            met = self._check_sendable(name)
             callbacks = backends.callbacks_in(fit["callbacks"])
             of_callbacks = {id(t) for t in shipping.check(name, {"callbacks": callbacks}, model)}
             for thing in met:
@@ -274,6 +342,11 @@ class WorkersFit:
             key = _signature(self._models[first], self._arguments[first])
             groups.setdefault(first if self._layout == "joined" else key, []).append(first)
         return list(groups.values()), units
+
+    def _check_sendable(self, name: str) -> list[Thing]:
+        """Raises an error if something of a member cannot be sent; see `shipping.check`."""
+        model = self._models[name]
+        return shipping.check(name, {"model": model, **self._arguments[name]}, model)
 
     def _turn_until_done(self) -> None:
         while self._waiting or self._running:
@@ -327,8 +400,11 @@ class WorkersFit:
             self._on_death(worker, job, event.value)
 
     def _on_ready(self, worker: int, job: _Assigned) -> None:
-        """Begins a job, the first ones when all of them can be trained."""
-        if not job.is_prepared:
+        """Begins a job, those of a cohort when all of them can be trained."""
+        if self._states:
+            job.is_prepared = True
+            self._workers.tell(worker, "begin")
+        elif not job.is_prepared:
             job.is_prepared = True
             self._unprepared -= 1
             if not self._unprepared:
@@ -342,11 +418,16 @@ class WorkersFit:
         del self._running[worker]
         if result.changes is not None:
             self._merge(job, result.changes, job.names)
+        for name, pickled in result.errors.items():
+            self._errors_of[name], _ = job.shipment.loads(pickled, self._data)
+        for name, parts in result.own.items():
+            with self._states[name].inside():
+                _set_random(parts)
         if result.error is not None:
             error, _ = job.shipment.loads(result.error, self._data)
-            self._errors.append(error)
-            if not self._is_ending:
-                self._end_all()
+            self._fail(job, error)
+        for name, forms in result.forms.items():
+            self._members[name].remember_elsewhere(forms)
         for name in job.names:
             self._members[name].validated = result.validated.get(name, [])
         for lost in dict.fromkeys(result.lost):
@@ -362,18 +443,15 @@ class WorkersFit:
         if self._is_ending:
             return
         if job.deaths > self._workers.max_failures:
-            if not job.is_prepared:
-                self._end_all()
             epochs = {n: self._saved[n][0].epoch for n in job.names if n in self._saved}
-            self._errors.append(
-                CohortError(
-                    f"Expected a worker to train {', '.join(job.names)} to the end. Received: "
-                    f"{job.deaths} workers that died ({reason}). Their models are in the state of "
-                    f"the last synchronisation: {epochs or 'as before the training'}. Members that "
-                    "need more memory than a worker has need fewer members at once, or "
-                    "`resources_per_worker`."
-                )
+            error = CohortError(
+                f"Expected a worker to train {', '.join(job.names)} to the end. Received: "
+                f"{job.deaths} workers that died ({reason}). Their models are in the state of "
+                f"the last synchronisation: {epochs or 'as before the training'}. Members that "
+                "need more memory than a worker has need fewer members at once, or "
+                "`resources_per_worker`."
             )
+            self._fail(job, error, ends_all=not job.is_prepared)
             return
         warnings.warn(
             f"A worker died; {', '.join(job.names)} are trained on by another one, from the last "
@@ -386,9 +464,19 @@ class WorkersFit:
         self._ship(job)
         self._waiting.appendleft(job)
 
+    def _fail(self, job: _Assigned, error: BaseException, ends_all: bool = True) -> None:
+        """Ends the members of a job by an error, and those of a cohort with them."""
+        if self._states:
+            self._errors_of |= dict.fromkeys(job.names, error)
+            return
+        self._errors.append(error)
+        if ends_all and not self._is_ending:
+            self._end_all()
+
     def _merge(self, job: _Assigned, changes: bytes, names: Sequence[str]) -> None:
         """Sets what a worker has changed, in the objects themselves."""
         assert job.shipment is not None
+        self.begun.update(n for n in names if getattr(self._bars[n], "params", None) is not None)
         key = ", ".join(job.names)
         for thing in job.shipment.merge(changes, self._data):
             if type(thing).__module__.partition(".")[0] == "keras":
@@ -424,11 +512,14 @@ class WorkersFit:
 
     def _leave_random_state(self) -> None:
         """Leaves the random states of this process where the first member's training left them."""
-        if self._random is None:
-            return
-        parts = self._random[1]
-        backends.set_random_state(random_states.joined(parts))
-        threads.set_seeds(threads.thread_state(), parts["keras"])
+        if self._random is not None and not self._states:
+            _set_random(self._random[1])
+
+
+def _set_random(parts: Parts) -> None:
+    """Sets the random states of this process and thread."""
+    backends.set_random_state(random_states.joined(parts))
+    threads.set_seeds(threads.thread_state(), parts["keras"])
 
 
 def _must_stay_one(thing: Thing, is_of_callbacks: bool) -> bool:

@@ -194,6 +194,37 @@ def predict_line(row):
     )
 
 
+SEARCHES = {
+    "grid": "`GridSearchCV`, 12 candidates in 5 folds",
+    "folds": "`cross_validate`, 10 folds",
+    "optuna": "Optuna, 64 trials, 16 at once",
+    "random": "KerasTuner, `RandomSearch`, 16 trials",
+    "hyperband": "KerasTuner, `Hyperband`",
+}
+
+
+def search_line(row):
+    wall, cpu = ({side: each[i] for side, each in row["seconds"].items()} for i in (0, 1))
+    apart = row["difference"].get("joined")
+    return (
+        f"- {row['backend']}: {SEARCHES[row['case']]}, MLPs on digits, tracing included: plain "
+        f"{wall['plain']:.0f} s, joined {wall['joined']:.0f} s"
+        f"{'' if apart is None else f' (largest difference of scores {apart:.0e})'}, `auto` "
+        f"{wall['auto']:.0f} s: {row['wall']:.1f} times as fast, {row['cpu']:.1f} by CPU time "
+        f"({cpu['plain']:.0f} and {cpu['auto']:.0f} s; target {row['target']}: "
+        f"{verdict(row['wall'] >= row['target'])})"
+    )
+
+
+def workers_line(row):
+    return (
+        f"- {row['backend']}: {row['members']} MLPs trained for {row['one']:.0f} s by one cohort "
+        f"on two cores take {row['two']:.0f} s by two workers of Ray with one core each "
+        f"({row['one'] / row['two']:.2f} times as fast; their start, {row['start']:.0f} s, apart; "
+        f"weight difference {row['difference']:.0e})"
+    )
+
+
 def data_memory_lines(backend):
     rows = 20_000
     for layout, members in (("joined", 1), ("joined", 16), ("stacked", 16)):
@@ -226,6 +257,8 @@ def notes(backend):
     yield from map(predict_line, map(json.loads, module("predict", backend)))
     for row in map(json.loads, module("functions", backend)):
         yield functions_line(row)
+    yield from map(search_line, map(json.loads, module("search", backend)))
+    yield from map(workers_line, map(json.loads, module("workers", backend)))
     for row in map(json.loads, module("suggestions", backend)):
         yield (
             f"- {backend}: {row['pair']}, group factors suggested {row['suggested']}, best of "

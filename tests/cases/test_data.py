@@ -195,6 +195,7 @@ EXECUTIONS = {
 }
 
 
+@pytest.mark.nightly
 def test_whole_executions_are_run():
     arrays = {"x": X, "y": Y, "batch_size": 3, "epochs": 2, "shuffle": False}
     members = {

@@ -252,7 +252,7 @@ def test_each_function_has_its_own_streams_and_record_of_warnings():
 
 
 @evaluation_draws
-@pytest.mark.parametrize("layout", [pytest.param("joined", marks=pytest.mark.nightly), "stacked"])
+@pytest.mark.parametrize("layout", ["joined", pytest.param("stacked", marks=pytest.mark.nightly)])
 def test_what_functions_change_between_their_calls(layout):
     def changing(seed):
         keras.utils.set_random_seed(seed)
@@ -421,6 +421,7 @@ def test_an_interrupt_ends_all_functions_with_their_models_after_whole_steps():
     assert not [t for t in threading.enumerate() if "_main" in t.name]
 
 
+@pytest.mark.nightly
 def test_models_are_released_when_their_functions_have_ended():
     models = []
 

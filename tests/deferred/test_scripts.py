@@ -60,12 +60,17 @@ def numbers(line):
     keras.backend.backend() == "torch",
     reason="an unseeded Dropout there draws from torch's generator, which the members share",
 )
-def test_unchanged_programs_give_the_same_results(tmp_path):
+@pytest.mark.parametrize(
+    "programs",
+    [PROGRAMS[1:], pytest.param(PROGRAMS, marks=pytest.mark.nightly)],
+    ids=["two", "all"],
+)
+def test_unchanged_programs_give_the_same_results(programs, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
-    outputs = {program.stem: python(program, alone) for program in PROGRAMS}
-    both = run(*PROGRAMS, arguments=[together])
+    outputs = {program.stem: python(program, alone) for program in programs}
+    both = run(*programs, arguments=[together])
     assert both.returncode == 0, both.stderr
     for name, output in outputs.items():
         assert output.returncode == 0, output.stderr
@@ -79,6 +84,7 @@ def test_unchanged_programs_give_the_same_results(tmp_path):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_each_script_has_a_process_of_its_own_as_far_as_it_sees(tmp_path):
     """Its `argv`, `__main__`, neighbours, and random numbers before and after `fit`."""
     text = """
@@ -134,6 +140,7 @@ def test_a_script_that_crashes_names_itself_and_leaves_the_others_running(tmp_pa
     assert run(good, left).returncode == 3
 
 
+@pytest.mark.nightly
 def test_a_model_that_no_cohort_takes_is_trained_by_its_own_fit(tmp_path):
     text = """
 class Own(keras.Sequential):
@@ -150,6 +157,7 @@ print(len(model.fit(x, y, epochs=2, verbose=0).epoch))
     assert "A `fit` of own runs apart from the others" in both.stderr
 
 
+@pytest.mark.nightly
 def test_a_callback_that_fails_fails_its_script_only(tmp_path):
     text = """
 def fail(epoch, logs):

@@ -307,6 +307,147 @@ def test_stop_and_interrupts_end_workers_at_whole_steps(workers):
     assert steps // 3 - len(cohort.history["a"].epoch) in (0, 1)
 
 
+def assert_close(one, other):
+    keras.tree.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=EXACT, atol=EXACT), one, other
+    )
+
+
+def fold(i):
+    """Draws, trains with draws, and draws again: in a loop each begins where the last one ended."""
+    if i != 1:  # 1 begins where 0 ends
+        keras.utils.set_random_seed(i)
+    rows = np.random.permutation(len(X))[:64]
+    net = with_state() if i % 2 else mlp(rate=0.01 * (i + 1))
+    history = net.fit(X[rows], Y[rows], epochs=2, validation_split=0.25, verbose=0)
+    drawn = np.random.random(), float(keras.random.uniform(()))
+    net.fit(X, Y, initial_epoch=2, epochs=3, verbose=0, callbacks=[Recording(3)])
+    return history.history["val_loss"], net.evaluate(X, Y, verbose=0), drawn, net.get_weights()
+
+
+@pytest.mark.filterwarnings("ignore:.*drew random numbers before")
+def test_functions_in_turn_train_there(workers):
+    plain = list(map(fold, range(4)))
+    fused = kc.map(fold, range(4), layout="joined", verbose=0, workers=workers)
+    for one, other in zip(plain, fused, strict=True):
+        assert_close(one, other)
+
+
+def test_a_function_that_fails_there_ends_no_other(workers):
+    def train(i):
+        keras.utils.set_random_seed(i)
+        net = mlp()
+        net.fit(X, Y if i else Y[:5], epochs=2, verbose=0, callbacks=[Failing()] if i == 2 else [])
+        ended.append(i)
+
+    ended = []
+    with pytest.raises(ValueError, match="cardinality") as raised:
+        kc.together([lambda i=i: train(i) for i in range(4)], verbose=0, workers=workers)
+    assert ended == [1, 3]
+    assert "function[2] failed, too: KeyError('of the program')" in "".join(raised.value.__notes__)
+
+
+def test_a_block_trains_there_with_what_its_calls_saw(workers):
+    def program():
+        keras.utils.set_random_seed(0)
+        models = [mlp(), mlp(4), mlp(4)]
+        for scale, net in enumerate(models):
+            net.compile("sgd", lambda y, p: keras.ops.mean(abs(y - p)) * scale)  # noqa: B023
+            net.fit(X, Y, epochs=2, verbose=0)
+        models[0].fit(X, Y, epochs=1, verbose=0)
+        return models
+
+    plain = program()
+    with kc.cohost(workers=workers) as run:
+        fused = program()
+    for one, other in zip(plain, fused, strict=True):
+        assert_close(one.get_weights(), other.get_weights())
+        assert_close(one.history.history, other.history.history)
+    assert [len(history.epoch) for history in run.history.values()] == [2, 2, 2, 1]
+
+
+def test_a_search_trains_there(workers):
+    from sklearn.model_selection import GridSearchCV
+
+    from kerascohost.integrations.sklearn import KerasRegressor, fused
+
+    def build(X, y, units=4):  # noqa: N803
+        keras.utils.set_random_seed(units)
+        return mlp(units)
+
+    def searched():
+        grid = {"units": [2, 4], "batch_size": [16, 32]}
+        return GridSearchCV(KerasRegressor(build, epochs=2, verbose=0), grid, cv=3).fit(X, Y[:, 0])
+
+    plain = searched()
+    with fused(layout="joined", verbose=0, workers=workers):
+        search = searched()
+    scores = (one.cv_results_["mean_test_score"] for one in (plain, search))
+    assert_close(*scores)
+    with pytest.raises(kc.CohortError, match=r"Expected `workers`.*Received: workers=2"):
+        kc.cohost(workers=2)
+
+
+def test_steps_stay_as_they_were_first_traced(workers):
+    def program(fit):
+        keras.utils.set_random_seed(0)
+        net = mlp()
+        scale = 1.0
+        net.compile("sgd", lambda y, p: keras.ops.mean(abs(y - p)) * scale)
+        fit(net, epochs=2)
+        scale = 3.0
+        fit(net, epochs=1)
+        return net.get_weights(), net.history.history
+
+    def there(net, epochs):
+        kc.Cohort({"net": net}, workers=workers).fit(X, Y, epochs=epochs, verbose=0)
+
+    plain = program(lambda net, epochs: net.fit(X, Y, epochs=epochs, verbose=0))
+    assert_close(plain, program(there))
+
+
+def test_a_cell_trains_there(workers, monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from kerascohost.notebook import magic
+
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "kerascohost")
+    monkeypatch.setattr(magic, "_workers", lambda count: {2: workers, None: None}[count])
+    net = mlp()
+    shell.user_ns |= {"net": net, "X": X, "Y": Y}
+    jobs = []
+    start = workers.start
+    monkeypatch.setattr(workers, "start", lambda *given: jobs.append(given) or start(*given))
+    shell.run_cell_magic("cohost", "--quiet --workers 2", "h = net.fit(X, Y, epochs=2, verbose=0)")
+    assert len(jobs) == 1 and len(shell.user_ns["h"].epoch) == 2
+    with pytest.raises(Exception, match="Expected no `--workers` with `--loops`"):
+        shell.run_cell_magic("cohost", "--workers 2 --loops", "pass")
+    InteractiveShell.clear_instance()
+
+
+@pytest.mark.nightly
+def test_an_executor_and_a_study_train_there(workers):
+    import optuna
+
+    from kerascohost.integrations.optuna import optimize
+
+    def objective(trial):
+        keras.utils.set_random_seed(trial.number)
+        net = mlp(rate=trial.suggest_float("rate", 0.001, 0.1))
+        return net.fit(X, Y, epochs=2, verbose=0).history["loss"][-1]
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    studies = [optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1)) for _ in range(2)]
+    studies[0].optimize(objective, n_trials=3)
+    optimize(studies[1], objective, 3, layout="joined", verbose=0, workers=workers)
+    assert_close(*([trial.value for trial in study.trials] for study in studies))
+    with kc.Executor(layout="joined", workers=workers) as executor:
+        future = executor.submit(fold, 2)
+    assert_close(future.result()[1], fold(2)[1])
+
+
 class Dying(keras.callbacks.Callback):
     """Kills its process at an epoch, once: files in the folder say so, and how often it began."""
 
@@ -348,6 +489,7 @@ def test_members_of_a_worker_that_dies_are_trained_on(workers, tmp_path, sync_ev
     assert dying.begun == 1 and (tmp_path / "begun").read_text() == begins
 
 
+@pytest.mark.nightly
 def test_members_that_kill_each_worker_are_named(workers, tmp_path):
     workers.max_failures = 0
     models = {"a": mlp(), "b": mlp()}

@@ -113,6 +113,7 @@ def test_nothing_is_touched(measured):
     assert named["slow"].train_function is None
 
 
+@pytest.mark.nightly
 def test_an_interrupt_touches_nothing(monkeypatch):
     named = models()
     before = state(named["slow"])
@@ -241,6 +242,7 @@ def test_random_data_suits_every_model():
     assert result.frame["speedup"].notna().all()
 
 
+@pytest.mark.nightly
 def test_data_of_ones_own_and_a_cohort():
     named = models()
     x = {"slow": np.ones((70, 12, 12, 3)), "fast": np.ones((70, 2))}

@@ -80,6 +80,7 @@ def test_learning_rate_scheduler_and_reduce_on_plateau():
     assert_callbacks(make)
 
 
+@pytest.mark.nightly
 def test_terminate_on_nan_stops_at_the_batch():
     x = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
     x[37] = np.nan
@@ -118,6 +119,7 @@ def test_checkpoints_hold_the_same_weights(tmp_path, save_freq):
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_csv_loggers_write_the_same_lines(tmp_path):
     files = iter([tmp_path / "apart.csv", tmp_path / "together.csv"])
     assert_callbacks(lambda: [callbacks.CSVLogger(next(files))])
@@ -134,6 +136,7 @@ class Interrupt(callbacks.Callback):
             raise RuntimeError("interrupted")
 
 
+@pytest.mark.nightly
 def test_backup_and_restore_goes_on_where_it_was_interrupted(tmp_path):
     def resumed(train, folder):
         backup = lambda: callbacks.BackupAndRestore(folder)  # noqa: E731
@@ -231,10 +234,12 @@ class ChangeAtEpoch(callbacks.Callback):
         self.model.set_weights([w + 0.01 for w in self.model.get_weights()])
 
 
+@pytest.mark.nightly
 def test_weights_set_between_epochs_are_taken_up():
     assert_callbacks(lambda: [ChangeAtEpoch()])
 
 
+@pytest.mark.nightly
 def test_lambda_callbacks_with_batch_hooks():
     books = [[], []]
     pages = iter(books)

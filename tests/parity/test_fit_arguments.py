@@ -212,7 +212,11 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kinds", [list(KINDS)], ids=["all kinds in one cohort"])
+@pytest.mark.parametrize(
+    "kinds",
+    [list(KINDS)[::2], pytest.param(list(KINDS), marks=pytest.mark.nightly)],
+    ids=["half", "all"],
+)
 def test_kinds_of_data(kinds):
     compare.assert_parity({kind: KINDS[kind]() for kind in kinds})
 

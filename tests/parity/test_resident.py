@@ -13,6 +13,7 @@ import kerascohost as kc
 from kerascohost.backends import resident
 from tests.helpers import compare
 from tests.helpers.compare import Member
+from tests.helpers.sampled import one_in
 
 BACKEND = keras.backend.backend()
 RANDOM = np.random.default_rng(5)
@@ -181,7 +182,7 @@ class Refill(keras.callbacks.Callback):
         self.x += 1
 
 
-@pytest.mark.parametrize("layout", ["joined", "stacked"])
+@pytest.mark.parametrize("layout", one_in(2, ["joined", "stacked"]))
 def test_a_change_in_place_between_epochs_is_seen(layout, monkeypatch, put):
     def trained():
         keras.utils.set_random_seed(0)

@@ -100,7 +100,7 @@ def test_the_next_models_are_trained_without_a_trace(traced):
 @pytest.mark.parametrize(
     "other",
     [
-        {"width": 7},
+        pytest.param({"width": 7}, marks=pytest.mark.nightly),
         pytest.param({"loss": "mae"}, marks=pytest.mark.nightly),
         {"loss": lambda y, p: keras.ops.mean(keras.ops.square(y - p), axis=-1)},
     ],
@@ -196,6 +196,7 @@ def test_a_stack_in_use_is_not_lent(traced):
     compare.assert_same(inner_apart, found, 1e-4)
 
 
+@pytest.mark.nightly
 def test_models_are_released(traced):
     cohort, trained, _ = trained_together(generation(0.01, 0.02), traced)
     models = [weakref.ref(model) for model in cohort.members.values()]

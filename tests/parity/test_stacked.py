@@ -271,6 +271,7 @@ class Outside(layers.Layer):
         return tf.ensure_shape(tf.numpy_function(lambda v: v * 1, [x], x.dtype), x.shape)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX vectorises whatever it can trace")
 def test_a_stack_that_dissolves_when_a_twin_has_just_been_reset():
     def cut(seed, rows):
@@ -474,6 +475,7 @@ def test_metrics_that_are_not_reset_are_seen(three, monkeypatch):
     breaks(three)
 
 
+@pytest.mark.nightly
 def test_a_change_by_a_callback_that_is_not_taken_up_is_seen(monkeypatch):
     def kept_away(self, names, begun=()):
         self.store(self.rows([name for name in names if name in self._stale]), self._all)

@@ -64,6 +64,7 @@ def test_a_stack_is_of_one_wave():
     assert list(cohort.predict(X, verbose=0)) == list(cohort.members)
 
 
+@pytest.mark.nightly
 def test_auto_takes_what_is_expected_to_fit(runs, monkeypatch):
     models = {n: m.build() for n, m in members().items()}
     kc.Cohort(models, at_once="auto").fit(X, X[:, :2], verbose=0)
