@@ -76,6 +76,7 @@ nightly: test-marked test-torch fuzz test-keras test-oldest test-oldest-tools te
 
 # The tests that are marked so, and every layer family with every optimizer.
 test-marked: $(STAMP)
+	$(BIN)/pip install --quiet --group nightly
 	failed=0; for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python -m pytest \
 		-n $${WORKERS:-2} --dist loadgroup -m nightly || failed=1; \
 		PAIRS=all KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n $${WORKERS:-2} \

@@ -19,6 +19,7 @@ import math
 import mmap
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -234,18 +235,41 @@ class ArrayBatches:
         """Yields the chunks of the next epoch.
 
         Args:
-            at_most: Ignored, as arrays may be read ahead.
+            at_most: If given, hooks run between the steps, and rows are copied only when due.
             resident: The arrays that stay on the device in this run; `None`: copy all chunks.
             may_have_changed: Whether the user's code may have changed the arrays since the last
                 epoch. Then they are compared, and put there again if it has.
         """
         self._use_resident(resident, may_have_changed)
         order, step, stop = self._begin_epoch()
+        is_copied = self._resident is None and at_most is None and not may_have_changed
+        yield from (
+            self._windows_ahead(order, step, stop)
+            if is_copied
+            else self._windows(order, step, stop)
+        )
+        self._begun_at = None
+
+    def _windows(self, order: np.ndarray | None, step: int, stop: int) -> Iterator[Chunk]:
         while step < stop:
             chunk = self._window(order, step, stop)
-            yield chunk
             step += chunk.stop - chunk.start
-        self._begun_at = None
+            yield chunk
+
+    def _windows_ahead(self, order: np.ndarray | None, step: int, stop: int) -> Iterator[Chunk]:
+        """Yields the chunks; a thread copies the rows of each while the one before is trained."""
+        chunk = self._window(order, step, stop)
+        step += chunk.stop - chunk.start
+        if step == stop:
+            yield chunk
+            return
+        with ThreadPoolExecutor(1) as copying:
+            while step < stop:
+                coming = copying.submit(self._window, order, step, stop)
+                yield chunk
+                chunk = coming.result()
+                step += chunk.stop - chunk.start
+        yield chunk
 
     def skip(self, epochs: int, reads_to_build: bool) -> None:
         """Draws for epochs that have been trained elsewhere, and drops them.

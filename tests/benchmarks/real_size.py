@@ -70,10 +70,27 @@ def measured(sides, rounds):
     return [{s: statistics.median(own) for s, own in times.items()} for times in (wall, busy)]
 
 
-def main(rounds=ROUNDS, layouts=("joined", "stacked")):
+def by_auto(x, y, rounds):
+    """Seconds of an epoch of each layout and of `auto`, on arrays that stay on the device."""
+    layouts = ("joined", "stacked", "auto")
+    cohorts = {layout: kc.Cohort(models(), layout=layout) for layout in layouts}
+    sides = {
+        layout: partial(fit, cohort, resident._SHARE, x, y) for layout, cohort in cohorts.items()
+    }
+    for train in sides.values():
+        train()
+    wall, busy = measured(sides, rounds)
+    row = {"backend": keras.backend.backend(), "layout": "auto"}
+    print(json.dumps({**row, "seconds": wall, "processor": busy}), flush=True)
+
+
+def main(rounds=ROUNDS, layouts=("joined", "stacked", "auto")):
     x, y = data()
     hand = importlib.import_module(f"tests.benchmarks.hand_{keras.backend.backend()}")
     for layout in layouts:
+        if layout == "auto":
+            by_auto(x, y, rounds)
+            continue
         sides = {}
         cohorts = {side: kc.Cohort(models(), layout=layout) for side in ("resident", "chunks")}
         sides["resident"] = partial(fit, cohorts["resident"], resident._SHARE, x, y)

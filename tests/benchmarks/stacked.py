@@ -16,7 +16,9 @@ import kerascohost as kc
 from tests.benchmarks import cases, joined
 
 MEMBERS = 16
-CURVE = (1, 4, 16, 64, 256)
+CURVE = (1, 4, 16, 64, 256, 1024)
+# The members, and the epochs beyond the first, by which the work of the host is measured.
+HOST_MEMBERS, HOST_EPOCHS = 128, 40
 
 # Of each: how models are made, their data, and whether it is measured on JAX too.
 FAMILIES = {
@@ -117,6 +119,26 @@ def cost_curve():
     )
 
 
+def host_work():
+    """What the host does for a member and an epoch, by members of next to no compute."""
+    models = {}
+    for i in range(HOST_MEMBERS):
+        net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        net.compile("sgd", "mse")
+        models[f"m{i}"] = net
+    cohort = kc.Cohort(models, layout="stacked")
+    x, y = np.zeros((32, 4), "float32"), np.zeros((32, 1), "float32")
+
+    def fit(epochs):
+        cohort.fit(x, y, epochs=epochs, verbose=0)
+
+    fit(1)
+    times = joined.interleaved({"one": partial(fit, 1), "many": partial(fit, 1 + HOST_EPOCHS)})
+    one, many = (statistics.median(times[side]) for side in ("one", "many"))
+    microseconds = 1e6 * (many - one) / HOST_EPOCHS / HOST_MEMBERS
+    joined.emit(case="host work", members=HOST_MEMBERS, microseconds=microseconds)
+
+
 def main():
     cases.mlp(99).fit(*cases.MLP_DATA, verbose=0)  # the backend's own start is nobody's cost
     compare_families()
@@ -125,6 +147,7 @@ def main():
     for epochs in (1, 5):
         against_hand(epochs)
     cost_curve()
+    host_work()
 
 
 if __name__ == "__main__":

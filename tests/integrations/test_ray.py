@@ -5,8 +5,11 @@ Ray starts once for all tests, as that takes longer than they do.
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import types
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -519,3 +522,21 @@ def test_options_that_cannot_be_are_refused():
     ):
         with pytest.raises(kc.CohortError, match=error):
             kc.RayWorkers(**option)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(find_spec("pyarrow") is None, reason="`make nightly` installs ray[tune]")
+def test_the_recipe_for_ray_tune_runs(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "beyond.md").read_text()
+    program = page.partition("## Ray Tune")[2].partition("```python")[2].partition("```")[0]
+    (tmp_path / "recipe.py").write_text(program)
+    ended = subprocess.run(
+        [sys.executable, "recipe.py"],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split()[-2] in ("4", "16")
