@@ -114,3 +114,4 @@ $(STAMP): pyproject.toml
 
 clean:
 	rm -rf $(VENV) output site
+	$(BIN)/python docs/check_links.py site
