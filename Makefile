@@ -109,7 +109,7 @@ $(STAMP): pyproject.toml
 		|| { echo "kerascohost needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[$(BACKEND),jax]" --group dev
+	$(BIN)/pip install --quiet --editable ".[$(BACKEND),jax,notebook]" --group dev
 	touch $@
 
 clean:
