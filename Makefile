@@ -97,20 +97,6 @@ test-marked: $(STAMP)
 		-m "nightly or not nightly" \
 		tests/parity/test_stacked.py -k with_an_optimizer || failed=1; done; exit $$failed
 
-bench: $(STAMP)
-	$(BIN)/python -m tests.benchmarks
-
-# The documentation, in site/. Its tools are not part of the environment until they are asked for.
-docs: $(STAMP)
-	$(BIN)/python -c "import mkdocs_jupyter, mkdocstrings" 2>/dev/null \
-		|| $(BIN)/pip install --quiet --group docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
-
-# Runs all notebooks and saves them with their outputs.
-notebooks: $(STAMP)
-	$(BIN)/python notebooks/execute.py
-
-# Once the project has a public address: make address ADDRESS=owner/name
 # Which lines the tests run, on TensorFlow: those that they do not are listed in output/coverage.txt.
 # (tests/integrations/test_ray.py is left out: Ray ends its workers before they could tell.)
 coverage: $(STAMP)
@@ -120,8 +106,28 @@ coverage: $(STAMP)
 		--cov-report=html:output/coverage $(TESTS) > output/coverage.txt; \
 		status=$$?; tail -n 3 output/coverage.txt; exit $$status
 
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks
+
+# The documentation, in site/. Its tools are not part of the environment until they are asked for.
+docs: $(STAMP)
+	$(BIN)/python -c "import mkdocs_jupyter, mkdocstrings" 2>/dev/null \
+		|| $(BIN)/pip install --quiet --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python docs/check_links.py site
+
+# Runs all notebooks and saves them with their outputs.
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/execute.py
+
+# Once the project has a public address: make address ADDRESS=owner/name
 address:
-	sed -i 's#OWNER/kerascohost#$(ADDRESS)#g' pyproject.toml README.md notebooks/*.ipynb
+	sed -i 's#OWNER/kerascohost#$(ADDRESS)#g' $$(git grep -l OWNER/kerascohost -- ':!Makefile')
+
+# Checks version, tag and changelog against each other, builds, and says what to push.
+release: $(STAMP)
+	$(BIN)/python -c "import twine" 2>/dev/null || $(BIN)/pip install --quiet --group release
+	$(BIN)/python .ci/release
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check
@@ -137,5 +143,4 @@ $(STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) output site
-	$(BIN)/python docs/check_links.py site
+	rm -rf $(VENV) output site dist
