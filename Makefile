@@ -53,18 +53,19 @@ test-oldest-tools: $(STAMP)
 	PYTHONPATH=$(OLDEST_TOOLS) KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n $${WORKERS:-2} \
 		--dist loadgroup tests/integrations
 
-# The lowest version of everything that pyproject allows, together, on the lowest Python that it allows
-# (uv fetches it where there is none).
+# The lowest version of everything that pyproject allows (but torch, which is large), together, on the
+# lowest Python that it allows: uv fetches it where there is none. Old packages warn of one another.
 LOWEST := $(abspath $(VENV))/lowest
 test-lowest: $(STAMP)
 	$(BIN)/python -c "import uv" 2>/dev/null || $(BIN)/pip install --quiet uv
 	$(BIN)/uv venv --quiet --clear --no-project \
 		--python "$$(sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)" $(LOWEST)
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct \
-		".[tensorflow,notebook]" --group demo "pytest>=8.3" "pytest-xdist>=3.6"
-	$(LOWEST)/bin/python -m kerascohost info
+		".[tensorflow,jax,notebook,optuna,ray,sklearn,tuner]" --group demo "pytest>=8.3" "pytest-xdist>=3.6"
 	$(LOWEST)/bin/python notebooks/demo.py
-	$(LOWEST)/bin/python -m pytest -n $${WORKERS:-2} --dist loadgroup tests/training/test_cohort.py
+	for backend in tensorflow jax; do export KERAS_BACKEND=$$backend; \
+		$(LOWEST)/bin/python -m kerascohost info && $(LOWEST)/bin/python -m pytest -W default \
+		-n $${WORKERS:-2} --dist loadgroup tests/training/test_cohort.py || exit 1; done
 
 test-wheel:
 	PYTHON=$(PYTHON) .ci/wheel
@@ -104,7 +105,7 @@ coverage: $(STAMP)
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n $${WORKERS:-2} --dist loadgroup \
 		--ignore=tests/integrations/test_ray.py --cov --cov-report=term-missing:skip-covered \
 		--cov-report=html:output/coverage $(TESTS) > output/coverage.txt; \
-		status=$$?; tail -n 3 output/coverage.txt; exit $$status
+		status=$$?; grep -E "^TOTAL|(passed|failed).* in " output/coverage.txt; exit $$status
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
