@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kerascohost import environment  # noqa: F401  # first: it raises if Keras has no backend
+from kerascohost import environment  # first: it raises if Keras has no backend
 
 # isort: split
 from kerascohost.data import Subset, shared
@@ -67,14 +67,15 @@ def __getattr__(name: str) -> "type[CohostWidget] | type[CohostSession] | type[R
         from kerascohost.integrations.ray import RayWorkers
 
         return RayWorkers
-    if name == "CohostWidget":
-        from kerascohost.notebook.widget import CohostWidget
+    with environment.extra("notebook"):
+        if name == "CohostWidget":
+            from kerascohost.notebook.widget import CohostWidget
 
-        return CohostWidget
-    if name == "CohostSession":
-        from kerascohost.notebook.session import CohostSession
+            return CohostWidget
+        if name == "CohostSession":
+            from kerascohost.notebook.session import CohostSession
 
-        return CohostSession
+            return CohostSession
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,12 +5,16 @@ import importlib.metadata
 import importlib.util
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
 # The extras of this package, each of which installs a backend.
 EXTRAS = ("tensorflow", "cpu", "gpu", "jax", "torch")
+
+# The newest Keras that the tests have passed with.
+_NEWEST_TESTED = (3, 15)
 
 _REPORTED = ("numpy", "pandas", "matplotlib", "anywidget", "ipywidgets", "jupyterlab")
 
@@ -35,6 +39,20 @@ except ModuleNotFoundError as error:
     if error.name not in BACKENDS:
         raise
     raise ImportError(_no_backend(error.name)) from None
+
+
+def _warn_if_untested(keras_version: str) -> None:
+    """Warns of a Keras that is newer than any that the tests have passed with."""
+    newest = ".".join(map(str, _NEWEST_TESTED))
+    if tuple(map(int, keras_version.split(".")[:2])) > _NEWEST_TESTED:
+        warnings.warn(
+            f"Keras {keras_version} is newer than any that kerascohost has been tested with "
+            f"({newest}): compare an important result with that of plain `fit`.",
+            stacklevel=4,  # where the program imports kerascohost
+        )
+
+
+_warn_if_untested(keras.__version__)
 
 
 @contextlib.contextmanager

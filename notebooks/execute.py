@@ -3,17 +3,22 @@
     python notebooks/execute.py [--check] [--most-mb N] [NOTEBOOK ...]
 
 With `--check` nothing is saved. Behind each name stand how long it took, and the most memory that
-its kernel, or that of a notebook before it, had.
+its kernel, or that of a notebook before it, had (not on Windows, which does not tell).
 """
 
 import argparse
+import contextlib
+import math
 import re
-import resource
+import sys
 import time
 from pathlib import Path
 
 import nbclient
 import nbformat
+
+with contextlib.suppress(ImportError):  # not on Windows
+    import resource
 
 FOLDER = Path(__file__).parent
 
@@ -64,6 +69,14 @@ def _says_something(output: nbformat.NotebookNode) -> bool:
     return WIDGET not in data and data != {"text/plain": ""}
 
 
+def _peak_mb() -> float:
+    """The most memory that a process begun here had, in MB; NaN on Windows."""
+    if sys.platform == "win32":
+        return math.nan
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
@@ -76,7 +89,7 @@ def main() -> None:
         seconds = time.perf_counter() - began
         if not asked.check:
             nbformat.write(worth_saving(notebook), path)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        peak = _peak_mb()
         print(f"{path.stem:<24} {seconds:5.1f} s  {peak:6.0f} MB", flush=True)
         if asked.most_mb and peak > asked.most_mb:
             raise SystemExit(f"Expected at most {asked.most_mb:.0f} MB. Received: {peak:.0f} MB.")

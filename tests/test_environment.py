@@ -82,6 +82,29 @@ def test_a_package_that_is_not_there_is_said_so():
     assert environment.version("no-such-package") == "not installed"
 
 
+@pytest.mark.parametrize("version", ["3.16.0", "4.0", "3.16.0.dev20261128"])
+def test_a_keras_newer_than_any_tested_is_told_in_a_sentence(version):
+    with pytest.warns(UserWarning, match="newer than any that kerascohost has been tested") as told:
+        environment._warn_if_untested(version)
+    assert str(told[0].message) == (
+        f"Keras {version} is newer than any that kerascohost has been tested with (3.15): compare "
+        "an important result with that of plain `fit`."
+    )
+
+
+@pytest.mark.parametrize("version", ["3.14.0", "3.15.9", keras.__version__])
+def test_a_keras_that_was_tested_is_not(version):
+    environment._warn_if_untested(version)  # a warning would be an error
+
+
+def test_a_newer_keras_is_told_once_at_import():
+    code = "import keras; keras.__version__ = '3.99.0'; import kerascohost; import kerascohost"
+    done = python("-c", code, KERAS_BACKEND=BACKEND)
+    assert done.stderr.count("Keras 3.99.0 is newer") == 1
+    assert "<string>:1: UserWarning" in done.stderr  # where the program imports it
+    assert done.returncode == 0
+
+
 def test_help_lists_the_commands():
     shown = python("-m", "kerascohost", "--help", KERAS_BACKEND=BACKEND).stdout
     assert "run scripts" in shown

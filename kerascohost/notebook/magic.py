@@ -28,6 +28,7 @@ from IPython.core.magic_arguments import (
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
+from kerascohost import environment
 from kerascohost.arguments import LAYOUTS, counts_per_member
 from kerascohost.deferred import scripts
 from kerascohost.deferred.context import cohost
@@ -211,7 +212,11 @@ class CohostMagics(Magics):
             display(_image(result))
 
     def _open(self, selected: list[str], asked: argparse.Namespace) -> None:
-        from kerascohost.notebook.widget import CohostWidget  # only here: a terminal needs none
+        try:
+            with environment.extra("notebook"):  # only here: a cell of fits needs no widget
+                from kerascohost.notebook.widget import CohostWidget
+        except ImportError as error:
+            raise CohortError(str(error)) from None
 
         _check_options(asked, "for the widget, which draws by itself", "quiet", "plot")
         widget = CohostWidget(self.shell.user_ns)

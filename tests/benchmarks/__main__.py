@@ -14,7 +14,7 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
-from tests.benchmarks import curve
+from tests.benchmarks import cores, curve
 
 BACKENDS = ("tensorflow", "jax")
 OUTPUT = Path("output")
@@ -283,6 +283,9 @@ def notes(backend):
             f"(target 1.10; ungrouped {row['ungrouped']:.2f}); the benchmark's `separate` is "
             f"{row['separate']:.2f} of a plain loop of `fit` (target 0.90 to 1.10)"
         )
+    if not Path("/proc/self/clear_refs").exists():
+        yield "- peak memory: measured on Linux only"
+        return
     yield from data_memory_lines(backend)
     apart, ours = (float(*module("memory", backend, way)) for way in ("separate", "joined"))
     yield f"- {backend}: peak memory of 16 MLPs {ours:.0f} MB, trained separately {apart:.0f} MB"
@@ -297,7 +300,7 @@ def main():
 
     OUTPUT.mkdir(exist_ok=True)
     packages = ", ".join(f"{p} {version(p)}" for p in ("keras", "jax", "numpy"))
-    say(f"{date.today()}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}, {packages}\n")
+    say(f"{date.today()}, {len(cores())} cores, {platform.machine()}, {packages}\n")
     tables(say)
     for backend in BACKENDS:
         for line in notes(backend):

@@ -10,13 +10,15 @@ import os
 import statistics
 import time
 
+from tests.benchmarks import confine, cores
+
 COUNT = 16
 ROUNDS = 5
 
 
 def train_share(seeds, core, barrier, results):
     """One process: the models of `seeds`, on one core, by plain `fit`."""
-    os.sched_setaffinity(0, {core})
+    confine(core)
     from tests.benchmarks import cases
 
     models = [cases.mlp(seed) for seed in seeds]
@@ -30,17 +32,17 @@ def train_share(seeds, core, barrier, results):
         barrier.wait()
 
 
-def processes_seconds(cores):
+def processes_seconds(used):
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(len(cores)), context.Queue()
-    shares = [range(i, COUNT, len(cores)) for i in range(len(cores))]
+    barrier, results = context.Barrier(len(used)), context.Queue()
+    shares = [range(i, COUNT, len(used)) for i in range(len(used))]
     workers = [
         context.Process(target=train_share, args=(list(seeds), core, barrier, results))
-        for seeds, core in zip(shares, cores, strict=True)
+        for seeds, core in zip(shares, used, strict=True)
     ]
     for worker in workers:
         worker.start()
-    timed = [results.get() for _ in range(ROUNDS * len(cores))]
+    timed = [results.get() for _ in range(ROUNDS * len(used))]
     for worker in workers:
         worker.join()
     slowest = [max(s for r, s in timed if r == round_) for round_ in range(1, ROUNDS + 1)]
@@ -61,8 +63,8 @@ def cohort_seconds():
 
 
 if __name__ == "__main__":
-    cores = sorted(os.sched_getaffinity(0))[:4]
-    apart = processes_seconds(cores)
+    used = cores()[:4]
+    apart = processes_seconds(used)
     ours = cohort_seconds()
     backend = os.environ["KERAS_BACKEND"]
-    print(json.dumps({"backend": backend, "processes": len(cores), "ratio": apart / ours}))
+    print(json.dumps({"backend": backend, "processes": len(used), "ratio": apart / ours}))

@@ -1,10 +1,11 @@
-"""Tools to search with are optional: nothing imports their libraries before they are asked for."""
+"""Tools to search with, and widgets, are optional: nothing imports their libraries beforehand."""
 
 import subprocess
 import sys
 
 import pytest
 
+import kerascohost
 from tests.conftest import BACKEND
 
 MODULES = [
@@ -27,6 +28,7 @@ def test_kerascohost_imports_none_of_them():
     done = run(
         "import sys, kerascohost\n"
         "names = {'optuna', 'keras_tuner', 'tensorboard', 'ray', 'kerascohost.integrations'}\n"
+        "names |= {'anywidget', 'ipywidgets', 'kerascohost.notebook'}\n"
         "print(sorted(names & set(sys.modules)))"
     )
     assert done.stdout.strip() == "[]", done.stderr
@@ -41,4 +43,19 @@ def test_a_missing_library_is_one_sentence_that_names_the_extra(module, library,
     assert done.stderr.splitlines()[-1] == (
         f"ImportError: Expected `{library}` to be installed, as "
         f'`pip install "kerascohost[{extra}]"` does.'
+    )
+
+
+@pytest.mark.parametrize("name", ["CohostWidget", "CohostSession"])
+def test_missing_widgets_are_one_sentence_that_names_the_extra(name, monkeypatch):
+    """Where nothing of Jupyter is there, all else can be imported."""
+    for library in ("anywidget", "ipywidgets", "traitlets"):
+        monkeypatch.setitem(sys.modules, library, None)
+    for module in [module for module in sys.modules if module.startswith("kerascohost.notebook")]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(ImportError) as caught:
+        getattr(kerascohost, name)
+    missing = "anywidget" if name == "CohostWidget" else "traitlets"
+    assert str(caught.value) == (
+        f'Expected `{missing}` to be installed, as `pip install "kerascohost[notebook]"` does.'
     )

@@ -527,7 +527,7 @@ def test_options_that_cannot_be_are_refused():
 @pytest.mark.nightly
 @pytest.mark.skipif(find_spec("pyarrow") is None, reason="`make nightly` installs ray[tune]")
 def test_the_recipe_for_ray_tune_runs(tmp_path):
-    page = (Path(__file__).parents[2] / "docs" / "beyond.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "beyond.md").read_text()
     program = page.partition("## Ray Tune")[2].partition("```python")[2].partition("```")[0]
     (tmp_path / "recipe.py").write_text(program)
     ended = subprocess.run(

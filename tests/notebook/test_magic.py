@@ -1,6 +1,7 @@
 """The magics, in IPython's in-process shell and in a real kernel."""
 
 import re
+import sys
 
 import keras
 import nbclient
@@ -297,3 +298,14 @@ def test_in_a_real_kernel():
     assert any("image/png" in o.get("data", {}) for o in outputs[4])
     assert "UsageError: Expected names of Keras models" in str(outputs[5])
     assert "Traceback" not in str(outputs[5])
+
+
+def test_without_widgets_the_extra_is_named_and_cells_still_train(shell, monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    monkeypatch.delitem(sys.modules, "kerascohost.notebook.widget", raising=False)
+    monkeypatch.setattr(shell, "kernel", object(), raising=False)
+    assert message(shell, "%cohost cnn") == (
+        'Expected `anywidget` to be installed, as `pip install "kerascohost[notebook]"` does.'
+    )
+    run(shell, TRAIN)
+    assert list(shell.user_ns["runs"]) == ["cnn", "mlp"]

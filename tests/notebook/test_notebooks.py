@@ -71,10 +71,16 @@ def test_the_notebook_begins_with_its_title(path):
 
 def links(text):
     """The targets of Markdown's links that lie in this repository."""
-    return re.findall(r"\]\(([\w./-]+)\)", text)
+    return re.findall(r"\]\(([\w./-]+)(?:#[\w.-]+)?\)", text)
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *NOTEBOOKS], ids=lambda path: path.stem)
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+OTHERS = [ROOT / "CITATION.cff", *ROOT.glob(".github/**/*.yml"), ROOT / "pyproject.toml"]
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, *NOTEBOOKS], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_every_link_inside_the_repository_leads_somewhere(path):
     texts = [path.read_text()]
     if path.suffix == ".ipynb":
@@ -90,3 +96,5 @@ def test_every_link_leads_to_the_one_address_of_the_project():
     for path in [ROOT / "README.md", *NOTEBOOKS]:
         pattern = r"(?:github\.com|/github|/gh)/([\w.-]+/kerascohost)\b"
         assert set(re.findall(pattern, path.read_text())) == {owner_and_name}, path.name
+    for path in filter(Path.exists, [*PAGES, *OTHERS]):
+        assert set(re.findall(pattern, path.read_text())) <= {owner_and_name}, path.name
