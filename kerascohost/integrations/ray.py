@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -143,8 +144,7 @@ class RayWorkers:
         local: dict[str, Any] = {}
         if self._address is None:
             folder = tempfile.mkdtemp(prefix="kc-")  # short: paths of sockets are limited
-            # Otherwise Ray makes a token for all its later clusters, in a file in the home folder.
-            environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            _set_token()
             cpus = self._resources["CPU"] * self.num_workers
             local = {
                 "num_cpus": max(os.cpu_count() or 1, int(cpus + 0.999)),
@@ -300,6 +300,17 @@ class _Actor:
             while True:
                 told.append(self._events.get_nowait())
         return told
+
+
+def _set_token() -> None:
+    """Sets the token of clusters that this process starts, unless there is one.
+
+    Otherwise Ray would make one for all later clusters, in a file in the home folder. It stays set:
+    Ray reads it once in a process, and clusters that the program itself starts need the same one.
+    """
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    if not Path(path).exists():
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _free() -> int:

@@ -524,6 +524,31 @@ def test_options_that_cannot_be_are_refused():
             kc.RayWorkers(**option)
 
 
+TWICE = """
+import keras, numpy as np, ray
+import kerascohost as kc
+
+net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+net.compile("sgd", "mse")
+for _ in range(2):
+    workers = kc.RayWorkers(num_workers=1)
+    kc.Cohort({"net": net}, workers=workers).fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+    assert not ray.is_initialized()
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+print("started")
+"""
+
+
+@pytest.mark.nightly
+def test_ray_is_started_again_in_one_process(workers, tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_AUTH_TOKEN", None)
+    command = [sys.executable, "-c", TWICE]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "started", ended.stderr
+    assert not (tmp_path / ".ray").exists()
+
+
 @pytest.mark.nightly
 @pytest.mark.skipif(find_spec("pyarrow") is None, reason="`make nightly` installs ray[tune]")
 def test_the_recipe_for_ray_tune_runs(tmp_path):
