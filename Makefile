@@ -145,7 +145,9 @@ $(STAMP): pyproject.toml
 		|| { echo "kerascohost needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[$(BACKEND),jax,notebook]" --group dev
+	$(BIN)/pip install --quiet --editable ".[$(BACKEND),jax,notebook]" --group dev || { echo \
+		"If TensorFlow has no wheels for this Python, name an older one: make PYTHON=python3.13 ..."; \
+		exit 1; }
 	touch $@
 
 clean:
