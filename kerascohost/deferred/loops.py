@@ -243,6 +243,13 @@ class Loops:
         return items, header
 
 
+def loops_of(program: ast.Module) -> list[ast.For]:
+    """Returns copies of the loops of a program that may run in turn, without changing it."""
+    found: list[ast.For] = []
+    _Finder(found).visit(copy.deepcopy(program))
+    return found
+
+
 _CONTEXTS = ("errstate", "open", "suppress", "catch_warnings", "redirect_stdout", "nullcontext")
 
 
