@@ -72,6 +72,7 @@ class _Locals:
 _ARGUMENT = Value(frozenset({ARGUMENT}), frozenset({ARGUMENT}))
 _CODE = Value(frozenset({CODE}))
 _CONTAINERS = (list, dict, set)
+_MAKE = ("__init__", "__new__", "__post_init__")
 _UNCHANGING = (str, bytes, int, float, complex, bool, tuple, frozenset)
 # What classes have besides data; their functions are followed apart.
 _OF_CLASSES = (types.FunctionType, staticmethod, classmethod, property)
@@ -657,6 +658,8 @@ class Analysis:
             if id(each) in seen or is_atom(each) or isinstance(each, (type, types.ModuleType)):
                 continue
             seen.add(id(each))
+            if kind is inspect.Signature:  # models of the program's classes have one
+                continue
             if self._is_library(kind) and not library.is_trusted(kind):
                 raise UnprovenError(f"it is not known what `{name}`, a {kind.__name__}, does")
             if isinstance(each, dict):
@@ -776,6 +779,9 @@ class Analysis:
                         given = dict.fromkeys(parameters, NOTHING)
                         is_of_class = isinstance(member, classmethod)
                         owner = _ARGUMENT if is_of_class else self_value
+                        if name in _MAKE:  # of a new object, with what it is made of
+                            owner = Value(frozenset(), self_value.holds - self_value.be)
+                            given = dict.fromkeys(parameters, owner.part)
                         given |= dict.fromkeys(parameters[:1], owner)
                         with self._later():
                             self._called(each, given)
@@ -1220,6 +1226,10 @@ class Analysis:
             self._write(given.keys, node)
         if trains and self._is_late and ARGUMENT in receiver.be:
             raise UnprovenError("a function that may be called at any time trains")
+        if name == "__init__" and _text(node.func).startswith("super()"):
+            own = union((self._scope.own or {}).values())  # followed in each class by itself
+            self._write(given.keys - own.keys, node)
+            return
         if name in self._user_methods:
             self._write(receiver.keys | given.keys, node, trains)
         if name not in library.PURE:

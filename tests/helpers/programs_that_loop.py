@@ -1463,4 +1463,45 @@ for k in range(3):
     m.fit(x, y, **FIT)
     scores.append(((n := 8 + k), m.evaluate(x[:n], y[:n], verbose=0)))
 """,
+    "a constructor changes what it is given": """\
+log, scores = [], []
+class Run:
+    def __init__(self, log, k):
+        log.append(k)
+        self.n = len(log)
+for k in range(3):
+    r = Run(log, k)
+    m = build(2 + r.n)
+    m.fit(x, y, **FIT)
+    scores.append((len(log), m.evaluate(x, y, verbose=0)))
+""",
+    "a constructor's base changes a global": """\
+log, scores = [], []
+class Base:
+    def __init__(self, log):
+        log.append(1)
+class Run(Base):
+    def __init__(self, k):
+        super().__init__(log)
+for k in range(3):
+    r = Run(k)
+    m = build()
+    m.fit(x, y, **FIT)
+    scores.append((len(log), m.evaluate(x, y, verbose=0)))
+""",
+    "subclassed models of a list": """\
+class Net(keras.Model):
+    def __init__(self, u, **kw):
+        super().__init__(**kw)
+        self.a, self.b = layers.Dense(u, "relu"), layers.Dense(1)
+    def call(self, t):
+        return self.b(self.a(t))
+models, scores = [Net(u) for u in (4, 8, 12)], []
+for m in models:
+    m.compile("adam", "mse")
+    m.build((None, 4))
+for m in models:
+    m.fit(x, y, **FIT)
+    scores.append(m.evaluate(x, y, verbose=0))
+""",
 }
