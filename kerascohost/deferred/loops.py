@@ -160,7 +160,7 @@ class Loops:
         if loop.orelse and any(True for _ in names.breaks(loop)):
             raise UnprovenError("it has an `else` and a `break`", loop.lineno)
         for each in ast.walk(loop.iter):
-            if hasattr(_named_by(each, self._variables), "__next__"):
+            if hasattr(type(_named_by(each, self._variables)), "__next__"):
                 raise UnprovenError(f"`{ast.unparse(each)}` may be read on after it", loop.lineno)
         is_call = isinstance(loop.iter, ast.Call) and ast.unparse(loop.iter.func) != "iter"
         if type(iterable) in _ITERATORS and is_call:
@@ -994,7 +994,7 @@ def _is_simple(node: ast.expr, variables: Variables) -> bool:
                 return False
         elif isinstance(each, ast.Name):
             thing = variables.get(each.id)
-            if hasattr(thing, "__next__"):
+            if hasattr(type(thing), "__next__"):
                 return False
             if not (
                 is_plain(thing) or library.is_trusted(thing) or library.is_trusted(type(thing))
