@@ -144,7 +144,9 @@ def main():
     print(results(together, history, validation).to_string(float_format="{:.4f}".format, na_rep=""))
     print()
     print(f"separate fit, one after another  {separate:6.1f} s")
-    print(f"kerascohost, all together        {fused:6.1f} s: {separate / fused:.1f} times the speed")
+    print(
+        f"kerascohost, all together        {fused:6.1f} s: {separate / fused:.1f} times the speed"
+    )
     print("(both from the first step on, tracing and compiling included)")
     print(f"\nLargest weight difference between the two: {largest_difference(together, apart):.1e}")
     print(f"Loss curves: {CURVES.resolve()}")

@@ -8,6 +8,7 @@ import itertools
 import re
 import sys
 import threading
+import traceback
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -101,6 +102,8 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     Attributes:
         history: The `CohortHistory` of all fits, once the block has ended. A second fit of one
             model is named `"mlp (2)"`.
+        reads: Where the program read what a deferred `fit` was yet to change, so that fits were
+            trained before the end of the block: for each time, the files and lines of its calls.
 
     Raises:
         CohortError: If the fits cannot be trained together.
@@ -145,6 +148,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         self._fits: list[DeferredFit] = []
         self._histories: CohortHistory | None = None
         self._watch = observed.Watch(self._look)
+        self.reads: list[list[tuple[str, int]]] = []
 
     @property
     def history(self) -> CohortHistory:
@@ -179,7 +183,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         return f"cohost({', '.join(self._histories or (fit.name for fit in self._fits))})"
 
     def __enter__(self) -> "cohost":
-        self._calls, self._fits, self._histories = [], [], None
+        self._calls, self._fits, self._histories, self.reads = [], [], None, []
         self._by_name: dict[str, tuple[int, ...]] = {}
         self._together: DeferredRunner[DeferredFit] = self._runner()
         self._failure: BaseException | None = None
@@ -282,11 +286,18 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
     # Training before the end
 
     def _look(self, thing: UserObject, doing: str) -> None:
+        self._note_read()
         self._train_first(doing.format(repr(self._name_of(thing))))
 
     def _train_of_history(self) -> None:
         if threading.get_ident() == self._thread:
+            self._note_read()
             self._train_first("a `History` is read")
+
+    def _note_read(self) -> None:
+        if self._fits:
+            stack = traceback.walk_stack(None)
+            self.reads.append([(frame.f_code.co_filename, line) for frame, line in stack])
 
     def _train_first(self, why: str, at_call: bool = False) -> None:
         """Trains the deferred fits because the program needs their results.

@@ -1,6 +1,7 @@
 """Objects that several iterations of a loop may use, and what statements do to them."""
 
 import argparse
+import collections
 import dataclasses
 import gc
 import types
@@ -10,13 +11,14 @@ from typing import NamedTuple, TypeAlias
 import keras
 import numpy as np
 
-from kerascohost.deferred.library import package
+from kerascohost.deferred.library import TRUSTED, package
 from kerascohost.tracing.places import PLAIN, UserObject
 
 # An object of the program, by its identity; or one that has none yet, by a name.
 Key: TypeAlias = int | str
 
-FILES, ITEM, ARGUMENT = "files", "item", "argument"
+# CODE stands for all functions, classes and modules of the program, whose attributes may be set.
+FILES, ITEM, ARGUMENT, CODE = "files", "item", "argument", "code"
 
 
 _MOST_REACHED = 200_000
@@ -181,6 +183,9 @@ def reached(things: Iterable[UserObject]) -> list[UserObject]:
         elif isinstance(thing, np.ndarray):
             waiting += [] if thing.base is None else [thing.base]
             waiting += thing.ravel().tolist() if thing.dtype == object else []
+        elif package(type(thing)) in _COMPILERS and callable(thing):
+            parts = ("python_function", "__wrapped__")  # what is compiled
+            waiting += [getattr(thing, part) for part in parts if hasattr(thing, part)]
         elif package(type(thing)) not in _NOT_FOLLOWED:
             waiting += gc.get_referents(thing)
             if type(thing).__module__.startswith("pandas") and hasattr(thing, "to_numpy"):
@@ -188,10 +193,31 @@ def reached(things: Iterable[UserObject]) -> list[UserObject]:
     return list(found.values())
 
 
+def changes_when_read(thing: UserObject) -> bool:
+    """Returns whether an object is, or leads to, one that reading changes, such as an iterator."""
+    waiting, seen = [thing], set[int]()
+    while waiting and len(seen) < _MOST_REACHED:
+        each = waiting.pop()
+        kind = type(each)
+        if id(each) in seen or is_atom(each) or isinstance(each, (type, types.ModuleType)):
+            continue
+        seen.add(id(each))
+        if hasattr(kind, "__next__") or issubclass(kind, collections.defaultdict):
+            return True
+        if isinstance(each, dict):
+            waiting += each.values()
+        elif isinstance(each, (list, tuple, set, frozenset)):
+            waiting += each
+        elif package(kind) not in TRUSTED:
+            waiting += getattr(each, "__dict__", {}).values()
+    return False
+
+
 _NOT_FOLLOWED = frozenset(
     {"tensorflow", "jax", "jaxlib", "torch", "inspect", "_thread", "weakref", "threading"}
     | {"kerascohost"}
 )
+_COMPILERS = frozenset({"tensorflow", "jax", "jaxlib", "torch"})
 # What programs do not change, or what all objects share.
 _NEVER_CHANGED = (
     types.FunctionType,

@@ -44,6 +44,7 @@ REFUSED = frozenset(
     | {"cached_property", "singledispatch", "system", "custom_object_scope", "CustomObjectScope"}
     | {"get_custom_objects", "py_function", "numpy_function", "seterr", "seterrcall", "errstate"}
     | {"filterwarnings", "simplefilter", "putenv", "chdir", "option_context", "freeze"}
+    | {"memoryview", "ChainMap", "methodcaller", "query"}
 )
 # Modules and objects that configure a package.
 CONFIGURES = frozenset(
@@ -58,8 +59,22 @@ SETTERS = ("set_", "enable_", "disable_", "register_", "experimental_", "use_")
 CHANGES_FIRST = frozenset(
     {"shuffle", "heappush", "heappop", "heapify", "heappushpop", "heapreplace", "insort"}
     | {"insort_left", "insort_right", "copyto", "put", "put_along_axis", "fill_diagonal", "place"}
-    | {"putmask", "next", "setattr", "anext"}
+    | {"putmask", "next", "setattr", "anext", "setitem", "delitem", "iadd", "isub", "imul"}
+    | {"itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor", "iconcat"}
+    | {"ilshift", "irshift"}
 )
+# Functions and methods of NumPy that change an argument other than the first, if it is given.
+MAY_HAVE_OUT = frozenset(
+    {"all", "any", "argmax", "argmin", "choose", "clip", "compress", "cumprod", "cumsum", "dot"}
+    | {"max", "mean", "min", "prod", "ptp", "round", "around", "std", "sum", "take", "trace", "var"}
+    | {"concatenate", "outer", "amax", "amin", "fix", "isposinf", "isneginf", "nanmax", "nanmin"}
+    | {"nansum", "nanprod", "nanmean", "nanstd", "nanvar", "nanmedian", "median", "percentile"}
+    | {"quantile", "nanpercentile", "nanquantile", "matmul", "diagonal"}
+)
+# Packages that make objects of classes that are not named where they are called.
+UNPICKLES = frozenset({"pickle", "_pickle", "joblib"})
+# Functions that make models of classes that are registered.
+DESERIALIZES = frozenset({"load_model", "from_config", "model_from_json", "deserialize"})
 # Methods that change lists, dicts, sets, arrays and frames.
 CHANGES = frozenset(
     {"append", "extend", "insert", "remove", "pop", "popitem", "clear", "sort", "reverse"}

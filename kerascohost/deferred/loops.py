@@ -25,7 +25,7 @@ from kerascohost import backends
 from kerascohost.arguments import Layout
 from kerascohost.backends import Tree, threads
 from kerascohost.deferred import calls, library, names
-from kerascohost.deferred.effects import Effects, UnprovenError, is_atom
+from kerascohost.deferred.effects import Effects, UnprovenError, is_atom, is_plain
 from kerascohost.deferred.fits import WaitingCall
 from kerascohost.deferred.functions import Begin, Calls, Job
 from kerascohost.deferred.names import Analysis
@@ -160,17 +160,23 @@ class Loops:
         if loop.orelse and any(True for _ in names.breaks(loop)):
             raise UnprovenError("it has an `else` and a `break`", loop.lineno)
         for each in ast.walk(loop.iter):
-            if isinstance(each, ast.Name) and hasattr(self._variables.get(each.id), "__next__"):
-                raise UnprovenError(f"`{each.id}` may be read on after it", loop.lineno)
+            if hasattr(type(_named_by(each, self._variables)), "__next__"):
+                raise UnprovenError(f"`{ast.unparse(each)}` may be read on after it", loop.lineno)
+        is_call = isinstance(loop.iter, ast.Call) and ast.unparse(loop.iter.func) != "iter"
+        if type(iterable) in _ITERATORS and is_call:
+            raise UnprovenError("what it goes over may be read on after it", loop.lineno)
         plain, items, header = _opened(iterable)
         bar = iterable if isinstance(iterable, tqdm) else None
         if len(items) < 2:
             return None, plain
         try:
             single = copy.deepcopy(loop)
+            self._read_ahead: set[str] = set()
             nested, items, header = self._flattened(single, items, header)
             both = None if nested is single else _compiled(copy.deepcopy(nested), self._file)
             analysis = Analysis(nested, self._variables, items, header)
+            if not self._read_ahead.isdisjoint(analysis.own):
+                raise UnprovenError("its inner loop goes over what its body sets", loop.lineno)
             code, waits = _Rewriter(nested, analysis).code(self._file)
         except UnprovenError as error:
             error.rest = plain
@@ -192,6 +198,16 @@ class Loops:
                 break
             if not _is_simple(inner.iter, self._variables):
                 break
+            read = {each.id for each in ast.walk(inner.iter) if isinstance(each, ast.Name)}
+            targets = names.stored(loop.target)
+            if not names.stored(inner).isdisjoint(read | targets):
+                break
+            # What is read to know the items may be changed by the body.
+            header = [
+                *header,
+                *(self._variables[n] for n in (read - targets) & self._variables.keys()),
+            ]
+            self._read_ahead |= read - targets
             random = backends.random_state()
             pairs = []
             for item in items:
@@ -225,6 +241,13 @@ class Loops:
         except Exception:
             return [], []  # it is raised where it is raised as written
         return items, header
+
+
+def loops_of(program: ast.Module) -> list[ast.For]:
+    """Returns copies of the loops of a program that may run in turn, without changing it."""
+    found: list[ast.For] = []
+    _Finder(found).visit(copy.deepcopy(program))
+    return found
 
 
 _CONTEXTS = ("errstate", "open", "suppress", "catch_warnings", "redirect_stdout", "nullcontext")
@@ -261,6 +284,10 @@ class _Finder(ast.NodeTransformer):
         node.iter = asked
         self.generic_visit(node)
         return node
+
+
+# An expression in a larger one: its owner, the field, and the position in the field.
+_Place = tuple[ast.AST, str, int | None]
 
 
 class _Rewriter:
@@ -347,14 +374,21 @@ class _Rewriter:
         value = getattr(statement, field, None)
         if not isinstance(value, ast.expr):
             return False
+        moves: list[tuple[_Place, ast.expr]] = []
         try:
-            setattr(statement, field, self._hoisted(value, before))
+            made = self._hoisted(value, before, moves)
         except UnprovenError:
             before.clear()
             return False
+        for place, part in moves:
+            _set_part(*place, part)
+        setattr(statement, field, made)
         return True
 
-    def _hoisted(self, node: ast.expr, before: list[ast.stmt]) -> ast.expr:
+    def _hoisted(
+        self, node: ast.expr, before: list[ast.stmt], moves: list[tuple[_Place, ast.expr]]
+    ) -> ast.expr:
+        """Returns what takes the place of an expression; `moves` gets those of its parts."""
         effects = self._of(node)
         if effects is None or not effects.trains:
             return node
@@ -365,17 +399,14 @@ class _Rewriter:
         training = [i for i, part in enumerate(found) if self._is_training(part)]
         if not training:
             raise UnprovenError("it cannot be trained before")
-        moved: list[tuple[_Place, ast.expr]] = []
         for place, part in list(zip(parts, found, strict=True))[: training[-1] + 1]:
             if self._is_training(part):
-                moved.append((place, self._hoisted(part, before)))
-            elif any(isinstance(each, ast.Call) for each in ast.walk(part)):
+                moves.append((place, self._hoisted(part, before, moves)))
+            elif any(isinstance(each, ast.Call | ast.NamedExpr) for each in ast.walk(part)):
                 of_part = self._of(part)
                 if of_part is None or self._analysis.waits(of_part):
                     raise UnprovenError("it cannot be trained before")
-                moved.append((place, self._moved(part, before)))
-        for place, part in moved:
-            _set_part(*place, part)
+                moves.append((place, self._moved(part, before)))
         return node
 
     def _of(self, node: ast.expr) -> Effects | None:
@@ -402,10 +433,6 @@ def _compiled(loop: ast.For, file: str) -> types.CodeType:
         if isinstance(node, ast.expr | ast.stmt) and not hasattr(node, "lineno"):
             ast.copy_location(node, loop)
     return compile(ast.fix_missing_locations(ast.Module([loop], [])), file, "exec")
-
-
-# An expression in a larger one: its owner, the field, and the position in the field.
-_Place = tuple[ast.AST, str, int | None]
 
 
 def _parts(node: ast.expr) -> list[_Place]:
@@ -935,6 +962,22 @@ def _splits_ahead(generator: AnyGenerator) -> bool:
     return isinstance(seed, int) or (seed is None and type(splitter).__name__ in _DRAW_FIRST)
 
 
+def _named_by(node: ast.AST, variables: Variables) -> UserObject:
+    """Returns the object that an expression of names, items and attributes leads to, or `None`."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        return variables.get(node.id)
+    if isinstance(node, ast.Attribute):
+        return getattr(_named_by(node.value, variables), "__dict__", {}).get(node.attr)
+    if isinstance(node, ast.Subscript):
+        owner, key = (_named_by(each, variables) for each in (node.value, node.slice))
+        if type(owner) in (dict, list, tuple):
+            with contextlib.suppress(LookupError, TypeError):
+                return owner[key]
+    return None
+
+
 def _is_simple(node: ast.expr, variables: Variables) -> bool:
     """Returns whether an expression may be evaluated ahead, for each item of an outer loop."""
     for each in ast.walk(node):
@@ -950,8 +993,13 @@ def _is_simple(node: ast.expr, variables: Variables) -> bool:
             if not (is_builtin or is_method or _is_splitter(named)):
                 return False
         elif isinstance(each, ast.Name):
-            if hasattr(variables.get(each.id), "__next__"):
+            thing = variables.get(each.id)
+            if hasattr(type(thing), "__next__"):
                 return False
+            if not (
+                is_plain(thing) or library.is_trusted(thing) or library.is_trusted(type(thing))
+            ):
+                return False  # what its methods and properties do is not known
         elif not isinstance(each, _SIMPLE):
             return False
     return True

@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import functools
 import inspect
+import os
 import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from kerascohost import backends
 from kerascohost.deferred import library
 from kerascohost.deferred.effects import (
     ARGUMENT,
+    CODE,
     ESTIMATOR,
     FILES,
     ITEM,
@@ -31,6 +33,7 @@ from kerascohost.deferred.effects import (
     Key,
     UnprovenError,
     Value,
+    changes_when_read,
     code_of,
     is_atom,
     is_plain,
@@ -67,7 +70,10 @@ class _Locals:
 
 
 _ARGUMENT = Value(frozenset({ARGUMENT}), frozenset({ARGUMENT}))
+_CODE = Value(frozenset({CODE}))
 _CONTAINERS = (list, dict, set)
+_MAKE = ("__init__", "__new__", "__post_init__")
+_UNCHANGING = (str, bytes, int, float, complex, bool, tuple, frozenset)
 # What classes have besides data; their functions are followed apart.
 _OF_CLASSES = (types.FunctionType, staticmethod, classmethod, property)
 
@@ -105,11 +111,13 @@ class Analysis:
         self._all_items = list(items)
         self._items = [item for item in self._all_items if not is_atom(item)]
         self._objects: dict[Key, UserObject] = {}
+        self._read_once: dict[Key, bool] = {}
         self._labels: dict[Key, str] = {}
         self._is_plain: dict[Key, bool] = {
             FILES: True,
             ITEM: all(map(is_plain, self._items)),
             ARGUMENT: True,
+            CODE: True,
         }
         self._header = list(header)
         self._user_methods: set[str] = set()
@@ -121,7 +129,7 @@ class Analysis:
         self._late: dict[Key, int] = {}
         self._held: set[Key] = set()  # what is kept in containers and attributes
         self._code: dict[int, bool] = {}
-        self.own = {n for n in _stored(loop) if not n.startswith("__kc")}
+        self.own = {n for n in stored(loop) if not n.startswith("__kc")}
         self.read_later: set[str] = set()
         self.effects: dict[int, Effects] = {}
         self._now = Effects()
@@ -159,7 +167,8 @@ class Analysis:
         """Returns the name of an object for messages."""
         if isinstance(key, str):
             own = key.removeprefix("own ")
-            return "a file" if key == FILES else "an item" if key == ITEM else f"`{own}`"
+            known = {FILES: "a file", ITEM: "an item", CODE: "a function, class or module"}
+            return known.get(key, f"`{own}`")
         return f"`{self._labels[key]}`"
 
     def of(self, node: ast.expr) -> Effects:
@@ -183,7 +192,12 @@ class Analysis:
         self._env: dict[str, Value] = {}
         self._scope = _Locals(self._variables, {}, None)
         with self._statement(self._loop):
+            for each in ast.walk(self._loop.target):
+                if isinstance(each, (ast.Attribute, ast.Subscript)):
+                    raise UnprovenError(f"`{_text(each)}` is set by it", self._loop.lineno)
             self._store_items(self._loop.target, self._all_items)
+            if changes_when_read(self._items):
+                raise UnprovenError("an item of what the loop goes over is an iterator")
             if not self._is_plain[ITEM]:
                 self._check_reached(self._items, ITEM)
         self.effects.clear()
@@ -242,11 +256,18 @@ class Analysis:
                         "with `keras.utils.set_random_seed`)",
                         each.line,
                     )
-        if not self.trains_items:
-            return
+        if self.trains_items:
+            self._check_items()
+
+    def _check_items(self) -> None:
+        """Raises an error if items are more than models, of which each is trained by itself."""
         if self._item_lines or self._is_plain[ITEM]:
             line = min(self._item_lines, default=self._loop.lineno)
             raise UnprovenError("an item of what the loop goes over is changed", line)
+        for each in _leaves_of(self._items):
+            if not (is_plain(each) or isinstance(each, keras.Model)):
+                kind = type(each).__name__
+                raise UnprovenError(f"it is not known how to restore an item, a {kind}")
         seen: set[int] = set()
         for item in self._items:
             found = mutable([item])
@@ -443,7 +464,7 @@ class Analysis:
         # A handler may begin after any statement of the body.
         end, of_body = dict(self._env_now()), self._scope.own is None
         seen = union([*begun.values(), *end.values()]) if not of_body else NOTHING
-        changed = _stored(ast.Module(node.body, []))
+        changed = stored(ast.Module(node.body, []))
         inside = {
             name: value
             if name not in changed
@@ -545,6 +566,10 @@ class Analysis:
                 f"{self.label_of(min(keys, key=str))} is changed by a function that may be called "
                 "while others train"
             )
+        if CODE in keys:
+            raise UnprovenError(
+                "a function, class or module is changed", getattr(node, "lineno", 0)
+            )
         if ITEM in keys and not trains:
             self._item_lines.add(getattr(node, "lineno", 0))
         self._now.writes |= keys
@@ -590,16 +615,12 @@ class Analysis:
 
     def _of_object(self, thing: UserObject, name: str) -> Value:
         """Returns the value of an object that there was before the loop."""
-        if is_atom(thing) or isinstance(thing, types.ModuleType):
+        if is_atom(thing):
             return NOTHING
-        if isinstance(thing, type):
-            if not library.is_trusted(thing):
-                self._class(thing)
-            return NOTHING
-        if isinstance(thing, types.FunctionType):
-            if not library.is_trusted(thing):
-                self._function_value(thing)
-            return NOTHING
+        if thing is os.environ:
+            raise UnprovenError(f"`{name}` is the environment")
+        if isinstance(thing, (types.ModuleType, type, types.FunctionType)):
+            return self._of_code(thing)
         if isinstance(thing, (types.BuiltinFunctionType, np.ufunc)) and library.is_trusted(thing):
             return NOTHING
         key = id(thing)
@@ -607,12 +628,26 @@ class Analysis:
             self._check_kinds(thing, name)
             self._objects[key], self._labels[key] = thing, name
             self._is_plain[key] = is_plain(thing)
+            self._read_once[key] = changes_when_read(thing)
+        if self._read_once[key]:
+            self._write({key}, self._loop)
         if not self._is_plain[key] or not library.is_trusted(type(thing)):
             self._check_reached([thing], key)
         self._now.reads.add(key)
         if self._is_late:
             self._late.setdefault(key, self._now.line)
         return Value(frozenset({key}), frozenset({key}))
+
+    def _of_code(self, thing: types.ModuleType | type | types.FunctionType) -> Value:
+        """Returns the value of a module, class or function that there was before the loop."""
+        if not isinstance(thing, types.ModuleType):
+            if library.is_trusted(thing):
+                return NOTHING
+            if isinstance(thing, type):
+                self._class(thing)
+            else:
+                self._function_value(thing)
+        return _CODE
 
     def _check_kinds(self, thing: UserObject, name: str) -> None:
         """Raises an error for objects of unknown packages: they may need their thread."""
@@ -623,6 +658,8 @@ class Analysis:
             if id(each) in seen or is_atom(each) or isinstance(each, (type, types.ModuleType)):
                 continue
             seen.add(id(each))
+            if kind is inspect.Signature:  # models of the program's classes have one
+                continue
             if self._is_library(kind) and not library.is_trusted(kind):
                 raise UnprovenError(f"it is not known what `{name}`, a {kind.__name__}, does")
             if isinstance(each, dict):
@@ -668,7 +705,7 @@ class Analysis:
             if default is not None and self._value(default).keys:
                 raise UnprovenError(f"a default of `{_text(node)}` is not a plain value")
         outer = self._scope
-        names = {a.arg for a in _arguments(given)} | _stored(ast.Module(body, []))
+        names = {a.arg for a in _arguments(given)} | stored(ast.Module(body, []))
         own: dict[str, Value] = {} if outer.own is None else dict(outer.own)
         argument = Value(frozenset({ARGUMENT}), frozenset({ARGUMENT}))
         own |= {a.arg: argument for a in _arguments(given)}
@@ -720,6 +757,8 @@ class Analysis:
             return
         self._classes.add((kind, self_value))
         for base in kind.__mro__:
+            if base.__name__ in library.WRITES_FILES:
+                raise UnprovenError(f"`{kind.__name__}` writes files while others train")
             if self._is_library(base):
                 continue
             if type(base) is not type and not self._is_library(type(base)):
@@ -740,6 +779,9 @@ class Analysis:
                         given = dict.fromkeys(parameters, NOTHING)
                         is_of_class = isinstance(member, classmethod)
                         owner = _ARGUMENT if is_of_class else self_value
+                        if name in _MAKE:  # of a new object, with what it is made of
+                            owner = Value(frozenset(), self_value.holds - self_value.be)
+                            given = dict.fromkeys(parameters, owner.part)
                         given |= dict.fromkeys(parameters[:1], owner)
                         with self._later():
                             self._called(each, given)
@@ -773,7 +815,7 @@ class Analysis:
             name for each in ast.walk(module) if isinstance(each, ast.Global) for name in each.names
         }
         arguments = {a.arg for a in _arguments(node.args)}
-        names = arguments | _stored(module) - globals_
+        names = arguments | stored(module) - globals_
         variables = function.__globals__
         if variables is not self._variables and globals_:
             raise UnprovenError(f"`{function.__name__}` sets names of its module")
@@ -881,6 +923,8 @@ class Analysis:
         found, thing = self._resolve(node.value)
         if found and isinstance(thing, (types.FunctionType, type)) and node.attr != "__name__":
             raise UnprovenError(f"`{_text(node)}` is read", node.lineno)
+        if node.attr in library.CHANGES:
+            raise UnprovenError(f"`{_text(node)}` may be called at any time", node.lineno)
         return self._part(self._value(node.value))
 
     def _part(self, value: Value) -> Value:
@@ -902,7 +946,7 @@ class Analysis:
         self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
     ) -> Value:
         outer = self._scope
-        names = {n for each in node.generators for n in _stored(each.target)}
+        names = {n for each in node.generators for n in stored(each.target)}
         own: dict[str, Value] = {} if outer.own is None else dict(outer.own)
         inner = _Locals(outer.variables, outer.cells, own, names | outer.names, True)
         parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
@@ -972,8 +1016,11 @@ class Analysis:
                 self._write({key for key in others if not self._is_plain[key]}, node)
             return union([*args, *keywords.values(), value]).part
         if found and library.is_trusted(type(thing)) and value.keys and not library.bound_to(thing):
-            self._write(value.keys | {k for k in union(args).keys if not self._is_plain[k]}, node)
-            return union([*args, *keywords.values(), value]).part  # such as a layer
+            given = union([*args, *keywords.values()])
+            is_of_keras = library.package(type(thing)) == "keras"  # such as a layer
+            written = {k for k in given.keys if not (is_of_keras and self._is_plain[k])}
+            self._write(value.keys | written, node)
+            return union([given, value]).part
         raise UnprovenError(f"it is not known what `{_text(function)}` calls", node.lineno)
 
     def _is_function(self, thing: UserObject, node: ast.expr) -> bool:
@@ -1015,6 +1062,7 @@ class Analysis:
             self._write(keywords["file"].keys, node)
         if called & library.CHANGES_FIRST and args:
             self._write(args[0].keys, node)
+        self._write_outputs(thing, called, package, node, args)
         calls_back = any(each.arg == "key" for each in node.keywords)
         if calls_back or not called & library.PURE_FUNCTIONS:
             self._write({key for key in given.keys if not self._is_plain[key]}, node)
@@ -1024,12 +1072,35 @@ class Analysis:
         self._now.draws |= is_random or LAYER in code_of(thing)
         return self._returned(thing, called, package, given)
 
+    def _write_outputs(
+        self,
+        thing: UserObject,
+        called: set[str],
+        package: str,
+        node: ast.Call,
+        args: list[Value],
+    ) -> None:
+        """Notes what a function of NumPy changes that is given as `out`, perhaps by position."""
+        inputs = len(args)
+        if isinstance(thing, np.ufunc):
+            inputs = thing.nin
+        elif package == "numpy" and called & library.MAY_HAVE_OUT:
+            inputs = 2
+        is_open = any(isinstance(each, ast.Starred) for each in node.args)
+        is_open = is_open or any(each.arg is None for each in node.keywords)
+        if is_open and package in ("numpy", "pandas", "scipy", "sklearn"):
+            inputs = 0
+        self._write(union(args[inputs:]).be, node)
+
     def _returned(self, thing: UserObject, called: set[str], package: str, given: Value) -> Value:
         """Returns the value of what a package's function returns for what it is given."""
         if called & library.SCALARS and package == "builtins":
             return NOTHING
         if "super" in called:
             return self._part(union((self._scope.own or {}).values()))
+        if called & library.DESERIALIZES:
+            for each in keras.saving.get_custom_objects().values():
+                self._of_object(each, "a registered class")
         if called & {"deepcopy", "clone", "clone_model"}:
             return Value(code=code_of(keras.Model) if "clone_model" in called else frozenset())
         if isinstance(thing, type) and package in library.KEEPS_WHOLE:
@@ -1046,6 +1117,13 @@ class Analysis:
             raise UnprovenError(f"it is not known what `{text}` changes", node.lineno)
         if called & library.WRITES_FILES:
             raise UnprovenError(f"`{text}` writes files while others train", node.lineno)
+        is_method = isinstance(thing, (types.MethodDescriptorType, types.WrapperDescriptorType))
+        if is_method and thing.__objclass__ not in _UNCHANGING:
+            raise UnprovenError(f"it is not known what `{text}` changes", node.lineno)
+        if package in library.UNPICKLES and called & {"load", "loads"}:
+            raise UnprovenError(f"it is not known what `{text}` makes", node.lineno)
+        if package == "tensorflow" and "print" in called:
+            raise UnprovenError(f"`{text}` prints at once", node.lineno)
         is_setter = any(each.startswith(library.SETTERS) for each in called)
         changes = called & library.REFUSED or thing is compile or package == "functools"
         if (changes or is_setter) and "set_random_seed" not in called:
@@ -1112,7 +1190,7 @@ class Analysis:
         self._now.trains |= trains or (name in library.MAY_TRAIN and not is_estimator)
         self._now.draws |= trains and name == "fit" and _may_shuffle(node)
         self._check_keywords(node, keywords)
-        self._change(name, receiver, given, node, trains)
+        self._change(name, receiver, args, keywords, node, trains)
         plain = {key for key in given.keys if self._is_plain[key]}
         kept = given.keys if name in library.KEEPS else given.keys - plain
         self._keep(node.func.value, Value(frozenset(), frozenset(kept)))
@@ -1127,15 +1205,31 @@ class Analysis:
         return self._part(union([receiver, given]))
 
     def _change(
-        self, name: str, receiver: Value, given: Value, node: ast.Call, trains: bool
+        self,
+        name: str,
+        receiver: Value,
+        args: list[Value],
+        keywords: Mapping[str | None, Value],
+        node: ast.Call,
+        trains: bool,
     ) -> None:
         """Notes what a method changes."""
-        if any(each.arg == "inplace" for each in node.keywords):
+        given = union([*args, *keywords.values()])
+        if any(each.arg in ("inplace", None) for each in node.keywords) and not trains:
+            self._write(receiver.be, node)
+        if name.startswith("__") and name != "__init__":
             self._write(receiver.keys, node)
+        if name in library.MAY_HAVE_OUT:
+            stars = any(isinstance(each, ast.Starred) for each in node.args)
+            self._write(union(args if stars else args[1:]).be, node)
         if name == "shuffle":
             self._write(given.keys, node)
         if trains and self._is_late and ARGUMENT in receiver.be:
             raise UnprovenError("a function that may be called at any time trains")
+        if name == "__init__" and _text(node.func).startswith("super()"):
+            own = union((self._scope.own or {}).values())  # followed in each class by itself
+            self._write(given.keys - own.keys, node)
+            return
         if name in self._user_methods:
             self._write(receiver.keys | given.keys, node, trains)
         if name not in library.PURE:
@@ -1161,6 +1255,18 @@ def _is_frame_like(value: Value, objects: Mapping[Key, UserObject]) -> bool:
     )
 
 
+def _leaves_of(thing: UserObject, depth: int = 4) -> Iterator[UserObject]:
+    """Yields the objects in containers, which are not followed deeper than `depth`."""
+    if isinstance(thing, (list, tuple)) and depth:
+        for each in thing:
+            yield from _leaves_of(each, depth - 1)
+    elif type(thing) is dict and depth:
+        for each in thing.values():
+            yield from _leaves_of(each, depth - 1)
+    else:
+        yield thing
+
+
 def breaks(node: ast.stmt | ast.ExceptHandler) -> Iterator[ast.Break]:
     """Yields the `break` statements that leave this loop."""
     for field in ("body", "orelse", "finalbody", "handlers"):
@@ -1173,7 +1279,7 @@ def breaks(node: ast.stmt | ast.ExceptHandler) -> Iterator[ast.Break]:
                 yield from breaks(each)
 
 
-def _stored(node: ast.AST) -> set[str]:
+def stored(node: ast.AST) -> set[str]:
     """Returns the names that code sets or deletes, without those inside of functions."""
     found: set[str] = set()
     waiting = [node]

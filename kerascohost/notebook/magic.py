@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from types import CodeType, SimpleNamespace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,7 +32,7 @@ from kerascohost import environment
 from kerascohost.arguments import LAYOUTS, counts_per_member
 from kerascohost.deferred import scripts
 from kerascohost.deferred.context import cohost
-from kerascohost.deferred.loops import Loops
+from kerascohost.deferred.loops import Loops, loops_of
 from kerascohost.errors import CohortError, did_you_mean
 from kerascohost.layouts.benchmark import benchmark
 from kerascohost.layouts.result import BenchmarkResult
@@ -54,6 +54,7 @@ class CohostMagics(Magics):
 
     shell: InteractiveShell
     _file = ""  # the file name under which the last cell was compiled
+    _loops: Sequence[ast.For] = ()  # the loops of the last cell
 
     @magic_arguments()
     @argument(
@@ -180,10 +181,22 @@ class CohostMagics(Magics):
             if asked.output and run.has_run:
                 self.shell.user_ns[asked.output] = run.history
         if not asked.quiet:
+            self._show_hint(run.reads)
             display(run.history)
         if asked.plot:
             display(_image(run.history))
         return value
+
+    def _show_hint(self, reads: Iterable[Iterable[tuple[str, int]]]) -> None:
+        """Prints how to train a loop's iterations together, if one read what it had trained."""
+        lines = {line for read in reads for file, line in read if file == self._file}
+        found = [loop for loop in self._loops if not lines.isdisjoint(_lines_of(loop))]
+        if found:
+            print(
+                f"cohost: the loop in line {found[0].lineno} reads what it trains, so that its "
+                "iterations were trained one after another; `%%cohost --loops` can train them "
+                "together."
+            )
 
     def _loop(self, asked: argparse.Namespace, cell: str) -> Value:
         __tracebackhide__ = True
@@ -241,6 +254,7 @@ class CohostMagics(Magics):
         code = "\n" * (1 + len(list(empty))) + self.shell.transform_cell(cell)
         self._file = name = self.shell.compile.cache(code)  # so that tracebacks show its lines
         program = ast.parse(code, filename=name)
+        self._loops = loops_of(program)
         body = (program if loops is None else loops.prepared(program, name)).body
         last = body.pop() if body and _is_shown(body[-1], code) else None
         variables = self.shell.user_ns
@@ -468,6 +482,11 @@ def _evaluated(code: CodeType, variables: dict[str, Value]) -> Value:
     finally:
         loop.close()
         asyncio._set_running_loop(running)  # noqa: SLF001
+
+
+def _lines_of(loop: ast.For) -> range:
+    """Returns the lines of a loop's body."""
+    return range(loop.body[0].lineno, (loop.end_lineno or loop.lineno) + 1)
 
 
 def _is_shown(statement: ast.stmt, code: str) -> bool:

@@ -1,28 +1,22 @@
 """Programs whose loops run in turn end as the programs as written."""
 
-import contextlib
-import io
-import linecache
-import pickle
 import re
 import subprocess
 import sys
 import types
-import warnings
 
 import keras
 import numpy as np
-import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from kerascohost import backends
 from kerascohost.deferred import loops
+from tests.helpers import looped
+from tests.helpers.looped import assert_same, known
 from tests.helpers.programs_that_loop import DANGEROUS, PREAMBLE, PROGRAMS
 
 ON_TORCH = keras.backend.backend() == "torch"
-ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 pytestmark = [
     pytest.mark.skipif(ON_TORCH, reason="fits draw from torch's generator, which members share"),
@@ -82,88 +76,15 @@ ALL = {**PROGRAMS, **DANGEROUS}
 FIT = "m.fit(x, y, **FIT)\n    scores.append(m.evaluate(x, y, verbose=0))\n"
 
 
-def known(text, file):
-    """The name of a file whose source can be read, as that of a notebook's cell."""
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    return file
-
-
 def made():
     """The names of a program after its preamble."""
-    names = {"__name__": "program"}
-    exec(compile(PREAMBLE, known(PREAMBLE, "<preamble>"), "exec"), names)
-    return names
+    return looped.made(PREAMBLE)
 
 
 def run(program, with_loops, layout="joined"):
     """What a program leaves, and what is told of its loops."""
-    keras.utils.clear_session(free_memory=False)
-    keras.utils.set_random_seed(0)
-    names, told = made(), []
-    file = known(program, f"<program {with_loops}>")
-    printed, error = io.StringIO(), None
-    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the programs
-        try:
-            if with_loops:
-                loops.run(program, file, names, layout, told.append)
-            else:
-                exec(compile(program, file, "exec"), names)
-        except Exception as failed:
-            error = failed
-    left = {
-        "names": {k: value(v) for k, v in names.items() if not k.startswith("__")},
-        "printed": printed.getvalue(),
-        "error": repr(error),
-        "random": [pickle.dumps(part) for part in backends.random_state().states],
-        "next name": keras.layers.Dense(1).name,
-    }
-    return left, told
-
-
-# On JAX, XLA may fuse the loop of several members otherwise than that of one.
-TOLERANCE = 0.0 if ON_TENSORFLOW else 1e-5
-
-
-def assert_same(one, other):
-    """Asserts that two programs leave the same."""
-    if isinstance(one, float) and isinstance(other, float):
-        assert one == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE, nan_ok=True)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            assert_same(*pair)
-    elif isinstance(one, str) and TOLERANCE:
-        shortened = [re.sub(r"(\.\d{3})\d*", r"\1", text) for text in (one, other)]
-        assert shortened[0] == shortened[1]
-    else:
-        assert one == other
-
-
-def value(thing, depth=4):
-    """Everything that is to be equal of an object of a program."""
-    if isinstance(thing, keras.Model):
-        optimizer = [np.array(v).tolist() for v in thing.optimizer.variables]
-        return thing.name, [w.tolist() for w in thing.get_weights()], optimizer
-    if isinstance(thing, keras.callbacks.History):
-        return thing.history, thing.epoch
-    if isinstance(thing, np.ndarray):
-        return thing.tolist()
-    if isinstance(thing, pd.DataFrame | pd.Series):
-        return value(thing.to_dict())
-    if isinstance(thing, list | tuple) and depth:
-        return type(thing).__name__, [value(each, depth - 1) for each in thing]
-    if isinstance(thing, dict) and depth:
-        return [(repr(key), value(each, depth - 1)) for key, each in thing.items()]
-    if isinstance(thing, set):
-        return sorted(map(repr, thing))
-    if isinstance(thing, float | np.floating):
-        return float(thing)
-    return repr(thing) if isinstance(thing, int | str | np.generic) else type(thing).__name__
+    left = looped.run(PREAMBLE, program, with_loops, layout)
+    return left.values, left.told
 
 
 @pytest.mark.parametrize(
@@ -178,7 +99,7 @@ def test_programs_end_as_written(name, tmp_path, monkeypatch):
     for file in tmp_path.iterdir():
         file.unlink()
     together, told = run(ALL[name], with_loops=True)
-    assert_same(together, plain)
+    assert_same(plain, together)
     assert name not in TOGETHER or any("trained together" in line for line in told), told
 
 

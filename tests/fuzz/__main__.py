@@ -1,6 +1,6 @@
 """Draws many fits, and programs: `FUZZ=1000 SEED=1 KERAS_BACKEND=jax python -m tests.fuzz`.
 
-Of programs two fifths as many: each fits several models.
+Of programs two fifths as many: each fits several models. Of programs with loops half as many.
 """
 
 import functools
@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from tests.fuzz import drawn, fits, programs, search
+from tests.fuzz import drawn, fits, loops, programs, search
 
 # A search ends with the first case that differs: the next one goes on with another seed.
 PART = 25
@@ -28,11 +28,12 @@ def main() -> int:
             flush=True,
         )
     print(f"{drawn.BACKEND}, SEED={seed}: {tally}")
-    report = programs.try_programs(
-        count * 2 // 5, seed * 100_000, seconds, shrink=60, say=functools.partial(print, flush=True)
-    )
+    say = functools.partial(print, flush=True)
+    report = programs.try_programs(count * 2 // 5, seed * 100_000, seconds, shrink=60, say=say)
     print(f"{drawn.BACKEND}, SEED={seed}: {report}")
-    return bool(tally.differing or report.differing)
+    of_loops = loops.try_loops(count // 2, seed * 100_000, seconds, shrink=60, say=say)
+    print(f"{drawn.BACKEND}, SEED={seed}: {of_loops}")
+    return bool(tally.differing or report.differing or of_loops.differing)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ IGNORED = (
     "Learning rate reduction is conditioned",
     "__array__ implementation doesn't accept a copy keyword",
 )
-# What README's limits say of NumPy's numbers after a fit that stops early, on JAX.
+# What docs/concepts/parity.md says of NumPy's numbers after a fit that stops early, on JAX.
 WARNS_OF_DRAWS = "The program drew random numbers"
 
 

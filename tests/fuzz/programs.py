@@ -758,7 +758,14 @@ def _smaller(nodes: list[Node]) -> Iterator[list[Node]]:
                 yield [*before, (head, fewer), *after]
 
 
-def shrunk(nodes: list[Node], seconds: float) -> list[Node]:
+def differs(nodes: list[Node]) -> bool:
+    """Says whether a program leaves something else in a block than without one."""
+    return judge(text_of(nodes)).kind == "differs"
+
+
+def shrunk(
+    nodes: list[Node], seconds: float, differs: Callable[[list[Node]], bool] = differs
+) -> list[Node]:
     """The program with statements left out, as long as it still differs, and there is time."""
     end = time.monotonic() + seconds
     is_less = True
@@ -767,7 +774,7 @@ def shrunk(nodes: list[Node], seconds: float) -> list[Node]:
         for fewer in _smaller(nodes):
             if time.monotonic() > end:
                 return nodes
-            if judge(text_of(fewer)).kind == "differs":
+            if differs(fewer):
                 nodes, is_less = fewer, True
                 break
     return nodes

@@ -1198,4 +1198,310 @@ for u in (4, 6, 8):
     m.fit(x, y, **FIT)
     scores.append((hidden.name, m.evaluate(x, y, verbose=0)))
 """,
+    "a list's method called by its class": """\
+scores = []
+seen = []
+for k in range(3):
+    list.append(seen, k)
+    m = build(2 + len(seen))
+    m.fit(x, y, **FIT)
+    scores.append((len(seen), m.evaluate(x, y, verbose=0)))
+""",
+    "a list changed by a function of `operator`": """\
+scores = []
+import operator
+d = {"n": 2}
+for k in range(3):
+    operator.setitem(d, "n", d["n"] + 1)
+    m = build(d["n"])
+    m.fit(x, y, **FIT)
+    scores.append(d["n"])
+""",
+    "a list's method passed to `map`": """\
+scores = []
+seen = []
+for k in range(3):
+    list(map(seen.append, (k, k)))
+    m = build(2 + len(seen))
+    m.fit(x, y, **FIT)
+    scores.append(len(seen))
+""",
+    "an attribute of a class, set by `setattr`": """\
+scores = []
+class Config:
+    n = 2
+for k in range(3):
+    setattr(Config, "n", Config.n + 1)
+    m = build(Config.n)
+    m.fit(x, y, **FIT)
+    scores.append(Config.n)
+""",
+    "an attribute of a class, by another name": """\
+scores = []
+class Config:
+    n = 2
+for k in range(3):
+    c = Config
+    c.n += 1
+    m = build(Config.n)
+    m.fit(x, y, **FIT)
+    scores.append(Config.n)
+""",
+    "an attribute of a class in a list": """\
+scores = []
+class Config:
+    n = 2
+kinds = [Config]
+for k in range(3):
+    kinds[0].n += 1
+    m = build(Config.n)
+    m.fit(x, y, **FIT)
+    scores.append(Config.n)
+""",
+    "an attribute of a function, by another name": """\
+scores = []
+build.n = 2
+for k in range(3):
+    f = build
+    f.n += 1
+    m = build(getattr(build, "n"))
+    m.fit(x, y, **FIT)
+    scores.append(getattr(build, "n"))
+""",
+    "an attribute of a module, by another name": """\
+scores = []
+import types as cfg
+cfg.n = 2
+for k in range(3):
+    c = cfg
+    c.n = k + 2
+    m = build(cfg.n)
+    m.fit(x, y, **FIT)
+    scores.append(cfg.n)
+""",
+    "the environment, by another name": """\
+scores = []
+env = os.environ
+env["LOOP"] = "2"
+for k in range(3):
+    env["LOOP"] = env["LOOP"] + "1"
+    m = build(len(os.environ["LOOP"]))
+    m.fit(x, y, **FIT)
+    scores.append(os.environ["LOOP"])
+""",
+    "the loop sets an item of a dict": """\
+scores = []
+d = {}
+for d["n"] in (2, 3, 4):
+    m = build(d["n"])
+    m.fit(x, y, **FIT)
+    scores.append((d["n"], m.evaluate(x, y, verbose=0)))
+""",
+    "an iterator that `list` reads": """\
+scores = []
+left = iter([1, 2, 3, 4])
+for k in range(3):
+    n = len([v for _, v in zip(range(1), left)])
+    m = build(2 + n)
+    m.fit(x, y, **FIT)
+    scores.append(list(zip(range(1), left)))
+""",
+    "an iterator that an inner loop reads": """\
+scores = []
+left = iter([4, 5, 6, 7, 8, 9, 10])
+for k in range(3):
+    for n in left:
+        break
+    m = build(n)
+    m.fit(x, y, **FIT)
+    scores.append(n)
+""",
+    "an iterator in a dict, read on after the loop": """\
+scores = []
+d = {"left": iter([2, 3, 4])}
+for n in d["left"]:
+    m = build(n)
+    m.fit(x, y, **FIT)
+    scores.append((n, m.evaluate(x, y, verbose=0)))
+left = list(d["left"])
+""",
+    "a defaultdict grows as it is read": """\
+scores = []
+import collections
+d = collections.defaultdict(int)
+for k in range(3):
+    _ = d[k]
+    m = build(2 + len(d))
+    m.fit(x, y, **FIT)
+    scores.append(len(d))
+""",
+    "`out` of NumPy, by position": """\
+scores = []
+data = x.copy()
+for k in range(3):
+    np.add(data, 1, data)
+    m = build()
+    m.fit(x, y, **FIT)
+    scores.append(float(data.sum()))
+""",
+    "`out` of a method, by position": """\
+scores = []
+data = x.copy()
+for k in range(3):
+    n = np.arange(3)
+    m = build()
+    m.fit(x, y, **FIT)
+    scores.append((float(data.clip(0.1 * k, 1, data).sum()), m.evaluate(data, y, verbose=0)))
+""",
+    "`inplace` by stars": """\
+scores = []
+df = pd.DataFrame({"a": [1.0, None, 3.0]})
+opts = {"inplace": True}
+for k in range(3):
+    df.dropna(**opts)
+    m = build(1 + len(df))
+    m.fit(x, y, **FIT)
+    scores.append(len(df))
+""",
+    "a memoryview of what is trained on": """\
+scores = []
+data = x.copy()
+v = memoryview(data)
+for k in range(3):
+    w = memoryview(data)
+    w[0, 0] = float(k)
+    m = build()
+    m.fit(x, y, **FIT)
+    scores.append(float(data[0, 0]))
+""",
+    "an in-place operator's method": """\
+scores = []
+data = x.copy()
+for k in range(3):
+    data.__imul__(0.5)
+    m = build()
+    m.fit(x, y, **FIT)
+    scores.append(float(data.sum()))
+""",
+    "a compiled function that counts": """\
+scores = []
+import tensorflow as tf
+calls = []
+@tf.function
+def double(v):
+    calls.append(1)
+    return 2 * v
+for k in range(3):
+    d = double(float(k))
+    m = build(2 + len(calls))
+    m.fit(x, y, **FIT)
+    scores.append(len(calls))
+""",
+    "checkpoints of a subclass": """\
+scores = []
+class Keeps(keras.callbacks.ModelCheckpoint):
+    pass
+for k in range(3):
+    m = build()
+    m.fit(x, y, callbacks=[Keeps("a.weights.h5", save_weights_only=True)], **FIT)
+    m.load_weights("a.weights.h5")
+    scores.append(m.evaluate(x, y, verbose=0))
+""",
+    "callbacks that are items, and an error": """\
+pairs = [
+    (build(), keras.callbacks.EarlyStopping("loss", patience=0, min_delta=9)) for _ in range(3)
+]
+try:
+    for i, (m, stop) in enumerate(pairs):
+        m.fit(x, y, callbacks=[stop], **FIT)
+        if i == 0:
+            raise KeyError("stop")
+except KeyError:
+    stopped = [stop.stopped_epoch for _, stop in pairs]
+""",
+    "an inner loop over what the body sets": """\
+scores, n = [], 1
+for k in range(3):
+    for j in range(n):
+        m = build()
+        m.fit(x, y, **FIT)
+        n = 2
+        scores.append((k, j))
+""",
+    "an inner loop over what the body appends to": """\
+scores = [0]
+for k in range(2):
+    for j in range(len(scores)):
+        m = build()
+        m.fit(x, y, **FIT)
+        scores.append((k, j))
+""",
+    "the inner loop's body sets the outer one's name": """\
+scores = []
+for k in range(2):
+    for j in range(2):
+        m = build(2 + k)
+        m.fit(x, y, **FIT)
+        scores.append((k, j))
+        k = 5
+""",
+    "a statement that can be trained before in part": """\
+log = []
+def note(value):
+    log.append(value)
+    return value
+for k in range(3):
+    m = build()
+    m.fit(x, y, **FIT)
+    note((note(m.evaluate(x, y, verbose=0)), note(len(log)), m.evaluate(x[:8], y[:8], verbose=0)))
+""",
+    "a name set in the statement that trains": """\
+scores = []
+n = 8
+for k in range(3):
+    m = build()
+    m.fit(x, y, **FIT)
+    scores.append(((n := 8 + k), m.evaluate(x[:n], y[:n], verbose=0)))
+""",
+    "a constructor changes what it is given": """\
+log, scores = [], []
+class Run:
+    def __init__(self, log, k):
+        log.append(k)
+        self.n = len(log)
+for k in range(3):
+    r = Run(log, k)
+    m = build(2 + r.n)
+    m.fit(x, y, **FIT)
+    scores.append((len(log), m.evaluate(x, y, verbose=0)))
+""",
+    "a constructor's base changes a global": """\
+log, scores = [], []
+class Base:
+    def __init__(self, log):
+        log.append(1)
+class Run(Base):
+    def __init__(self, k):
+        super().__init__(log)
+for k in range(3):
+    r = Run(k)
+    m = build()
+    m.fit(x, y, **FIT)
+    scores.append((len(log), m.evaluate(x, y, verbose=0)))
+""",
+    "subclassed models of a list": """\
+class Net(keras.Model):
+    def __init__(self, u, **kw):
+        super().__init__(**kw)
+        self.a, self.b = layers.Dense(u, "relu"), layers.Dense(1)
+    def call(self, t):
+        return self.b(self.a(t))
+models, scores = [Net(u) for u in (4, 8, 12)], []
+for m in models:
+    m.compile("adam", "mse")
+    m.build((None, 4))
+for m in models:
+    m.fit(x, y, **FIT)
+    scores.append(m.evaluate(x, y, verbose=0))
+""",
 }

@@ -149,6 +149,31 @@ def test_a_cell_that_looks_at_a_held_fit_trains_it_first(shell, look):
     assert len(shell.user_ns["seen"])
 
 
+LOOP = "for seed in range(2):\n    m = net(seed + 3)\n    {}\n    {}\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "is_told"),
+    [
+        (("m.fit(x, y, verbose=0)", "s = m.evaluate(x, y, verbose=0)"), True),
+        (("h = m.fit(x, y, verbose=0)", "print(h.history['loss'])"), True),
+        (("m.fit(x, y, verbose=0)", "print(seed)"), False),
+    ],
+)
+def test_a_loop_that_reads_what_it_trains_is_told_of_the_flag_once(shell, body, is_told):
+    cell = LOOP.format(*body)
+    told = run(shell, f"%%cohost\n{cell}{cell}").stdout
+    assert told.count("%%cohost --loops") == is_told
+    assert ("the loop in line 2 reads what it trains" in told) is is_told
+    assert "--loops" not in run(shell, f"%%cohost --loops\n{cell}").stdout
+    assert "--loops" not in run(shell, f"%%cohost --quiet\n{cell}").stdout
+
+
+def test_a_read_outside_of_a_loop_is_not_told_of_the_flag(shell):
+    cell = "%%cohost\nh = mlp.fit(x, y, verbose=0)\nh.history\nfor k in range(2): pass\n"
+    assert "--loops" not in run(shell, cell).stdout
+
+
 def test_the_cells_own_error_is_shown_as_its_own(shell):
     with capture_output() as captured:
         result = shell.run_cell("%%cohost\nh = mlp.fit(x, y)\n1 / 0")
