@@ -1,5 +1,6 @@
 """Objects that Keras's objects and `tf.data` pipelines refer to by private names."""
 
+import concurrent.futures
 import functools
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,13 @@ _BOOKKEEPING = frozenset(
 @functools.cache
 def _own_of_layers() -> frozenset[str]:
     """Returns the names of the private attributes of Keras's own layers and models."""
+    # In a thread of its own, as Keras counts per thread how it names what a program makes.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(_names_in_new_models).result()
+
+
+def _names_in_new_models() -> frozenset[str]:
+    """Makes layers and models, and returns the names of their attributes."""
     inputs = keras.Input((1,), name="_0")
     # Zeros: other initializers draw a seed from the program's random numbers.
     dense = keras.layers.Dense(1, kernel_initializer="zeros", name="_1")

@@ -11,6 +11,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
+from kerascohost.backends import reached
 from kerascohost.deferred import loops
 from tests.helpers import looped
 from tests.helpers.looped import assert_same, known
@@ -237,3 +238,12 @@ def test_loops_of_functions_and_loops_that_train_nothing_are_left_alone():
     loops.run(program, "<nothing>", names, tell=told.append)
     assert not told
     assert isinstance(names["f"], types.FunctionType)
+
+
+def test_what_is_looked_up_once_uses_no_names_of_the_program():
+    program = "scores = []\nfor k in range(2):\n    m = build()\n    " + FIT
+    program += "name = keras.Model(m.inputs, m.outputs).name\n"
+    plain, _ = run(program, False)
+    reached._own_of_layers.cache_clear()  # as in a process that has not looked yet
+    together, _ = run(program, True)
+    assert plain["names"]["name"] == together["names"]["name"]
