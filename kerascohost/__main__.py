@@ -19,7 +19,13 @@ def main(argv: list[str]) -> int:
     """
     own, _, arguments = _partition(argv, "--")
     parser = _parser()
-    asked = parser.parse_args(own)
+    asked, unknown = parser.parse_known_args(own)
+    if unknown:
+        theirs = " ".join(unknown)
+        parser.error(
+            f"Expected the scripts' own arguments after ` -- `. Received: {theirs}. For example: "
+            f"{parser.prog} run train.py -- {theirs}"
+        )
     if asked.command == "info":
         return _info()
     try:

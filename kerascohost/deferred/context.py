@@ -256,6 +256,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             history = DeferredHistory(self._train_of_history)
             fit = DeferredFit(model, arguments, history)
             fit.name = fit.label = name
+            fit.called_at = f"{caller.f_code.co_filename}, line {caller.f_lineno}"
             fit.draw_ahead(is_built=any(other.model is model for other in self._fits))
             self._calls.append(_Call(model, name, fit, history))
             self._fits.append(fit)
@@ -340,6 +341,8 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
         def ended(fit: DeferredFit) -> Iterable[DeferredFit]:
             if fit.error is not None:
+                # The traceback leads to the end of the block, or to what reads the result.
+                fit.error.add_note(f"Its `fit` was called in {fit.called_at}.")
                 if ends:
                     raise fit.error
                 self._together.drop_after(fit)

@@ -253,6 +253,7 @@ class DeferredFit(WaitingCall):
         called_in: The global random state at the call.
         expected: The global random state after a training of all epochs.
         source: The earlier fit whose last random state this one begins with, if any.
+        called_at: The file and line of the call, where the program goes on before the training.
     """
 
     kind = "train"
@@ -273,6 +274,7 @@ class DeferredFit(WaitingCall):
         self.called_in = self.expected = self.process.random
         self.source: DeferredFit | None = None
         self.seconds = 0.0
+        self.called_at = ""
         self._may_end_early = draws.may_end_early(model, arguments)
 
     def begin(self, member: Member, callbacks: CallbackList) -> Run:

@@ -1,5 +1,6 @@
 """Fits deferred by `with cohost():` end as without the block, and the patch goes away."""
 
+import inspect
 import threading
 from types import FunctionType
 
@@ -230,6 +231,7 @@ def test_a_training_that_fails_early_is_told_and_costs_the_others_nothing(swallo
     with pytest.raises(RuntimeError, match="mine") as caught:  # noqa: SIM117
         with kc.cohost() as run:
             first = a.fit(X, Y, epochs=3, verbose=0)
+            line = inspect.currentframe().f_lineno + 1
             b.fit(X, Y, epochs=3, verbose=0, callbacks=[bad])
             again = b.fit(X, Y, verbose=0)
             last = c.fit(X, Y, epochs=5, verbose=0)
@@ -243,6 +245,7 @@ def test_a_training_that_fails_early_is_told_and_costs_the_others_nothing(swallo
                 _ = again.history
             a.fit(X, Y, verbose=0)
     assert any("'b'" in note for note in caught.value.__notes__)
+    assert f"Its `fit` was called in {__file__}, line {line}." in caught.value.__notes__
     assert list(run.history) == (["a", "b", "c", "a (2)"] if swallows else ["a", "b", "c"])
 
 

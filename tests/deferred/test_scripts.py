@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import pytest
 
+from kerascohost import __main__
+
 PROGRAMS = sorted((Path(__file__).parents[1] / "helpers" / "scripts").glob("*.py"))
 FIT = """
 import sys, keras, numpy as np
@@ -205,6 +207,16 @@ def test_bad_paths_and_help_are_told_in_a_line(tmp_path):
     assert "Expected scripts that can be read" in missing.stderr
     assert "Traceback" not in missing.stderr
     assert "run scripts" in python("-m", "kerascohost", "--help").stdout
+
+
+def test_arguments_of_scripts_stand_after_two_dashes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(["run", "train.py", "--epochs", "5"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "Expected the scripts' own arguments after ` -- `. Received: --epochs 5. For example: "
+        "python -m kerascohost run train.py -- --epochs 5\n"
+    )
 
 
 def test_scripts_of_one_name_are_told_apart(tmp_path):
