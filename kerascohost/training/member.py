@@ -302,15 +302,18 @@ class Member:
         kinds = [kind for kind in self._forms if reads.remembered(self.model, kind) is not None]
         return {kind: self._forms[kind] for kind in kinds}
 
-    def recall_for_elsewhere(self, fit: FitArguments) -> None:
+    def recall_for_elsewhere(self, fit: FitArguments) -> bool:
         """Prepares the values that the steps of a fit must read which another process traces.
+
+        Returns:
+            Whether `as_read` changes what the program refers to.
 
         Raises:
             CohortError: If a value that they were first traced with has changed and cannot be
                 restored.
         """
         if not self._is_traced:
-            return
+            return False
         train, test = (reads.remembered(self.model, kind) for kind in ("train", "test"))
         if train is not None:
             data = (fit["x"], fit["y"], fit["sample_weight"])
@@ -323,6 +326,7 @@ class Member:
             train.check(self.name, form)
         if test is not None and (fit["validation_split"] or fit["validation_data"] is not None):
             test.check(self.name, _UNKNOWN)  # only one set of values is sent: nothing may differ
+        return train is not None and train.differs
 
     def remember_elsewhere(self, forms: Mapping[StepKind, Hashable]) -> None:
         """Stores the values that steps have read which another process has traced.

@@ -192,6 +192,7 @@ class WorkersFit:
         self._errors: list[BaseException] = []
         self._states = states or {}
         self._errors_of: dict[str, BaseException] = {}
+        self._alone: set[str] = set()  # those for which what the program refers to is changed
         self.begun: set[str] = set()
         self._random: tuple[int, Parts] | None = None
 
@@ -210,7 +211,13 @@ class WorkersFit:
         for name, member in self._members.items():
             with about(name):
                 member.check_fit(self._arguments[name])
-                member.recall_for_elsewhere(self._arguments[name])
+                if member.recall_for_elsewhere(self._arguments[name]) and len(self._members) > 1:
+                    raise CohortError(
+                        "Expected what the steps of a model read to be as it was when they were "
+                        "first traced, where several models are sent to workers. Received: it has "
+                        "changed. To train with it as it is now, `compile` the model again; to "
+                        "train as before, train this model in a cohort of its own."
+                    )
         sharing.check_models(self._models)
         groups, units = self._groups()
         for model in self._models.values():
@@ -228,9 +235,14 @@ class WorkersFit:
             try:
                 with about(name):
                     self._members[name].check_fit(self._arguments[name])
-                    with self._states[name].inside():
-                        self._members[name].recall_for_elsewhere(self._arguments[name])
+                    state = self._states[name]
+                    with state.inside():
+                        is_restored = self._members[name].recall_for_elsewhere(
+                            self._arguments[name]
+                        )
                         self._check_sendable(name)
+                    if is_restored or state.is_restored:
+                        self._alone.add(name)
             except Exception as error:
                 self._errors_of[name] = error
                 del self._models[name]
@@ -246,7 +258,7 @@ class WorkersFit:
         own = {name: _cost(model, self._arguments[name]) for name, model in self._models.items()}
         costs = {first: sum(own[name] for name in names) for first, names in units.items()}
         order = list(self._members)
-        alone = {n for n, state in self._states.items() if state.is_restored and n in units}
+        alone = self._alone & units.keys()
         groups = [[name for name in names if name not in alone] for names in groups]
         placed = balanced(filter(None, groups), costs, self._workers.num_workers)
         for firsts in [*placed, *([name] for name in units if name in alone)]:
@@ -286,7 +298,7 @@ class WorkersFit:
             for name in job.names if self._states else ():
                 with self._states[name].inside():
                     own[name] = ProcessState()
-                if self._states[name].is_restored:  # then it is the only one
+                if self._states[name].is_restored:  # then it is sent alone
                     entered.enter_context(self._states[name].inside())
             for name in job.names:
                 entered.enter_context(self._members[name].as_read("train"))
@@ -335,7 +347,7 @@ class WorkersFit:
             for thing in met:
                 if _must_stay_one(thing, id(thing) in of_callbacks):
                     pairs.append([owner.setdefault(id(thing), name), name])
-        united = _united([*([name] for name in self._members), *pairs])
+        united = _united([*([name] for name in self._models), *pairs])
         units = {names[0]: names for names in united}
         groups: dict[Hashable, list[str]] = {}
         for first in units:

@@ -350,6 +350,24 @@ def test_a_function_that_fails_there_ends_no_other(workers):
     assert "function[2] failed, too: KeyError('of the program')" in "".join(raised.value.__notes__)
 
 
+def test_a_function_whose_fit_cannot_be_sent_ends_no_other(workers):
+    def train(i):
+        keras.utils.set_random_seed(i)
+        callback = keras.callbacks.Callback()
+        with Path(os.devnull).open("w") as file:
+            callback.file = file if i == 0 else None
+            return len(mlp().fit(X, Y, epochs=2, verbose=0, callbacks=[callback]).epoch)
+
+    def tried(i):
+        try:
+            return train(i)
+        except kc.CohortError as error:
+            return str(error)
+
+    refused, *trained = kc.map(tried, range(3), verbose=0, workers=workers)
+    assert "Received: callbacks[0].file, a TextIOWrapper" in refused and trained == [2, 2]
+
+
 def test_a_block_trains_there_with_what_its_calls_saw(workers):
     def program():
         keras.utils.set_random_seed(0)
@@ -407,6 +425,12 @@ def test_steps_stay_as_they_were_first_traced(workers):
 
     plain = program(lambda net, epochs: net.fit(X, Y, epochs=epochs, verbose=0))
     assert_close(plain, program(there))
+
+    def beside_another(net, epochs):
+        kc.Cohort({"net": net, "other": mlp()}, workers=workers).fit(X, Y, epochs=epochs, verbose=0)
+
+    with pytest.raises(kc.CohortError, match=r"Member .net.: .* `compile` the model again"):
+        program(beside_another)
 
 
 def test_a_cell_trains_there(workers, monkeypatch):
