@@ -76,7 +76,10 @@ def __getattr__(name: str) -> "type[CohostWidget] | type[CohostSession] | type[R
             from kerascohost.notebook.session import CohostSession
 
             return CohostSession
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kerascohost.errors import did_you_mean
+
+    hint = "" if name.startswith("_") else did_you_mean(name, __all__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}")
 
 
 def __dir__() -> list[str]:

@@ -98,6 +98,12 @@ def is_near(one, other):
     return one[same + 1 :] == other[same + 1 :] or one[same:] == other[same + 1 :]
 
 
+def test_the_nearest_public_name_is_told():
+    with pytest.raises(AttributeError, match=r"no attribute 'cohort'\. Did you mean 'cohost'\?"):
+        _ = kerascohost.cohort
+    assert not hasattr(kerascohost, "__wrapped__")
+
+
 def test_no_submodule_is_taken_for_a_public_name():
     assert is_near("cohort", "cohost") and is_near("plan", "plans") and not is_near("fit", "fuse")
     modules = [name for name, value in vars(kerascohost).items() if inspect.ismodule(value)]

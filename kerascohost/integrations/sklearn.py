@@ -272,7 +272,7 @@ class _KerasEstimator(BaseEstimator):
 
     def _of_build(self) -> tuple[list[str], bool]:
         """Returns the names of the parameters of `build`, and whether it takes any other."""
-        if not callable(self.build):
+        if isinstance(self.build, keras.Model) or not callable(self.build):
             return [], True  # `fit` says so, as scikit-learn expects it
         parameters = inspect.signature(self.build).parameters.values()
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -330,8 +330,11 @@ class _KerasEstimator(BaseEstimator):
         given: dict[str, Value],
     ) -> AnyEstimator:
         """Builds the model, and trains it with the parameters that are of `fit`."""
-        if not callable(self.build):
-            raise CohortError(f"Expected `build` to be a function. Received: {self.build!r}.")
+        if isinstance(self.build, keras.Model) or not callable(self.build):
+            raise CohortError(
+                "Expected `build` to be a function that returns a compiled model, as each fit "
+                f"needs a fresh one. Received: {self.build!r}."
+            )
         self._check_parameters(self._parameters)
         names, takes_any = self._of_build()
         of_fit = {

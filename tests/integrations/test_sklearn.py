@@ -318,8 +318,12 @@ def test_parameters_that_there_are_not():
         classifier().set_params(unit=3)
     with pytest.raises(ValueError, match="Received: 'unit'"):
         classifier(unit=3).fit(X, Y)
-    with pytest.raises(kc.CohortError, match=r"Expected `build` to be a function\. Received: 3"):
+    with pytest.raises(
+        kc.CohortError, match=r"Expected `build` to be a function that.*Received: 3"
+    ):
         KerasClassifier(3).fit(X, Y)
+    with pytest.raises(kc.CohortError, match=r"needs a fresh one\. Received: <Sequential"):
+        KerasClassifier(keras.Sequential()).fit(X, Y)
     with pytest.raises(kc.CohortError, match="Expected `build` to return a compiled model"):
         KerasClassifier(lambda X: keras.Sequential()).fit(X, Y)
 
