@@ -425,9 +425,10 @@ class DeferredRunner(Generic[AnyCall]):
         with contextlib.ExitStack() as started:
             self._scheduler.run(self._next_tasks(), self._on_end)
             while self._to_send:
+                from kerascohost.training.workers import opened  # needs what pickles models
+
                 assert self._workers is not None
-                if not self._workers.is_open:
-                    started.enter_context(self._workers)
+                started.enter_context(opened(self._workers))
                 self._scheduler.run(self._trained_by(self._workers), self._on_end)
 
     def _trained_by(self, workers: "Workers") -> list[Task]:

@@ -270,9 +270,14 @@ class _KerasEstimator(BaseEstimator):
         self.build = build
         self._parameters = parameters
 
+    @property
+    def _has_function(self) -> bool:
+        """Returns whether `build` can be one; a model can be called, too, but builds none."""
+        return callable(self.build) and not isinstance(self.build, keras.Model)
+
     def _of_build(self) -> tuple[list[str], bool]:
         """Returns the names of the parameters of `build`, and whether it takes any other."""
-        if isinstance(self.build, keras.Model) or not callable(self.build):
+        if not self._has_function:
             return [], True  # `fit` says so, as scikit-learn expects it
         parameters = inspect.signature(self.build).parameters.values()
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -330,7 +335,7 @@ class _KerasEstimator(BaseEstimator):
         given: dict[str, Value],
     ) -> AnyEstimator:
         """Builds the model, and trains it with the parameters that are of `fit`."""
-        if isinstance(self.build, keras.Model) or not callable(self.build):
+        if not self._has_function:
             raise CohortError(
                 "Expected `build` to be a function that returns a compiled model, as each fit "
                 f"needs a fresh one. Received: {self.build!r}."

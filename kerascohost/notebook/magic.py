@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from types import CodeType, SimpleNamespace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -54,7 +54,7 @@ class CohostMagics(Magics):
 
     shell: InteractiveShell
     _file = ""  # the file name under which the last cell was compiled
-    _loops: Sequence[ast.For] = ()  # the loops of the last cell
+    _program: ast.Module  # of the last cell
 
     @magic_arguments()
     @argument(
@@ -190,7 +190,8 @@ class CohostMagics(Magics):
     def _show_hint(self, reads: Iterable[Iterable[tuple[str, int]]]) -> None:
         """Prints how to train a loop's iterations together, if one read what it had trained."""
         lines = {line for read in reads for file, line in read if file == self._file}
-        found = [loop for loop in self._loops if not lines.isdisjoint(_lines_of(loop))]
+        loops = loops_of(self._program) if lines else []
+        found = [loop for loop in loops if not lines.isdisjoint(_lines_of(loop))]
         if found:
             print(
                 f"cohost: the loop in line {found[0].lineno} reads what it trains, so that its "
@@ -254,7 +255,7 @@ class CohostMagics(Magics):
         code = "\n" * (1 + len(list(empty))) + self.shell.transform_cell(cell)
         self._file = name = self.shell.compile.cache(code)  # so that tracebacks show its lines
         program = ast.parse(code, filename=name)
-        self._loops = loops_of(program)
+        self._program = program
         body = (program if loops is None else loops.prepared(program, name)).body
         last = body.pop() if body and _is_shown(body[-1], code) else None
         variables = self.shell.user_ns

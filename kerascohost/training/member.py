@@ -186,10 +186,7 @@ class Member:
             self._prepare_fit(fit)
 
     def _prepare_fit(self, fit: FitArguments) -> None:
-        data = (fit["x"], fit["y"], fit["sample_weight"])
-        validation = fit["validation_data"]
-        if fit["validation_split"] and validation is None:
-            data, validation = adapters.split_validation(data, fit["validation_split"])
+        data, validation = _divided(fit)
         self.validated = []
         self._last_logs = {}
         self._fit, self._epochs = fit, _capped(fit["epochs"])
@@ -316,11 +313,9 @@ class Member:
             return False
         train, test = (reads.remembered(self.model, kind) for kind in ("train", "test"))
         if train is not None:
-            data = (fit["x"], fit["y"], fit["sample_weight"])
             form = None
-            if adapters.are_arrays(data):
-                if fit["validation_split"] and fit["validation_data"] is None:
-                    data, _ = adapters.split_validation(data, fit["validation_split"])
+            if adapters.are_arrays((fit["x"], fit["y"], fit["sample_weight"])):
+                data, _ = _divided(fit)
                 given = data, fit["batch_size"], fit["steps_per_epoch"], False
                 form = getattr(self._batches(*given, group=self._group), "form", None)
             train.check(self.name, form)
@@ -817,6 +812,14 @@ def entered_run(
             run.close()
             member.close()
         advanced()
+
+
+def _divided(fit: FitArguments) -> tuple[tuple[Data, Data, Data], Data]:
+    """Returns the data `(x, y, sample_weight)` to train on, and the validation data, if any."""
+    data, validation = (fit["x"], fit["y"], fit["sample_weight"]), fit["validation_data"]
+    if fit["validation_split"] and validation is None:
+        return adapters.split_validation(data, fit["validation_split"])
+    return data, validation
 
 
 def check_trainable_here(model: keras.Model) -> None:

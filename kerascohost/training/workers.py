@@ -219,11 +219,7 @@ class WorkersFit:
                         "train as before, train this model in a cohort of its own."
                     )
         sharing.check_models(self._models)
-        groups, units = self._groups()
-        for model in self._models.values():
-            model.stop_training = False
-        with opened(self._workers):
-            self._run(groups, units)
+        self._train({name: self._check_sendable(name) for name in self._models})
 
     def run_apart(self) -> dict[str, BaseException]:
         """Trains all members, each in its own state; a failure ends no other one.
@@ -231,6 +227,7 @@ class WorkersFit:
         Returns:
             By member the exception that ended its fit, for those that failed.
         """
+        sent = {}
         for name in list(self._members):
             try:
                 with about(name):
@@ -240,19 +237,23 @@ class WorkersFit:
                         is_restored = self._members[name].recall_for_elsewhere(
                             self._arguments[name]
                         )
-                        self._check_sendable(name)
+                        sent[name] = self._check_sendable(name)
                     if is_restored or state.is_restored:
                         self._alone.add(name)
             except Exception as error:
                 self._errors_of[name] = error
                 del self._models[name]
         if self._models:
-            groups, units = self._groups()
-            for model in self._models.values():
-                model.stop_training = False
-            with opened(self._workers):
-                self._run(groups, units)
+            self._train(sent)
         return self._errors_of
+
+    def _train(self, sent: Mapping[str, Sequence[Thing]]) -> None:
+        """Trains the members, each of which refers to these objects, which may be changed."""
+        groups, units = self._groups(sent)
+        for model in self._models.values():
+            model.stop_training = False
+        with opened(self._workers):
+            self._run(groups, units)
 
     def _run(self, groups: Sequence[Sequence[str]], units: Mapping[str, Sequence[str]]) -> None:
         own = {name: _cost(model, self._arguments[name]) for name, model in self._models.items()}
@@ -327,24 +328,25 @@ class WorkersFit:
             self._references.append(self._workers.put(array))
         return self._arrays[id(array)]
 
-    def _groups(self) -> tuple[list[list[str]], dict[str, list[str]]]:
+    def _groups(
+        self, sent: Mapping[str, Sequence[Thing]]
+    ) -> tuple[list[list[str]], dict[str, list[str]]]:
         """Returns which members should go to one worker, and which must.
+
+        Args:
+            sent: By member the objects that may be changed, see `_check_sendable`.
 
         Returns:
             The groups that should, as they are of one signature: the first member of each unit. The
             units that must, as they change one object: by its first member, all its members.
-
-        Raises:
-            CohortError: If something of a member cannot be sent to a worker.
         """
         owner: dict[int, str] = {}
         pairs = []
         for name, model in self._models.items():
             fit = self._arguments[name]
-            met = self._check_sendable(name)
             callbacks = backends.callbacks_in(fit["callbacks"])
             of_callbacks = {id(t) for t in shipping.check(name, {"callbacks": callbacks}, model)}
-            for thing in met:
+            for thing in sent[name]:
                 if _must_stay_one(thing, id(thing) in of_callbacks):
                     pairs.append([owner.setdefault(id(thing), name), name])
         united = _united([*([name] for name in self._models), *pairs])
@@ -356,7 +358,7 @@ class WorkersFit:
         return list(groups.values()), units
 
     def _check_sendable(self, name: str) -> list[Thing]:
-        """Raises an error if something of a member cannot be sent; see `shipping.check`."""
+        """Returns what of a member may be changed; raises an error if something cannot be sent."""
         model = self._models[name]
         return shipping.check(name, {"model": model, **self._arguments[name]}, model)
 

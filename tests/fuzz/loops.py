@@ -12,14 +12,13 @@ import os
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
 from kerascohost.deferred.turns import Turns
-from tests.fuzz.programs import Node, shrunk, text_of
+from tests.fuzz.programs import Node, show, shrunk, text_of, tried
 from tests.helpers import looped
 
 PREAMBLE = """\
@@ -722,6 +721,11 @@ class Report:
         return "\n".join([*lines, *self.differing])
 
 
+def drawn(seed: int) -> list[Node]:
+    """Returns the program of a seed."""
+    return Writer(seed).program()
+
+
 def try_loops(
     count: int,
     seed: int,
@@ -738,19 +742,19 @@ def try_loops(
         shrink: For how many seconds a program that differs is made smaller.
         say: Takes a line on each program.
     """
-    report, end = Report(), time.monotonic() + seconds
-    for each in range(seed, seed + count):
-        if time.monotonic() > end:
-            break
-        nodes, way = Writer(each).program(), way_of(each)
-        verdict = judge(text_of(nodes), *way)
-        say(f"{each}: {verdict.kind} {verdict.what}")
+    report, seeds = Report(), range(seed, seed + count)
+
+    def judged(seed: int, text: str) -> Verdict:
+        return judge(text, *way_of(seed))
+
+    for each, nodes, verdict in tried(seeds, seconds, say, drawn, judged):
         report.kinds[verdict.kind] += 1
         if verdict.kind in ("in turn", "partly"):
             report.iterations += verdict.iterations
         if verdict.what and verdict.kind != "differs":
             report.why[verdict.what.partition(" (line")[0]] += 1
         if verdict.kind == "differs":
+            way = way_of(each)
             differs = functools.partial(_differs, way=way)
             text = text_of(shrunk(nodes, shrink, differs))
             report.differing.append(f"--- seed {each}, {way}, differs: {verdict.what}\n{text}")
@@ -765,8 +769,7 @@ def _differs(nodes: list[Node], way: tuple[str, bool]) -> bool:
 def main(count: int, seed: int, *options: str) -> int:
     """Tries programs and prints what comes of them; returns how many differ."""
     if "show" in options:
-        for each in range(seed, seed + count):
-            print(f"# seed {each}\n{text_of(Writer(each).program())}")
+        show(range(seed, seed + count), drawn)
         return 0
     report = try_loops(count, seed, shrink=60.0, say=functools.partial(print, flush=True))
     print(f"\n{keras.backend.backend()}, from seed {seed} on: {report}")

@@ -17,9 +17,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -729,6 +729,9 @@ class Verdict:
     what: str = ""
 
 
+AnyVerdict = TypeVar("AnyVerdict")  # one of these, or that on another kind of programs
+
+
 def judge(program: str) -> Verdict:
     """Runs a program alone and inside a block, and compares."""
     alone, deferred = run(program), run(program, kc.cohost)
@@ -810,6 +813,43 @@ def _reason(error: str) -> str:
     return f"{what:.200}".replace("\n", " ")
 
 
+def tried(
+    seeds: Iterable[int],
+    seconds: float,
+    say: Callable[[str], None],
+    drawn: Callable[[int], list[Node]],
+    judged: Callable[[int, str], AnyVerdict],
+) -> Iterator[tuple[int, list[Node], AnyVerdict]]:
+    """Yields the seeds of programs, the programs, and the verdicts on them.
+
+    Args:
+        seeds: The seeds.
+        seconds: After so many no further one is begun.
+        say: Takes a line on each program.
+        drawn: Returns the program of a seed.
+        judged: Returns the verdict on a program, given its seed and its text.
+    """
+    end = time.monotonic() + seconds
+    for each in seeds:
+        if time.monotonic() > end:
+            return
+        nodes = drawn(each)
+        verdict = judged(each, text_of(nodes))
+        say(f"{each}: {verdict.kind} {verdict.what}")
+        yield each, nodes, verdict
+
+
+def drawn(seed: int) -> list[Node]:
+    """Returns the program of a seed."""
+    return Writer(seed).program()
+
+
+def show(seeds: Iterable[int], drawn: Callable[[int], list[Node]]) -> None:
+    """Prints programs."""
+    for seed in seeds:
+        print(f"# seed {seed}\n{text_of(drawn(seed))}")
+
+
 def try_programs(
     count: int,
     seed: int,
@@ -826,13 +866,8 @@ def try_programs(
         shrink: For how many seconds a program that differs is made smaller.
         say: Takes a line on each program.
     """
-    report, end = Report(), time.monotonic() + seconds
-    for each in range(seed, seed + count):
-        if time.monotonic() > end:
-            break
-        nodes = Writer(each).program()
-        verdict = judge(text_of(nodes))
-        say(f"{each}: {verdict.kind} {verdict.what}")
+    report, seeds = Report(), range(seed, seed + count)
+    for each, nodes, verdict in tried(seeds, seconds, say, drawn, lambda _, text: judge(text)):
         report.kinds[verdict.kind] += 1
         if verdict.kind == "refused":
             report.refused[_reason(verdict.what)] += 1
@@ -848,8 +883,7 @@ def try_programs(
 def main(count: int, seed: int, *options: str) -> int:
     """Tries programs and prints what comes of them; returns how many differ."""
     if "show" in options:
-        for each in range(seed, seed + count):
-            print(f"# seed {each}\n{text_of(Writer(each).program())}")
+        show(range(seed, seed + count), drawn)
         return 0
     report = try_programs(count, seed, shrink=60.0, say=lambda line: print(line, flush=True))
     print(f"\n{keras.backend.backend()}, from seed {seed} on: {report}")
