@@ -21,6 +21,7 @@ class Program:
 
     def __init__(self, kind: StepKind, members: Sequence[ProgramMember]):
         self.kind = kind
+        self.traces = 0
         self.is_protected = False  # a step belongs to one member, and so does its failure
         self.members = list(members)
 

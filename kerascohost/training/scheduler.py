@@ -184,6 +184,8 @@ class Scheduler:
         worth = max(WORTH_SECONDS, WORTH_FIRST_CALLS * program.first_seconds)
         if not program.is_timed or seconds_left < worth:
             return
+        if not all(step_range.chunk.is_first_shape for step_range in ranges.values()):
+            return  # the last batches of an epoch, too few and too small to tell
         member = taking[-1]
         name, taken = member.name, ranges[member.name]
         self.stacks.sync_to_models([name])
@@ -445,7 +447,7 @@ class _Program:
         kind: `"train"`, `"test"` or `"predict"`.
         is_protected: Whether a call that fails leaves the members as they were before it.
         first_seconds: The seconds of the first call, which also traces and compiles.
-        seconds_per_step: Those of a step of the last call.
+        seconds_per_step: Those of a step of the last call that traced nothing; 0 before one.
         signatures: For each member that it serves, the member's signature when it was made.
     """
 
@@ -459,10 +461,12 @@ class _Program:
         self._run: Program = run or make(kind, members)
         self.is_protected = self._run.is_protected
         self._calls = 0
+        self._timed_calls = 0
         self.first_seconds = 0.0
         self.seconds_per_step = 0.0
 
     def __call__(self, ranges: Mapping[str, StepRange]) -> dict[str, Outcome]:
+        traces = self._run.traces
         began = time.perf_counter()
         logs = self._run(ranges)
         seconds = time.perf_counter() - began
@@ -470,8 +474,10 @@ class _Program:
             self.first_seconds = seconds
             for member in self._members:
                 member.remember_trace(self.kind)
-        steps = max(step_range.stop - step_range.start for step_range in ranges.values())
-        self.seconds_per_step = seconds / steps
+        elif self._run.traces == traces:
+            steps = max(step_range.stop - step_range.start for step_range in ranges.values())
+            self.seconds_per_step = seconds / steps
+            self._timed_calls += 1
         self._calls += 1
         return logs
 
@@ -486,18 +492,18 @@ class _Program:
 
     @property
     def is_timed(self) -> bool:
-        """Returns whether calls without a trace have been timed."""
-        return self._calls > 2
+        """Returns whether several calls that traced nothing have been timed."""
+        return self._timed_calls > 1
 
     def steps_per_turn(self) -> int:
         """Returns the number of steps that take about `_TURN_SECONDS`.
 
-        The first call takes one step, as it also traces and compiles, the second one a few, to see
-        how fast they are.
+        The first call takes one step, as it also traces and compiles, the next ones a few, until
+        one has traced nothing and shows how fast they are.
         """
         if self.kind == "predict":
             return 2**31  # predictions are made for a whole chunk at once
-        if self._calls < 2:
+        if not self._timed_calls:
             return 1 if self._calls == 0 else 8
         return max(1, int(_TURN_SECONDS / self.seconds_per_step))
 

@@ -128,3 +128,27 @@ def test_members_that_have_ended_are_not_measured(measured):
         return len(model.history.epoch)
 
     assert kc.map(train, [1, 3, 1, 2], layout="auto", at_once=2) == [1, 3, 1, 2]
+
+
+def test_calls_that_trace_are_not_timed(monkeypatch):
+    """The first batches of another shape are traced in a later call than the first one."""
+    calls = []
+    usual = scheduler._Program.__call__
+
+    def recorded(self, ranges):
+        before = self._run.traces, self.seconds_per_step
+        outcomes = usual(self, ranges)
+        after = self._run.traces, self.seconds_per_step
+        calls.append((before[0] != after[0], before[1] != after[1]))
+        return outcomes
+
+    monkeypatch.setattr(scheduler._Program, "__call__", recorded)
+    unlike = {
+        name: Member(member.build, x=X[: 200 - i], y=Y[: 200 - i], epochs=3)
+        for i, (name, member) in enumerate(members().items())
+    }
+    cohort, _ = trained(unlike)
+    assert set(cohort.plan.frame["layout"]) == {"stacked"}
+    traces = [is_timed for is_traced, is_timed in calls if is_traced]
+    assert len(traces) > 1 and not any(traces)
+    assert all(is_timed for is_traced, is_timed in calls if not is_traced)

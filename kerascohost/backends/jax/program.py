@@ -67,6 +67,7 @@ class Program:
 
     def __init__(self, kind: StepKind, members: Sequence[ProgramMember]):
         self.kind = kind
+        self.traces = 0
         self.is_protected = True  # as variables are written only after a call
         self.members = list(members)
         self._data: dict[str, Tree] = {}
@@ -154,6 +155,7 @@ class Program:
         step = _step(member, self.kind)
 
         def run(state: State, data: Tree, position: ArrayLike) -> tuple[Logs, State]:
+            self.traces += 1  # this runs only while it is traced
             with member.traced(self.kind):
                 return step(state, _take(data, position))
 
@@ -172,6 +174,7 @@ class Program:
     def _one_loop(
         self, states: list[State], data: list[Tree], bounds: jax.Array
     ) -> tuple[list[Logs], list[State]]:
+        self.traces += 1  # this runs only while it is traced
         bodies = [self._body(i, data[i], states[i]) for i in range(len(self.members))]
 
         def body(step: jax.Array, carries: list[_Carry]) -> list[_Carry]:
@@ -185,6 +188,7 @@ class Program:
     def _a_loop_each(
         self, states: list[State], data: list[Tree], bounds: jax.Array
     ) -> tuple[list[Logs], list[State]]:
+        self.traces += 1  # this runs only while it is traced
         carries = []
         for i in range(len(self.members)):
             advance, begin = self._body(i, data[i], states[i])
@@ -226,6 +230,7 @@ class Program:
         bounds: jax.Array,
         size: int,
     ) -> tuple[list[Tree], list[State]]:
+        self.traces += 1  # this runs only while it is traced
         outputs = []
         for i, (member, (trained, others)) in enumerate(zip(self.members, states, strict=True)):
             cut = functools.partial(

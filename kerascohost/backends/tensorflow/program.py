@@ -65,6 +65,7 @@ class Program:
 
     def __init__(self, kind: StepKind, members: Sequence[ProgramMember]):
         self.kind = kind
+        self.traces = 0
         self.members = list(members)
         self._structures: list[Tree] = []
         self._take_rows: list[bool] = []
@@ -131,6 +132,7 @@ class Program:
                 for m, old, new in triples
             ]
         bounds = tf.TensorSpec((len(self.members), 2), tf.int32)
+        self.traces += 1
         function = tf.function(self._run, autograph=False)
         self._function = function.get_concrete_function(specs, bounds)
         self._specs = specs

@@ -130,6 +130,7 @@ class Program:
 
     def __init__(self, kind: StepKind, compiled: CompiledStack, state: StackedState):
         self.kind = kind
+        self.traces = 0
         self._compiled = compiled
         self._state = state
         self._functions: dict[
@@ -250,6 +251,7 @@ class Program:
     def _trace(
         self, everyone: bool, structure: Tree, specs: _Specs
     ) -> tf.types.experimental.ConcreteFunction:
+        self.traces += 1
         run = self._predictions if self.kind == "predict" else self._run
         traced = tf.function(functools.partial(run, structure, everyone), autograph=False)
         rows = tf.TensorSpec((len(self._stack.names) if everyone else None,), tf.int32)
