@@ -39,6 +39,9 @@ TARGETS = {"grid": 6, "folds": 5, "optuna": 6, "random": 3, "hyperband": 2}
 
 SIDES = ("plain", "joined", "auto")
 
+# The searches whose trials do not depend on results, so that each score has its counterpart.
+COMPARABLE = {"grid", "folds", "optuna", "random"}
+
 
 def network(rate, dropout=0.2, units=64):
     keras.utils.set_random_seed(7)
@@ -119,14 +122,14 @@ CASES = {
 }
 
 
-def measured(run):
+def measured(name):
     """The seconds of wall and CPU time by side, and the largest differences from the plain one."""
     taken, scores = {side: [] for side in SIDES}, {}
     for _ in range(ROUNDS):
         for side in SIDES:
             keras.utils.clear_session()
             wall, cpu = time.perf_counter(), time.process_time()
-            scores[side] = run(side)
+            scores[side] = CASES[name](side)
             taken[side].append((time.perf_counter() - wall, time.process_time() - cpu))
     median = {
         side: [statistics.median(times) for times in zip(*taken[side], strict=True)]
@@ -134,10 +137,9 @@ def measured(run):
     }
     plain = scores["plain"]
     apart = {
-        # Trials of a tuner that learns from results are others, in another order.
         side: float(np.abs(np.subtract(plain, scores[side])).max())
         for side in SIDES[1:]
-        if len(scores[side]) == len(plain)
+        if name in COMPARABLE
     }
     return median, apart
 
@@ -145,7 +147,7 @@ def measured(run):
 def main():
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in sys.argv[1:] or CASES:
-        seconds, apart = measured(CASES[name])
+        seconds, apart = measured(name)
         (wall, cpu), (fused_wall, fused_cpu) = seconds["plain"], seconds["auto"]
         row = {
             "backend": keras.backend.backend(),
