@@ -100,10 +100,10 @@ class Progressed:
 
 Batches = ArrayBatches | StreamBatches
 
-# Yields requests, receives how many steps were done and the logs of the last one.
 # The form of batches that have not been looked at.
 _UNKNOWN = "unknown"
 
+# Yields requests, receives how many steps were done and the logs of the last one.
 Run = Generator[StepRequest | None, tuple[int, Logs], Tree]
 
 CallbackList: TypeAlias = list[keras.callbacks.Callback]
