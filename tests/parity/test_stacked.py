@@ -226,6 +226,25 @@ def test_members_with_other_numbers_of_samples_batches_and_epochs():
     assert_stacked(members)
 
 
+def test_members_that_come_in_another_order_keep_their_values():
+    """Fits whose last batches differ end in turns, and what follows them comes in that order."""
+
+    def trained(seed):
+        model = own(seed, optimizer=lambda: optimizers.Adam(0.01 * (seed + 1))).build()
+        x, y = (member(seed).fit[name][: 60 - seed % 2] for name in "xy")
+        told = []
+        for _ in range(2):
+            model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+            told += [model.predict(x, verbose=0), model.evaluate(x, y, verbose=0)]
+        return [*told, *model.get_weights()]
+
+    apart = [trained(seed) for seed in range(4)]
+    together = kc.map(trained, range(4), layout="stacked", verbose=0)
+    keras.tree.map_structure(
+        functools.partial(np.testing.assert_allclose, atol=1e-4), together, apart
+    )
+
+
 def test_callbacks_of_members_see_and_change_their_own_models():
     seen = []
 

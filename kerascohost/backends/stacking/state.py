@@ -61,10 +61,6 @@ class StackedState:
         """Returns the rows of these members."""
         return [self._row[name] for name in names]
 
-    def _in_order(self, names: Sequence[str]) -> list[int]:
-        """Returns the rows in their order, as a transfer of all rows takes them to be in."""
-        return sorted(self.rows(names))
-
     def sync_from_models(self, names: Sequence[str], begun: Sequence[str]) -> None:
         """Loads the rows of members whose own variables are current.
 
@@ -75,16 +71,16 @@ class StackedState:
         missing = [name for name in names if name not in self._stale]
         reset = [name for name in begun if name in self._stale]
         if missing:
-            self.load(self._in_order(missing), self._all)
+            self.load(self.rows(missing), self._all)
         if reset:
-            self.load(self._in_order(reset), self._metrics)
+            self.load(self.rows(reset), self._metrics)
         self._stale |= set(missing)
 
     def read_from_models(self, names: Sequence[str], positions: Sequence[int]) -> None:
         """Loads what a step that changes nothing reads, where the models' variables are current."""
         missing = [name for name in names if name not in self._stale]
         if missing:
-            self.load(self._in_order(missing), positions)
+            self.load(self.rows(missing), positions)
 
     def sync_to_models(self, names: Sequence[str], begun: Sequence[str] = ()) -> None:
         """Stores the rows of these members in their own variables, if these are stale.
@@ -97,10 +93,10 @@ class StackedState:
         reset = [name for name in stale if name in begun]
         others = [name for name in stale if name not in begun]
         if others:
-            finished(lambda: self.store(self._in_order(others), self._all))
+            finished(lambda: self.store(self.rows(others), self._all))
         if reset:
             trained = [i for i in self._all if i not in self._metrics]
-            finished(lambda: self.store(self._in_order(reset), trained))
+            finished(lambda: self.store(self.rows(reset), trained))
         self._stale -= set(stale)
 
     def is_often(self, what: str, rows: Sequence[int]) -> bool:

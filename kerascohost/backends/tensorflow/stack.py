@@ -78,6 +78,7 @@ class StackedState(stacking.StackedState):
         transfer()
 
     def _load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        rows = sorted(rows)  # members come in any order, but all rows are assigned as they are
         for i in positions:
             own = [_read(self.stack.variables[row][i]) for row in rows]
             own = tf.raw_ops.Pack(values=own, axis=0)
