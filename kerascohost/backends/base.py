@@ -136,13 +136,11 @@ class ProgramMember(Protocol):
 
 
 class Program(Protocol):
-    """The steps of one kind of some members, in one compiled function.
+    """The steps of one kind of some members, in one compiled function."""
 
-    Attributes:
-        traces: How many times steps have been traced.
-    """
-
-    traces: int
+    @property
+    def traces(self) -> int:
+        """Returns how many times steps have been traced."""
 
     @property
     def is_protected(self) -> bool:

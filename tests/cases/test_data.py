@@ -559,7 +559,8 @@ def test_an_adapted_layer_in_the_datasets_of_two_members_is_shared():
     words = layers.StringLookup(vocabulary=["a", "b"])
     models = {"a": image_net(), "b": image_net()}
     data = [images(known).map(lambda x, y: (x, words(["a", "b", "a"]))) for _ in models]
-    kc.Cohort(models).fit(dict(zip(models, data, strict=True)), verbose=0)
+    history = kc.Cohort(models).fit(dict(zip(models, data, strict=True)), verbose=0)
+    assert all(len(history[name].epoch) == 1 for name in models)
 
 
 def test_random_layers_in_datasets_draw_as_in_fit():

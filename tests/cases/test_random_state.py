@@ -159,7 +159,8 @@ def test_a_seed_set_after_a_fit_that_stopped_early_is_not_a_draw():
     with kc.cohost():
         net().fit(X, Y, epochs=9, verbose=0, callbacks=[stop])
         np.random.seed(0)
-        np.random.rand()
+        drawn = np.random.rand()
+    assert drawn == np.random.RandomState(0).rand()
 
 
 def test_a_fit_finds_the_settings_of_its_call(tmp_path):

@@ -110,7 +110,6 @@ class Program:
 
     def __init__(self, kind: StepKind, compiled: CompiledStack, state: StackedState):
         self.kind = kind
-        self.traces = 0
         self._compiled = compiled
         self._state = state
         self._groups = self._state_groups()
@@ -121,6 +120,11 @@ class Program:
             self._run = jax.jit(self._loop, static_argnames="everyone")
         self._traced: set[tuple[Hashable, ...]] = set()
         self._data: _Loaded | None = None
+
+    @property
+    def traces(self) -> int:
+        """Returns how many times steps have been traced."""
+        return len(self._traced)
 
     @property
     def _stack(self) -> Stack:
@@ -260,7 +264,6 @@ class Program:
         bounds: jax.Array,
         everyone: bool,
     ) -> tuple[list[jax.Array], Logs]:
-        self.traces += 1  # this runs only while it is traced
         state, floats = self._given(values, floats, rows, everyone)
         step = jax.vmap(self._step())
         batches = functools.partial(_batches, data)
@@ -294,7 +297,6 @@ class Program:
         size: int,
     ) -> Tree:
         """Returns the outputs of `size` steps, each array `(steps, members, rows, ...)`."""
-        self.traces += 1  # this runs only while it is traced
         state, floats = self._given(values, floats, rows, everyone)
         step = jax.vmap(self._predict_step())
         return lax.map(lambda i: step(state, floats, _batches(data, i)), first + jnp.arange(size))
