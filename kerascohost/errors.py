@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import difflib
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 
 class CohortError(ValueError):
@@ -75,6 +75,18 @@ def attributed(error: Exception, member: str) -> Exception:
             error.add_note(f"Raised while running member {member!r} of the cohort.")
         error.cohort_member = member  # type: ignore[attr-defined]  # read by `is_attributed`
     return error
+
+
+def note_others(error: BaseException, failed: Mapping[str, BaseException | None]) -> None:
+    """Adds a note for each failure beside the one that is raised.
+
+    Args:
+        error: What is raised, a failure or an interrupt.
+        failed: What ended each part, if an exception did, by the words for that part.
+    """
+    for name, other in failed.items():
+        if other is not None and other is not error:
+            error.add_note(f"{name} failed, too: {other!r}.")
 
 
 def is_attributed(error: BaseException) -> bool:

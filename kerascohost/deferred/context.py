@@ -353,7 +353,8 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
             with calls.left_to_keras():
                 self._together.run(fits, ended)
             self._together.print_plan(fits)
-        except BaseException:
+        except BaseException as error:  # a failure, or an interrupt after failures
+            errors.note_others(error, _failures(fits))
             self._together = self._runner()
             raise
         finally:
@@ -447,9 +448,13 @@ def _raise_first(failed: list[DeferredFit]) -> None:
         return
     error = failed[0].error
     assert error is not None
-    for fit in failed[1:]:
-        error.add_note(f"The training of {fit.label!r} failed, too: {fit.error!r}.")
+    errors.note_others(error, _failures(failed))
     raise error
+
+
+def _failures(fits: list[DeferredFit]) -> dict[str, BaseException | None]:
+    """Returns what ended each of the fits, if an exception did, by words for it."""
+    return {f"The training of {fit.label!r}": fit.error for fit in fits}
 
 
 # Properties of a fit

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import keras
 
-from kerascohost import backends
+from kerascohost import backends, errors
 from kerascohost.arguments import Layout, check_layout, check_workers
 from kerascohost.backends import random_states, seeding, threads
 from kerascohost.backends.seeding import Parts
@@ -215,6 +215,7 @@ class Calls(Generic[T]):
         self._verbose = verbose
         self._ended = ended
         self._jobs: dict[int, Job[T]] = {}  # those begun whose results are not known to count
+        self._failures: dict[str, BaseException | None] = {}  # by the names of functions
         self._counted = 0  # the functions whose results count
         self._last = Begin.now()  # the state in which the last of these has ended
         self._warning = ""
@@ -227,7 +228,11 @@ class Calls(Generic[T]):
 
     def run(self) -> None:
         """Calls all functions, and leaves the process as the last one does."""
-        self._turns.run()
+        try:
+            self._turns.run()
+        except BaseException as error:  # an interrupt, perhaps after failures that nobody was told
+            errors.note_others(error, self._failures)
+            raise
         if self._warning:
             told, self._warning = self._warning, ""
             warnings.warn(told, stacklevel=4)
@@ -289,6 +294,8 @@ class Calls(Generic[T]):
         if job.is_dropped:
             job.undo()
             del self._jobs[job.number]
+        elif job.error is not None:
+            self._failures[job.name] = job.error
         while (first := self._jobs.get(self._counted)) is not None and first.has_ended:
             del self._jobs[self._counted]
             self._count(first)
@@ -485,8 +492,7 @@ def _called(
         error = failed[0].error
         assert error is not None
         error.add_note(f"Raised by {failed[0].name}.")
-        for job in failed[1:]:
-            error.add_note(f"{job.name} failed, too: {job.error!r}.")
+        errors.note_others(error, {job.name: job.error for job in failed})
         raise error
     results: list[Any] = [job.result for job in jobs]
     return results

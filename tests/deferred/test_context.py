@@ -317,6 +317,25 @@ def test_a_training_that_fails_keeps_what_it_has(error):
     assert run.history["b"] is h2
 
 
+def test_an_interrupt_tells_what_failed_before():
+    def fails(epoch, logs):
+        if epoch == 0:
+            raise RuntimeError("boom")
+
+    def interrupts(epoch, logs):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    a, b = pair()
+    with pytest.raises(KeyboardInterrupt) as caught:  # noqa: SIM117
+        with kc.cohost():
+            for model, hook in ((a, fails), (b, interrupts)):
+                hooks = [keras.callbacks.LambdaCallback(on_epoch_end=hook)]
+                model.fit(X, Y, epochs=9, verbose=0, callbacks=hooks)
+            a.get_weights()
+    assert caught.value.__notes__ == ["The training of 'a' failed, too: RuntimeError('boom')."]
+
+
 def test_bad_input_is_told_where_fit_is_called():
     uncompiled = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
     with pytest.raises(kc.CohortError, match=r"'uncompiled': [yY]ou must call `compile"):  # noqa: SIM117

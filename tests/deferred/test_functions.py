@@ -396,6 +396,8 @@ def test_an_interrupt_ends_all_functions_with_their_models_after_whole_steps():
 
     def interrupted(i):
         keras.utils.set_random_seed(i)
+        if i == 3:
+            raise ValueError("before")
         net = classifier(optimizer="sgd")
         models.append(net)
         asked = {"epochs": 4, "shuffle": False, "verbose": 0}
@@ -404,8 +406,9 @@ def test_an_interrupt_ends_all_functions_with_their_models_after_whole_steps():
         finally:
             ended.append(i)
 
-    with pytest.raises(KeyboardInterrupt):
-        kc.map(interrupted, range(3), verbose=0)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        kc.map(interrupted, range(4), verbose=0)
+    assert raised.value.__notes__ == ["interrupted[3] failed, too: ValueError('before')."]
     assert sorted(ended) == [0, 1, 2]
     for i, net in enumerate(models):
         keras.utils.set_random_seed(i)
