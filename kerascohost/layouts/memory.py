@@ -18,6 +18,11 @@ from kerascohost.training.cohort import Cohort
 _MB = 2**20
 
 
+def _rounded(mb: float) -> str:
+    """Returns a number of MB as text, also of models that take less than one."""
+    return f"{mb:,.1f}" if mb >= 1 or not mb else f"{mb:.2g}"
+
+
 class MemoryEstimate:
     """A prediction by `estimate_memory`, in MB (of 2**20 bytes).
 
@@ -48,8 +53,8 @@ class MemoryEstimate:
 
     @property
     def _table(self) -> Table:
-        sentence = f"All together: {self.total_mb:,.1f} MB, and the data."
-        return Table(self.frame, [sentence], float_format="{:.1f}".format)
+        sentence = f"All together: {_rounded(self.total_mb)} MB, and the data."
+        return Table(self.frame, [sentence], float_format=_rounded)
 
     def __repr__(self) -> str:
         return self._table.text()

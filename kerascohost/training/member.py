@@ -433,7 +433,8 @@ class Member:
         given = tree.flatten(x)
         if any(leaf is None for leaf in given):
             return  # an optional input is missing, which `compute_output_spec` cannot check
-        if len(given) == len(wanted) and all(map(_fits, given, wanted)):
+        is_alike = len(given) == len(wanted) and all(map(_fits, given, wanted))
+        if is_alike and not isinstance(x, Mapping):
             return
         if isinstance(x, (list, tuple)) and len(given) > len(wanted):
             raise errors.CohortError(
@@ -441,7 +442,17 @@ class Member:
                 f"Received: {len(given)} arrays.{_BY_MEMBER}"
             )
         specs = tree.map_structure(_symbolic, x)
-        self.model.compute_output_spec(specs)  # may still fit: Keras adds or drops an axis of 1
+        try:
+            self.model.compute_output_spec(specs)  # may still fit: Keras adds or drops an axis of 1
+        except Exception as error:
+            inputs = getattr(self.model, "input_names", None) or [each.name for each in wanted]
+            if not isinstance(x, Mapping) or set(x) & set(inputs):
+                raise
+            raise errors.CohortError(
+                f"Expected the keys of `x` to be names of members, of which this is {self.name!r}, "
+                f"or of its inputs: {', '.join(map(repr, inputs))}. "
+                f"Received: {', '.join(map(repr, x))}."
+            ) from error
 
     def _rows_per_replica(self, batches: Batches) -> int:
         if backends.has_own_step(self.model, "train"):

@@ -1,6 +1,7 @@
 """What is predicted of a cohort's memory, against what a process of its own is seen to take."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,12 @@ def test_more_clones_until_the_limit():
     assert estimate.more_clones(estimate.total_mb + 2.5 * total)["wide"] == 2
     assert estimate.more_clones(1.0) == {"wide": 0, "small": 0}
     assert "All together" in repr(estimate) and "<td>wide</td>" in estimate._repr_html_()
+
+
+def test_a_model_of_less_than_a_megabyte_is_not_shown_as_nothing():
+    estimate = kc.estimate_memory([compiled(keras.Input((4,)), layers.Dense(1))])
+    assert re.search(r"\b0\.000\d+\b", repr(estimate))
+    assert not re.search(r"\b0\.0\b", repr(estimate))
 
 
 def test_nothing_is_changed_by_it():

@@ -94,6 +94,7 @@ def test_a_shared_optimizer_is_refused():
     [
         ({"x": {"a": data()[0]}}, "data for every member. Received: none for 'b'"),
         ({"x": {"a": data()[0], "bb": data()[0]}}, "Received: 'bb'. Did you mean 'b'"),
+        ({"x": {"c": data()[0]}}, "keys of `x` .* of which this is 'a', or .*. Received: 'c'"),
         ({"epochs": {"c": 2}}, "keys of `epochs` to be names of members: a, b. Received: 'c'"),
         ({"epoch": 2}, "arguments of `keras.Model.fit`. Received: epoch=2. Did you mean 'epochs'"),
         ({"x": None}, "Member 'a': expected `x`"),
