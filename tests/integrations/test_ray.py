@@ -3,12 +3,16 @@
 Ray starts once for all tests, as that takes longer than they do.
 """
 
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -514,6 +518,48 @@ def test_members_of_a_worker_that_dies_are_trained_on(workers, tmp_path, sync_ev
     assert assert_same(apart, together) <= EXACT
     # From the third epoch on, or anew: either way as if it had begun once.
     assert dying.begun == 1 and (tmp_path / "begun").read_text() == begins
+
+
+class Telling(keras.callbacks.Callback):
+    """Writes the number of its process into a folder, and makes an epoch take a while."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_epoch_end(self, epoch, logs=None):
+        (self.folder / str(os.getpid())).touch()
+        time.sleep(0.05)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(8))
+def test_members_of_a_worker_that_is_killed_at_any_moment_are_trained_on(workers, tmp_path, seed):
+    drawn = random.Random(seed)
+    workers.sync_every = drawn.choice([1, 3, "epoch", "0.2s"])
+    members = {
+        "state": shuffled(with_state, epochs=30, callbacks=lambda: [Telling(tmp_path)]),
+        "batches": shuffled(epochs=20, batch_size=8, callbacks=lambda: [Telling(tmp_path)]),
+        "stops": shuffled(epochs=30, callbacks=lambda: [Recording(17), Telling(tmp_path)]),
+    }
+    apart = train_apart(members)
+    for file in tmp_path.iterdir():
+        file.unlink()
+
+    def kill():
+        while not (found := list(tmp_path.iterdir())):
+            time.sleep(0.01)
+        time.sleep(drawn.uniform(0, 2))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(drawn.choice(found).name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with warnings.catch_warnings():  # if it came in time
+        warnings.filterwarnings("ignore", "A worker died", UserWarning)
+        together = train_together(members, workers=workers)
+    killer.join()
+    assert assert_same(apart, together) <= EXACT
 
 
 @pytest.mark.nightly

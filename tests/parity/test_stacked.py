@@ -245,6 +245,30 @@ def test_members_that_come_in_another_order_keep_their_values():
     )
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA compiles for each shape by itself")
+@pytest.mark.parametrize(("most_in_vain", "traces"), [(500, 1), (20, 2)])
+def test_some_members_are_computed_as_if_by_all(monkeypatch, most_in_vain, traces):
+    """The trace for all serves some of them, until one for fewer is worth its time."""
+    from kerascohost.backends.tensorflow import stack
+    from kerascohost.training import stacks
+
+    monkeypatch.setattr(stack, "_MOST_IN_VAIN", most_in_vain)
+    kinds = []
+    usual = stack.Program._trace
+    monkeypatch.setattr(
+        stack.Program, "_trace", lambda self, *given: kinds.append(self.kind) or usual(self, *given)
+    )
+    monkeypatch.setattr(stacks, "compiled_stacks", type(stacks.compiled_stacks)())
+    members = {
+        f"m{i}": Member(
+            own(i).build, x=own(i).fit["x"][: 40 - i], y=own(i).fit["y"][: 40 - i], epochs=8 - 3 * i
+        )
+        for i in range(3)
+    }
+    assert_stacked(members)
+    assert kinds == ["train"] * traces
+
+
 def test_callbacks_of_members_see_and_change_their_own_models():
     seen = []
 

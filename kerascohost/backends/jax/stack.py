@@ -155,7 +155,7 @@ class Program:
         Raises:
             NotStackableError: If the step cannot be traced for all; nothing has been done then.
         """
-        names = list(ranges)
+        names = self._state.in_order(ranges)  # so that all of them are everyone in any order
         self._stack.check_trainable()
         everyone = names == self._stack.names
         if self.kind == "predict":

@@ -1,7 +1,7 @@
 """The state of a stack while it trains, and the batches and logs of its members."""
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -60,6 +60,10 @@ class StackedState:
     def rows(self, names: Sequence[str]) -> list[int]:
         """Returns the rows of these members."""
         return [self._row[name] for name in names]
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Returns these members in the order of their rows."""
+        return sorted(names, key=self._row.__getitem__)
 
     def sync_from_models(self, names: Sequence[str], begun: Sequence[str]) -> None:
         """Loads the rows of members whose own variables are current.

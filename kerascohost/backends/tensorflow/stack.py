@@ -1,5 +1,6 @@
 """Stacks on TensorFlow: the prototype's step over tensors, by `tf.vectorized_map`, in a loop."""
 
+import collections
 import contextlib
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -37,12 +38,22 @@ _Data: TypeAlias = tuple[Tensors, Tensors, Tensors]
 
 _Specs: TypeAlias = tuple[list[tf.TensorSpec], ...]  # of such data
 
+# How many steps of single members a program computes in vain before it is traced for fewer members
+# than all. Tracing takes as long as more than these.
+_MOST_IN_VAIN = 500
+
 # A step of one member: from its values, floats and batch.
 _Step: TypeAlias = Callable[[Tensors, Tensors, Tensors], T]
 
 
 class StackedState(stacking.StackedState):
-    """The state of a stack, see `stacking.StackedState`; its arrays are `tf.Variable`s."""
+    """The state of a stack, see `stacking.StackedState`; its arrays are `tf.Variable`s.
+
+    Attributes:
+        in_vain: By the kind of steps, those of single members that were computed in vain.
+    """
+
+    in_vain: collections.Counter[StepKind]
 
     def __init__(self, stack: Stack, models: Sequence[keras.Model]):
         super().__init__(stack, models)
@@ -57,6 +68,7 @@ class StackedState(stacking.StackedState):
     def adopt(self, stack: Stack) -> None:
         """Makes it the state of another stack of the same signature; no row is loaded yet."""
         super().adopt(stack)
+        self.in_vain = collections.Counter()
         for variable, own in zip(self.floats, stack.values, strict=True):
             variable.assign(own)
 
@@ -101,13 +113,12 @@ class StackedState(stacking.StackedState):
                 tf.raw_ops.AssignVariableOp(resource=variable.handle, value=values[row])
 
 
-def _never_one(names: list[str]) -> list[str]:
-    """Returns the names; a single one is repeated.
+def _filled(names: list[str], size: int) -> list[str]:
+    """Returns at least `size` names, the first of which is repeated.
 
-    Operations may treat an axis of size 1 as if there were none. The copy computes the same as the
-    member, and its results are dropped.
+    Its copies compute the same as that member, and their results are dropped.
     """
-    return names * 2 if len(names) == 1 else names
+    return [*names, *names[:1] * (size - len(names))]
 
 
 def _read(variable: keras.Variable) -> tf.Tensor:
@@ -119,7 +130,11 @@ def _read(variable: keras.Variable) -> tf.Tensor:
 
 
 class Program:
-    """The steps of one kind of a stack, traced once for all members and once for some of them.
+    """The steps of one kind of a stack, traced for as many members as it has.
+
+    Some of them are computed by that trace, too, as in the last batches of an epoch if members have
+    other numbers of rows. Where that would be often so, as after a member has stopped early, there
+    is a second trace, for any number of members.
 
     Args:
         kind: `"train"`, `"test"` or `"predict"`.
@@ -164,18 +179,20 @@ class Program:
             NotStackableError: If the step cannot be vectorised; no row has changed then.
         """
         names = list(ranges)
-        chosen = _never_one(names)
+        steps = ranges[names[0]].stop - ranges[names[0]].start
+        for_all = self._is_for_all(len(names), steps)
+        # Never one: operations may treat an axis of size 1 as if there were none.
+        chosen = _filled(names, len(self._stack.names) if for_all else 2)
         batches = stacking.stacked_batches([ranges[name] for name in chosen])
         taken = [] if batches.rows is None else [batches.rows]
         data = tree.map_structure(tf.convert_to_tensor, (batches.arrays, taken, batches.firsts))
-        steps = ranges[names[0]].stop - ranges[names[0]].start
         if self.kind == "predict":
             self._state.read_from_models(names, self._read)
         else:
             reset = [name for name, step_range in ranges.items() if step_range.metrics_reset]
             self._state.sync_from_models(names, reset)
         is_fixed = all(ranges[name].chunk.is_fixed for name in names)
-        function = self._function_for(names, batches.structure, data, is_fixed)
+        function = self._function_for(for_all, batches.structure, data, is_fixed)
         rows = self._state.rows(names)
         chosen_rows = tf.constant(self._state.rows(chosen))
         if self.kind == "predict":
@@ -186,6 +203,12 @@ class Program:
         self._take_up(names, rows, self._checked(changed, len(chosen)))
         logs = tree.map_structure(lambda t: t.numpy(), logs)
         return stacking.logs_by_member(names, rows, logs, self._compiled.log_keys)
+
+    def _is_for_all(self, number: int, steps: int) -> bool:
+        """Returns whether the trace for all members computes these steps of so many of them."""
+        missing = len(self._stack.names) - number
+        self._state.in_vain[self.kind] += missing * steps
+        return not missing or self._state.in_vain[self.kind] <= _MOST_IN_VAIN
 
     def _checked(self, changed: Tensors, size: int) -> Tensors:
         """Returns the new rows; raises if they have other shapes, as TensorFlow may abort then."""
@@ -214,11 +237,10 @@ class Program:
         stacking.finished(write)
 
     def _function_for(
-        self, names: list[str], structure: Tree, data: _Data, is_fixed: bool
+        self, for_all: bool, structure: Tree, data: _Data, is_fixed: bool
     ) -> tf.types.experimental.ConcreteFunction:
         """Returns the trace for these shapes, generalised if earlier calls had others."""
-        everyone = names == self._stack.names
-        size = len(names) if everyone else None
+        size = len(self._stack.names) if for_all else None
         arrays, rows, firsts = data
         batch = (rows or arrays)[0].shape[2] if is_fixed else None
 
@@ -234,7 +256,7 @@ class Program:
             [tf.TensorSpec((size, 1), t.dtype) for t in firsts],
         )
         key = (
-            everyone,
+            for_all,
             batch if self._counts_rows_by_type else None,
             repr(structure),
             bool(rows),
@@ -245,17 +267,17 @@ class Program:
         if function is None or not all(new.is_subtype_of(old) for old, new in pairs):
             common = [old.most_specific_common_supertype([new]) for old, new in pairs]
             specs = tree.pack_sequence_as(specs, common)
-            function = self._trace(everyone, structure, specs)
+            function = self._trace(for_all, structure, specs)
             self._functions[key] = (specs, function)
         return function
 
     def _trace(
-        self, everyone: bool, structure: Tree, specs: _Specs
+        self, for_all: bool, structure: Tree, specs: _Specs
     ) -> tf.types.experimental.ConcreteFunction:
         self.traces += 1
         run = self._predictions if self.kind == "predict" else self._run
-        traced = tf.function(functools.partial(run, structure, everyone), autograph=False)
-        rows = tf.TensorSpec((len(self._stack.names) if everyone else None,), tf.int32)
+        traced = tf.function(functools.partial(run, structure), autograph=False)
+        rows = tf.TensorSpec((len(self._stack.names) if for_all else None,), tf.int32)
         with (
             self._compiled.members[0].as_read(self.kind),
             self._stack.tracing(self._prototype),
@@ -266,14 +288,9 @@ class Program:
         return function
 
     def _run(
-        self,
-        structure: Tree,
-        everyone: bool,
-        data: _Data,
-        rows: tf.Tensor,
-        steps: tf.Tensor,
+        self, structure: Tree, data: _Data, rows: tf.Tensor, steps: tf.Tensor
     ) -> tuple[Logs, Tensors]:
-        values, floats = self._given(everyone, rows)
+        values, floats = self._given(rows)
         step = self._vectorized(self._step(structure))
 
         def body(i: tf.Tensor, *changing: tf.Tensor) -> Tensors:
@@ -289,11 +306,9 @@ class Program:
         logs = _map(self._results, [values[i] for i in self._metrics], [], [], fallback=True)
         return logs, changing
 
-    def _predictions(
-        self, structure: Tree, everyone: bool, data: _Data, rows: tf.Tensor, steps: tf.Tensor
-    ) -> Tree:
+    def _predictions(self, structure: Tree, data: _Data, rows: tf.Tensor, steps: tf.Tensor) -> Tree:
         """Returns the outputs of all steps, each array `(steps, members, rows, ...)`."""
-        values, floats = self._given(everyone, rows)
+        values, floats = self._given(rows)
         step = self._vectorized(self._predict_step(structure))
 
         def outputs(i: tf.Tensor) -> Tree:
@@ -304,14 +319,21 @@ class Program:
         spec = tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), one)
         return tf.map_fn(traced, tf.range(steps), fn_output_signature=spec)
 
-    def _given(self, everyone: bool, rows: tf.Tensor) -> tuple[Tensors, Tensors]:
+    def _given(self, rows: tf.Tensor) -> tuple[Tensors, Tensors]:
         """Returns the values and the traced floats of the members with these rows."""
+        stacked = [
+            [*map(tf.convert_to_tensor, own)] for own in (self._state.values, self._state.floats)
+        ]
+        size = len(self._stack.names)
 
-        def chosen(stacked: tf.Variable | tf.Tensor) -> tf.Tensor:
-            return tf.convert_to_tensor(stacked) if everyone else tf.gather(stacked, rows)
+        def taken() -> list[Tensors]:
+            return [[tf.gather(tensor, rows) for tensor in own] for own in stacked]
 
-        floats = [chosen(own) for own in self._state.floats]
-        return [chosen(value) for value in self._state.values], floats
+        if rows.shape[0] != size:
+            values, floats = taken()
+        else:  # as they are, without a copy, if it is each of the members
+            values, floats = tf.cond(tf.reduce_all(rows == tf.range(size)), lambda: stacked, taken)
+        return values, floats
 
     def _vectorized(self, step: _Step[T]) -> _Step[T]:
         """Returns the step of all members, by XLA where the model's own would be compiled so."""
