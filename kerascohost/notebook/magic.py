@@ -110,6 +110,11 @@ class CohostMagics(Magics):
         help="Run the iterations of the cell's loops in turn, with what they train run together.",
     )
     @argument(
+        "--search",
+        action="store_true",
+        help="Run what scikit-learn fits in the cell's searches and loops together (layout: auto).",
+    )
+    @argument(
         "-w",
         "--workers",
         type=int,
@@ -133,6 +138,14 @@ class CohostMagics(Magics):
         As `%%cohost --loops`: the iterations of the cell's `for` loops run in turn, and what they
         train, evaluate and predict runs together, where that ends as the loops as written. A line
         for each loop says what became of it.
+
+        As `%%cohost --search`: what scikit-learn fits in a loop in the cell (`GridSearchCV`,
+        `cross_validate`) runs together, as within `kerascohost.integrations.sklearn.fused`. For
+        Optuna and KerasTuner there are functions instead: `optimize(study, objective, n_trials)`
+        of `kerascohost.integrations.optuna`, `search(tuner, ...)` of `.keras_tuner`.
+
+            %%cohost --search
+            best = GridSearchCV(classifier, {"learning_rate": [0.1, 0.01]}).fit(x, y)
 
         As `%cohost`: the widget, in which to pick models, benchmark and train them, with those
         named and the options already picked (where there are no widgets: a table of them). With
@@ -163,6 +176,8 @@ class CohostMagics(Magics):
                 f"Received: {asked.models[0]!r}."
             )
         _check_options(asked, "on a cell, without `--benchmark`", "budget")
+        if asked.search:
+            return self._search(asked, cell)
         if asked.loops:
             return self._loop(asked, cell)
         run = cohost(
@@ -209,6 +224,17 @@ class CohostMagics(Magics):
         finally:
             for report in loops.reports:
                 print(report)
+
+    def _search(self, asked: argparse.Namespace, cell: str) -> Value:
+        __tracebackhide__ = True
+        _check_options(asked, "with `--search`", *_NOT_WITH_SEARCH)
+        try:
+            from kerascohost.integrations.sklearn import fused  # only here: an extra
+        except ImportError as error:
+            raise CohortError(str(error)) from None
+        shown = 0 if asked.quiet else "auto"
+        with fused(asked.layout or "auto", verbose=shown, workers=_workers(asked.workers)):
+            return self._executed(cell)
 
     def _benchmark(self, models: dict[str, keras.Model], asked: argparse.Namespace) -> None:
         _check_options(asked, "with `--benchmark`, which measures every layout", "layout")
@@ -291,7 +317,7 @@ class CohostMagics(Magics):
             raise CohortError(
                 f"Expected `%cohost run SCRIPT ...`. Received: %cohost {line.strip()}"
             )
-        _check_options(asked, "without a cell", "loops", "workers")
+        _check_options(asked, "without a cell", "loops", "search", "workers")
         variables = self.shell.user_ns
         _check_output(asked.output, variables)
         if not asked.benchmark and not hasattr(self.shell, "kernel"):
@@ -418,6 +444,7 @@ def _check_output(name: str | None, variables: Variables) -> None:
 
 _RESULTS = (CohortHistory, BenchmarkResult)
 _OPTIONS = ("layout", "group_factor", "replicas", "output", "budget", "quiet", "plot")
+_NOT_WITH_SEARCH = ("loops", "group_factor", "replicas", "output", "plot")
 _NOT_WITH_LOOPS = ("group_factor", "replicas", "output", "plot", "quiet", "workers")
 
 

@@ -14,6 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from kerascohost.notebook import namespace
+from kerascohost.training import scheduler
 
 SETUP = """
 import keras, numpy as np
@@ -124,6 +125,8 @@ def test_quiet_plot_and_factors(shell):
         ("%%cohost -g 0\nmlp.fit(x, y)", "Member 'mlp': .* at least 1"),
         ("%%cohost -g mpl=2\nmlp.fit(x, y)", "Received: 'mpl'. Did you mean 'mlp'?"),
         ("%%cohost\nkeras.Sequential([layers.Dense(1)]).fit(x, y)", "must call `compile"),
+        ("%cohost --search", "Expected no `--search` without a cell. Received: it."),
+        ("%%cohost --search --loops\n1", "Expected no `--loops` with `--search`. Received: it."),
         ("%cohost run none.py", "scripts that can be read. Received: 'none.py'"),
     ],
 )
@@ -172,6 +175,33 @@ def test_a_loop_that_reads_what_it_trains_is_told_of_the_flag_once(shell, body, 
 def test_a_read_outside_of_a_loop_is_not_told_of_the_flag(shell):
     cell = "%%cohost\nh = mlp.fit(x, y, verbose=0)\nh.history\nfor k in range(2): pass\n"
     assert "--loops" not in run(shell, cell).stdout
+
+
+SEARCH = """
+from sklearn.model_selection import cross_val_score
+from kerascohost.integrations.sklearn import KerasRegressor
+def build(X):
+    keras.utils.set_random_seed(1)
+    return net(1)
+scores = cross_val_score(KerasRegressor(build, epochs=2, verbose=0), x, y, cv=2)
+"""
+
+
+def test_what_scikit_learn_fits_in_a_cell_is_trained_together(shell):
+    together = []
+    usual = scheduler.Scheduler.turn
+
+    def recorded(self, requests):
+        together.append(len(requests))
+        return usual(self, requests)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler.Scheduler, "turn", recorded)
+        run(shell, f"%%cohost --search -l joined{SEARCH}")
+    assert max(together) == 2
+    scores = shell.user_ns["scores"]
+    run(shell, SEARCH)
+    np.testing.assert_array_equal(scores, shell.user_ns["scores"])
 
 
 def test_the_cells_own_error_is_shown_as_its_own(shell):
