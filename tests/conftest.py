@@ -24,7 +24,14 @@ FOREIGN_WARNINGS = [
 
 # What tells backends apart: how members train, step by step. All else, which is Python around it,
 # is run on every change with the default backend only.
-OF_EACH_BACKEND = {"parity", "training", "test_context.py", "test_fits.py"}
+OF_EACH_BACKEND = {
+    "parity",
+    "training",
+    "test_held_fits_equal_separate_training",
+    "test_mixed_kinds_of_data_draw_their_own_random_numbers",
+    "test_a_second_fit_of_a_model_continues_its_first",
+    "test_a_training_that_fails_early_is_told_and_costs_the_others_nothing",
+}
 CASES_OF_ONE_BACKEND = {
     f"test_{name}.py" for name in ("deferred_guard", "deferred_reads", "notebook", "threads")
 }
@@ -32,7 +39,7 @@ CASES_OF_ONE_BACKEND = {
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        parts = set(item.path.relative_to(ROOT).parts)
+        parts = {*item.path.relative_to(ROOT).parts, getattr(item, "originalname", "")}
         is_case = "cases" in parts and CASES_OF_ONE_BACKEND.isdisjoint(parts)
         is_of_each = "tests" in parts and (is_case or not OF_EACH_BACKEND.isdisjoint(parts))
         if BACKEND != "tensorflow" and not is_of_each:

@@ -499,7 +499,9 @@ class Dying(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("sync_every", "begins"), [(2, "x"), ("60s", "xx")])
+@pytest.mark.parametrize(
+    ("sync_every", "begins"), [(2, "x"), pytest.param("60s", "xx", marks=pytest.mark.nightly)]
+)
 def test_members_of_a_worker_that_dies_are_trained_on(workers, tmp_path, sync_every, begins):
     workers.sync_every = sync_every
     dying = Dying(3, tmp_path)

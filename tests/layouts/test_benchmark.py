@@ -17,6 +17,8 @@ from kerascohost.layouts.benchmark import benchmark as benchmark_function
 from kerascohost.layouts.result import BenchmarkResult
 from kerascohost.results.plotting import plot_benchmark
 
+pytestmark = pytest.mark.xdist_group("benchmark")  # measured once
+
 SMALL = {"steps": 4, "repeats": 2, "budget_s": 5, "progress": False}
 
 

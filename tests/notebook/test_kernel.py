@@ -7,9 +7,12 @@ import keras
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="kernels are alike on every backend"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="kernels are alike on every backend"
+    ),
+    pytest.mark.xdist_group("kernel"),  # started once
+]
 
 SETUP = """
 import pathlib, sys, threading, time
