@@ -528,6 +528,7 @@ class Telling(keras.callbacks.Callback):
     def __init__(self, folder):
         super().__init__()
         self.folder = folder
+        folder.mkdir(exist_ok=True)
 
     def on_epoch_end(self, epoch, logs=None):
         (self.folder / str(os.getpid())).touch()
@@ -540,22 +541,22 @@ def test_members_of_a_worker_that_is_killed_at_any_moment_are_trained_on(workers
     drawn = random.Random(seed)
     workers.sync_every = drawn.choice([1, 3, "epoch", "0.2s"])
     members = {
-        "state": shuffled(with_state, epochs=30, callbacks=lambda: [Telling(tmp_path)]),
-        "batches": shuffled(epochs=20, batch_size=8, callbacks=lambda: [Telling(tmp_path)]),
-        "stops": shuffled(epochs=30, callbacks=lambda: [Recording(17), Telling(tmp_path)]),
+        "state": shuffled(with_state, epochs=30, callbacks=lambda: [Telling(tmp_path / "a")]),
+        "batches": shuffled(epochs=20, batch_size=8, callbacks=lambda: [Telling(tmp_path / "b")]),
+        "stops": shuffled(epochs=30, callbacks=lambda: [Recording(17), Telling(tmp_path / "c")]),
     }
     apart = train_apart(members)
-    for file in tmp_path.iterdir():
+    for file in tmp_path.glob("*/*"):
         file.unlink()
 
     def kill():
-        while not (found := list(tmp_path.iterdir())):
+        while not (found := list(tmp_path.glob("*/*"))):
             time.sleep(0.01)
-        time.sleep(drawn.uniform(0, 2))
+        time.sleep(drawn.uniform(0, 1))
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(drawn.choice(found).name), signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with warnings.catch_warnings():  # if it came in time
         warnings.filterwarnings("ignore", "A worker died", UserWarning)
