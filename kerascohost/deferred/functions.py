@@ -215,7 +215,6 @@ class Calls(Generic[T]):
         self._verbose = verbose
         self._ended = ended
         self._jobs: dict[int, Job[T]] = {}  # those begun whose results are not known to count
-        self._failures: dict[str, BaseException | None] = {}  # by the names of functions
         self._counted = 0  # the functions whose results count
         self._last = Begin.now()  # the state in which the last of these has ended
         self._warning = ""
@@ -228,14 +227,15 @@ class Calls(Generic[T]):
 
     def run(self) -> None:
         """Calls all functions, and leaves the process as the last one does."""
-        try:
-            self._turns.run()
-        except BaseException as error:  # an interrupt, perhaps after failures that nobody was told
-            errors.note_others(error, self._failures)
-            raise
+        self._turns.run()
         if self._warning:
             told, self._warning = self._warning, ""
             warnings.warn(told, stacklevel=4)
+
+    @property
+    def uncounted(self) -> list[Job[T]]:
+        """The calls that have begun and whose results are not known to count."""
+        return list(self._jobs.values())
 
     def begin_anew(self) -> None:
         """Stores the present state of the process and this thread for the next function."""
@@ -294,8 +294,6 @@ class Calls(Generic[T]):
         if job.is_dropped:
             job.undo()
             del self._jobs[job.number]
-        elif job.error is not None:
-            self._failures[job.name] = job.error
         while (first := self._jobs.get(self._counted)) is not None and first.has_ended:
             del self._jobs[self._counted]
             self._count(first)
@@ -486,7 +484,16 @@ def _called(
             progress.ended(job.told)
 
         shown = progress.of_fits
-        Calls(functions, names, layout, at_once, shown, verbose != 0, ended, workers=workers).run()
+        under_way: Calls[T] = Calls(
+            functions, names, layout, at_once, shown, verbose != 0, ended, workers=workers
+        )
+        try:
+            under_way.run()
+        except BaseException as ended_all:  # an interrupt, perhaps after failures not told yet
+            ends = {job.name: job.error for job in [*jobs, *under_way.uncounted]}
+            failures = {n: end for n, end in ends.items() if isinstance(end, Exception)}
+            errors.note_others(ended_all, failures)
+            raise
     failed = [job for job in jobs if job.error is not None]
     if failed:
         error = failed[0].error

@@ -433,8 +433,9 @@ class Member:
         given = tree.flatten(x)
         if any(leaf is None for leaf in given):
             return  # an optional input is missing, which `compute_output_spec` cannot check
-        is_alike = len(given) == len(wanted) and all(map(_fits, given, wanted))
-        if is_alike and not isinstance(x, Mapping):
+        inputs = [each.name for each in wanted]
+        is_named = not isinstance(x, Mapping) or not set(inputs).isdisjoint(x)
+        if is_named and len(given) == len(wanted) and all(map(_fits, given, wanted)):
             return
         if isinstance(x, (list, tuple)) and len(given) > len(wanted):
             raise errors.CohortError(
@@ -445,8 +446,7 @@ class Member:
         try:
             self.model.compute_output_spec(specs)  # may still fit: Keras adds or drops an axis of 1
         except Exception as error:
-            inputs = getattr(self.model, "input_names", None) or [each.name for each in wanted]
-            if not isinstance(x, Mapping) or set(x) & set(inputs):
+            if is_named:
                 raise
             raise errors.CohortError(
                 f"Expected the keys of `x` to be names of members, of which this is {self.name!r}, "

@@ -143,9 +143,8 @@ def test_calls_that_trace_are_not_timed(monkeypatch):
         return outcomes
 
     monkeypatch.setattr(scheduler._Program, "__call__", recorded)
-    if (
-        keras.backend.backend() == "tensorflow"
-    ):  # where the trace for all members would compute them, too
+    if keras.backend.backend() == "tensorflow":
+        # Otherwise the trace for all members computes some of them, too.
         monkeypatch.setattr("kerascohost.backends.tensorflow.stack._MOST_IN_VAIN", 0)
     unlike = {
         name: Member(member.build, x=X[: 200 - i], y=Y[: 200 - i], epochs=3)
