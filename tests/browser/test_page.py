@@ -1,13 +1,15 @@
 """The page of the widget in a real browser, without Jupyter: it draws what `view` describes.
 
 A kernel is here in the same process: what the page sends is handed to the widget, and what the
-widget then says is drawn. So one browser shows every state in a few seconds.
+widget then says is drawn. So one browser shows every state in a few seconds. The page draws with
+its next frame, so what changes after a click is expected, that is waited for, never read once.
 """
 
 import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,6 +20,8 @@ import pytest
 from keras import layers
 
 pytest.importorskip("playwright", reason="pip install playwright jupyterlab notebook")
+
+from playwright.sync_api import expect
 
 import kerascohost as kc
 from kerascohost.notebook.widget import CohostWidget
@@ -123,7 +127,7 @@ def test_three_unlike_models(shown):
     page, widget = shown(variables())
     page.get_by_role("button", name="Select all").click()
     page.get_by_text("2 of 3 ticked").wait_for()
-    assert page.get_by_role("checkbox", name="raw").is_disabled()
+    expect(page.get_by_role("checkbox", name="raw")).to_be_disabled()
     page.get_by_role("button", name="Train", exact=True).click()
     alert = page.locator(".kc-pane [role=alert]")
     alert.get_by_text("Member 'two': expected targets").wait_for()  # in the pane of the button
@@ -137,8 +141,8 @@ def test_three_unlike_models(shown):
     assert widget.session.epochs["two"] == 4 and widget.session.callbacks["mlp"] == ("stop",)
     assert widget.session.x["two"] == "[left, right]"
     assert page.locator(".kerascohost").bounding_box()["height"] < 900
-    picture = page.get_by_role("img").first.get_attribute("aria-label")
-    assert "mlp validation" in picture and "after epoch 4" in picture
+    picture = re.compile("mlp validation.*after epoch 4|after epoch 4.*mlp validation", re.DOTALL)
+    expect(page.get_by_role("img").first).to_have_attribute("aria-label", picture)
     paths = page.locator(".kc-plots path")
     once = paths.first.get_attribute("d")
     page.get_by_label("log scale").check()
@@ -147,14 +151,13 @@ def test_three_unlike_models(shown):
     page.get_by_label("a plot for each").check()
     page.locator(".kc-apart svg").nth(1).wait_for()
     page.get_by_role("button", name="parameters").click()
-    names = page.locator("tbody th label").all_inner_texts()
-    assert [name.strip() for name in names] == ["two", "mlp", "raw"]
+    expect(page.locator("tbody th label")).to_have_text(["two", "mlp", "raw"])
     with page.expect_download() as file:
         page.get_by_role("button", name="PNG").click()
     assert file.value.suggested_filename == "loss.png"
     page.get_by_role("tab", name="Code").click()
-    code = page.get_by_role("textbox", name="Python").input_value()
-    assert "[left, right]" in code and "callbacks" in code
+    code = re.compile(r"\[left, right\].*callbacks", re.DOTALL)
+    expect(page.get_by_role("textbox", name="Python")).to_have_value(code)
     page.get_by_role("tab", name="Code").press("ArrowLeft")
     page.get_by_role("tab", name="Benchmark", selected=True).wait_for()
     shoot(page, "three")
@@ -164,19 +167,19 @@ def test_thirty_two_clones_and_a_sweep(shown):
     page, widget = shown(variables(clones=32))
     page.get_by_role("checkbox", name="seeds, 32 models").check()
     page.get_by_text("32 of 35 ticked").wait_for()
-    assert page.locator("tbody tr").count() == 5  # all, three models, and a folded group
+    expect(page.locator("tbody tr")).to_have_count(5)  # all, three models, and a folded group
     box = page.get_by_label("epochs of seeds")
     box.fill("3")
     box.press("Tab")
     page.get_by_label("show each model of seeds").click()
-    page.get_by_label("epochs of seeds[31]").wait_for()
-    assert page.get_by_label("epochs of seeds[31]").input_value() == "3"
+    expect(page.get_by_label("epochs of seeds[31]")).to_have_value("3")
     assert page.locator(".kerascohost").bounding_box()["height"] < 900  # the table scrolls
     page.get_by_role("checkbox", name="seeds[31]").uncheck()
     page.get_by_text("31 of 35 ticked").wait_for()
     page.get_by_role("radio", name="stacked").check()
     trained(page, widget)
-    assert "31 models: from" in page.get_by_role("img").first.get_attribute("aria-label")
+    picture = page.get_by_role("img").first
+    expect(picture).to_have_attribute("aria-label", re.compile("31 models: from"))
     page.get_by_text("all 31 ended").wait_for()
     shoot(page, "clones")
 
