@@ -45,9 +45,11 @@ Bundle: TypeAlias = dict[str, Argument]
 
 
 class Message(TypedDict, total=False):
-    """A request from the browser: what to do, and with what."""
+    """A request from the browser: what to do, and with what; the how manieth of which view."""
 
     do: str
+    view: str
+    number: int
     names: list[str]
     trait: str
     input: int
@@ -90,6 +92,7 @@ class CohostWidget(anywidget.AnyWidget):
         self.session = session or CohostSession(variables)
         self._displays: list[DisplayHandle] = []
         self._is_busy = False  # while several choices are made: they are drawn once
+        self._answered: dict[str, int] = {}  # by view, the number of its last request
         super().__init__()
         self.on_msg(self._asked)
         for traits, draw in (
@@ -119,7 +122,7 @@ class CohostWidget(anywidget.AnyWidget):
             draw()
 
     def _draw_page(self) -> None:
-        self.page = dict(view.page(self.session))
+        self.page = {**view.page(self.session), "answered": dict(self._answered)}
 
     def _draw_live(self) -> None:
         self.live = dict(view.live(self.session))
@@ -139,6 +142,8 @@ class CohostWidget(anywidget.AnyWidget):
             self.session.tell_error(message.get("trait", "models"), in_words(error))
         finally:
             self._is_busy = False
+            if "view" in message:
+                self._answered[message["view"]] = message["number"]
             for draw in (self._draw_page, self._draw_live):
                 draw()
 

@@ -192,6 +192,22 @@ def test_thirty_two_clones_and_a_sweep(shown):
     assert widget.session.selected == ["mlp_copies[0]", "mlp_copies[1]"]
 
 
+def test_what_is_chosen_stays_until_the_kernel_answers(shown):
+    page, widget = shown(variables())
+    answers = []
+    widget.on_msg(lambda *_: answers.append(state(widget)))
+    chosen = [page.get_by_role("checkbox", name=name, exact=True) for name in ("mlp", "two")]
+    chosen.append(page.get_by_role("radio", name="stacked"))
+    for one in chosen:
+        one.check()
+    assert len(answers) == 3
+    for answer in answers:  # the first one, which comes late, knows of one tick only
+        page.evaluate("(values) => window.told(values)", answer)
+        page.evaluate("() => new Promise(requestAnimationFrame)")
+        assert all(one.is_checked() for one in chosen)
+    assert widget.session.selected == ["mlp", "two"] and widget.session.layout == "stacked"
+
+
 def test_what_cannot_be_drawn_is_said_and_the_next_is_drawn(shown):
     page, widget = shown(variables())
     good = widget.curves

@@ -3,7 +3,9 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const SVG_TAGS = new Set(["svg", "path", "line", "text", "circle", "rect", "g", "title"]);
-const PROPERTIES = new Set(["value", "checked", "indeterminate", "disabled", "hidden", "selected"]);
+const CHOICES = new Set(["value", "checked", "indeterminate"]);
+const PROPERTIES = new Set([...CHOICES, "disabled", "hidden", "selected"]);
+let keepsChoices = false;
 
 // An element: `h("button", {onclick: f, disabled: true}, "Train")`. `key` tells it from others.
 function h(tag, props, ...children) {
@@ -11,7 +13,17 @@ function h(tag, props, ...children) {
   return { tag, props: props || {}, children: shown };
 }
 
-// Makes the children of `parent` those described.
+// Makes the children of `root` those described. While what the user chose is on its way to the
+// kernel (`isOnItsWay`), elements keep the values that they have.
+function patchAll(root, described, isOnItsWay) {
+  keepsChoices = isOnItsWay;
+  try {
+    patch(root, described);
+  } finally {
+    keepsChoices = false;
+  }
+}
+
 function patch(parent, described) {
   const old = new Map();
   for (const node of parent.childNodes) if (node.kcKey !== undefined) old.set(node.kcKey, node);
@@ -61,6 +73,7 @@ function set(node, name, value) {
   if (name.startsWith("on")) {
     node[name] = value || null;
   } else if (PROPERTIES.has(name)) {
+    if (keepsChoices && CHOICES.has(name) && name in node.kcProps && node.tagName !== "PROGRESS") return;
     const next = value === undefined ? false : value;
     if (name === "value" && node.kcTyped) return; // never into what is being typed
     if (node[name] !== next && !(name === "value" && node[name] === String(next))) node[name] = next;

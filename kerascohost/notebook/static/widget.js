@@ -12,14 +12,15 @@ function render({ model, el }) {
   const id = `kc${Date.now().toString(36)}${widgets++}`;
   const local = { tab: "Train", folds: {}, sort: ["", 1], metric: "loss", isLog: false,
     isApart: false, smoothing: 0, copying: false, clicked: "", width: 640, n: 4, rates: "" };
-  let due = 0;
+  let due = 0, asked = 0;
 
-  const send = (what, rest = {}) => model.send({ do: what, ...rest });
+  const send = (what, rest = {}) => model.send({ do: what, view: id, number: ++asked, ...rest });
   const draw = () => {
     if (!due) due = requestAnimationFrame(() => { due = 0; drawNow(); });
   };
   const keep = (values) => { Object.assign(local, values); draw(); };
   const page = () => model.get("page");
+  const isAnswered = () => (page().answered[id] || 0) >= asked;
   const live = () => model.get("live");
   const isBusy = () => live().status !== "idle";
   const isRunning = (work) => isBusy() && live().work === work;
@@ -453,12 +454,12 @@ function render({ model, el }) {
 
   function drawNow() {
     try {
-      patch(el.firstChild, [
+      patchAll(el.firstChild, [
         ...models(), layout(), ...tabs(),
         h("div", { key: "status", role: "status", class: "kc-hidden" },
           isBusy() ? "" : live().message + Object.entries(live().members).filter(([, one]) => one.note)
             .map(([name, one]) => ` ${name}: ${one.note}.`).join("")),
-      ].filter((one) => one != null && one !== false));
+      ].filter((one) => one != null && one !== false), !isAnswered());
     } catch (error) { // shown, and the next change is drawn again
       el.firstChild.textContent = `This could not be drawn. ${error}`;
     }
