@@ -7,7 +7,8 @@ them wait for as one cohort. Importing this module registers the backend as `"ke
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import keras
@@ -20,6 +21,7 @@ from kerascohost.deferred.functions import Calls, Job, check_options
 from kerascohost.deferred.turns import is_in_turn
 from kerascohost.environment import extra
 from kerascohost.errors import CohortError
+from kerascohost.patching import patched
 from kerascohost.results.progress import TotalProgress
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ with extra("sklearn"):
     import joblib
     from joblib.parallel import ParallelBackendBase
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.model_selection import _validation
+    from sklearn.utils import _safe_indexing
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -66,6 +70,10 @@ def fused(
     reports, such as `mean_fit_time`, include those of the fits that ran meanwhile. What is no part
     of a loop, such as the last `refit` of a search, runs as without the block.
 
+    The tasks that train Keras estimators on the same rows of an array, as the candidates of a
+    search do, share one copy of them: it is on the device once, and cannot be written to. Pipelines
+    and other estimators get a copy for each task, as without the block.
+
     **`n_jobs`** counts processes or threads elsewhere. Within the block there are none: `n_jobs=1`
     runs one after another, and every other value, also `None`, runs as many together as `at_once`
     says. Where loops are nested, the larger one is run together: in `cross_val_score` of a
@@ -74,8 +82,8 @@ def fused(
 
     Args:
         layout: As in `Cohort`: `"auto"` (default), `"joined"` or `"stacked"`.
-        at_once: The number of tasks under way: a positive integer. Default 64. Their rows of the
-            data and their models are in memory together.
+        at_once: The number of tasks under way: a positive integer. Default 64. Their models, and
+            the rows that they train on, are in memory together.
         verbose: 0: silence; 1: one progress bar for all tasks of a loop; 2: a line per task;
             `"auto"` (default): each `fit` shows what it asks for, or with more than 8 tasks as 1.
         workers: As in `kerascohost.map`: what trains the models. Default `None`: all are trained
@@ -122,6 +130,45 @@ class _Task:
     def __init__(self, callback: Callable[[None], None]):
         self.callback = callback
         self.job: Job[Value] | None = None
+
+
+class _Splits:
+    """The rows that the tasks of a search are given: one copy for those with the same rows.
+
+    scikit-learn makes a copy for each task, and here up to `at_once` tasks are under way.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[int, Array] = {}  # so that no other array gets the `id` of one of them
+        self._copies: weakref.WeakValueDictionary[Hashable, Array] = weakref.WeakValueDictionary()
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Has what scikit-learn splits in this thread shared, within the block."""
+        with patched(_validation, "_safe_split", self._replacement):
+            yield
+
+    def _replacement(self, usual: Callable[..., Value]) -> Callable[..., Value]:
+        def split(
+            estimator: Value, X: Value, y: Value, indices: Value, train_indices: Value = None
+        ) -> Value:
+            # Others may write to what they are given.
+            is_of_keras = isinstance(estimator, (_KerasEstimator, *_WRAPPERS))
+            kinds = {type(X), type(indices), np.ndarray if y is None else type(y)}
+            if not is_of_keras or kinds != {np.ndarray}:
+                return usual(estimator, X, y, indices, train_indices)
+            return self._copy(X, indices), None if y is None else self._copy(y, indices)
+
+        return split
+
+    def _copy(self, array: Array, indices: Array) -> Array:
+        key = (id(array), indices.dtype.str, indices.tobytes())
+        copy = self._copies.get(key)
+        if copy is None:
+            copy = _safe_indexing(array, indices)
+            copy.flags.writeable = False
+            self._arrays[id(array)], self._copies[key] = array, copy
+        return copy
 
 
 class CohortBackend(ParallelBackendBase):
@@ -184,7 +231,8 @@ class CohortBackend(ParallelBackendBase):
         return nested, None
 
     def start_call(self) -> None:
-        """Forgets the tasks of the loop before."""
+        """Forgets the tasks of the loop before, and the arrays that they split."""
+        self._splits = _Splits()
         self.tasks: list[_Task] = []
         self._functions: list[Callable[[], Value]] = []
         self._names: list[str] = []
@@ -200,9 +248,14 @@ class CohortBackend(ParallelBackendBase):
         task = _Task(callback)
         self.tasks.append(task)
         self._names.append(f"task[{len(self._names)}]")
-        # After a failure no more begin, as none would in a loop.
-        self._functions.append(lambda: None if self._has_failed else func())
+        self._functions.append(lambda: self._result(func))
         return task
+
+    def _result(self, func: Callable[[], Value]) -> Value:
+        if self._has_failed:  # then no more tasks begin, as none would in a loop
+            return None
+        with self._splits.shared():
+            return func()
 
     def retrieve_result(self, out: _Task, timeout: float | None = None) -> Value:
         """Returns the result of a task, and runs all tasks first if none has been run.
@@ -261,6 +314,13 @@ def _ended() -> None:
 
 
 joblib.register_parallel_backend("kerascohost", CohortBackend)
+
+
+# Keras's own estimators.
+_WRAPPERS = (
+    keras.wrappers.SKLearnClassifier, keras.wrappers.SKLearnRegressor,
+    keras.wrappers.SKLearnTransformer,
+)  # fmt: skip
 
 
 class _KerasEstimator(BaseEstimator):

@@ -228,6 +228,42 @@ def test_tasks_are_run_together():
     assert max(it.began for it in watched) < min(it.ended for it in watched)
 
 
+@pytest.mark.parametrize("of_wrapper", [False, True])
+def test_tasks_with_the_same_rows_share_one_copy(of_wrapper):
+    given = []
+
+    def noting(X, y, units=8):
+        given.append(X)
+        return build(X, y, units)
+
+    if of_wrapper:
+        est = keras.wrappers.SKLearnClassifier(noting)
+        grid = {"model_kwargs": [{"units": units} for units in (3, 4, 5)]}
+    else:
+        est, grid = KerasClassifier(noting, verbose=0), {"units": [3, 4, 5]}
+    plain = GridSearchCV(est, grid, cv=2, refit=False).fit(X, Y)
+    assert len({id(x) for x in given}) == 6
+    given.clear()
+    with fused(layout="joined", verbose=0):
+        together = GridSearchCV(est, grid, cv=2, refit=False).fit(X, Y)
+    same_apart_from_times(plain.cv_results_, together.cv_results_)
+    assert len(given) == 6 and len({id(x) for x in given}) == 2
+    assert not any(x.flags.writeable for x in given)
+
+
+def test_rows_are_not_shared_with_an_estimator_that_writes_to_them():
+    def scaled_in_place(X, y, units=8):
+        return build(X, y, units)
+
+    steps = StandardScaler(copy=False), KerasClassifier(scaled_in_place, epochs=1, verbose=0)
+    search = GridSearchCV(
+        make_pipeline(*steps), {"kerasclassifier__units": [3, 4]}, cv=2, refit=False
+    )
+    plain = search.fit(X, Y).cv_results_
+    with fused(layout="joined", verbose=0):
+        same_apart_from_times(plain, search.fit(X, Y).cv_results_)
+
+
 def failing(X, y, units=8):
     if units == 0:
         raise ValueError("no units")
