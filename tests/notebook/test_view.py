@@ -1,7 +1,6 @@
 """The widget without a browser: what it sends to the page, and what it does when the page asks."""
 
 import json
-import time
 
 import keras
 import numpy as np
@@ -95,19 +94,22 @@ def test_a_failure_to_draw_is_told_and_ends_no_training(widget, monkeypatch):
     assert widget.live["message"].startswith("Trained after")
 
 
-def test_sixty_four_models_open_and_are_ticked_at_once():
-    """Well below what a user may wait for: 3 s and 1 s in the browser, which draws them then."""
+def test_sixty_four_models_are_drawn_once_for_each_request(monkeypatch):
+    """So that they open, and are ticked, at once: `tests.benchmarks.widget` has the times."""
+    drawn = []
+    usual = view.page
+    monkeypatch.setattr(view, "page", lambda session: drawn.append(0) or usual(session))
     x, y = np.zeros((64, 5), "float32"), np.zeros((64, 1), "float32")
     variables = {"x": x, "y": y, "seeds": [net() for _ in range(64)]}
     variables |= {f"x_{i}": np.zeros((64, 5)) for i in range(10)}
-    began = time.perf_counter()
     widget = CohostWidget(variables)
-    opened = time.perf_counter()
+    assert len(drawn) == 1
     ask(widget, "select", names=list(widget.session.models), value=True)
-    ticked = time.perf_counter()
+    ask(widget, "choose", trait="epochs", names=list(widget.session.models), value=7)
     widget.close()
+    assert len(drawn) == 3
     assert len(widget.session.selected) == 64
-    assert opened - began < 2 and ticked - opened < 0.7, (opened - began, ticked - opened)
+    assert set(widget.session.epochs.values()) == {7}
     assert len(json.dumps(widget.page)) < 100_000
 
 
