@@ -45,7 +45,7 @@ Bundle: TypeAlias = dict[str, Argument]
 
 
 class Message(TypedDict, total=False):
-    """A request from the browser: what to do, and with what; the how manieth of which view."""
+    """A request from the browser: what to do, with what, and its number among those of its view."""
 
     do: str
     view: str
