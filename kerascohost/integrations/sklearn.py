@@ -47,6 +47,12 @@ _OF_FIT = frozenset(inspect.signature(keras.Model.fit).parameters) - {
     "self", "x", "y", "sample_weight"
 }  # fmt: skip
 
+# Keras's own estimators.
+_WRAPPERS = (
+    keras.wrappers.SKLearnClassifier, keras.wrappers.SKLearnRegressor,
+    keras.wrappers.SKLearnTransformer,
+)  # fmt: skip
+
 
 @contextlib.contextmanager
 def fused(
@@ -314,13 +320,6 @@ def _ended() -> None:
 
 
 joblib.register_parallel_backend("kerascohost", CohortBackend)
-
-
-# Keras's own estimators.
-_WRAPPERS = (
-    keras.wrappers.SKLearnClassifier, keras.wrappers.SKLearnRegressor,
-    keras.wrappers.SKLearnTransformer,
-)  # fmt: skip
 
 
 class _KerasEstimator(BaseEstimator):

@@ -1,6 +1,14 @@
 """What several benchmarks ask of the system."""
 
 import os
+import time
+
+
+def seconds(function, *args):
+    """The seconds that a call takes."""
+    began = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - began
 
 
 def cores():

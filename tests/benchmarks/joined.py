@@ -10,7 +10,6 @@ after the cold epoch.
 import json
 import statistics
 import sys
-import time
 from collections import defaultdict
 from functools import partial
 
@@ -18,7 +17,7 @@ import keras
 import numpy as np
 
 import kerascohost as kc
-from tests.benchmarks import cases
+from tests.benchmarks import cases, seconds
 
 ROUNDS = 5
 EPOCHS = 3  # of a warm `fit`
@@ -34,12 +33,6 @@ def fit_separately(models, data, factors=None, epochs=1):
 def fit_together(cohort, data, epochs=1):
     x, y = ({name: pair[i] for name, pair in data.items()} for i in (0, 1))
     cohort.fit(x, y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0)
-
-
-def seconds(function, *args):
-    began = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - began
 
 
 def difference(models, others):

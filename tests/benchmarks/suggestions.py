@@ -7,13 +7,12 @@ the best of all those tried, and how far the `separate` row is from `fit` in a p
 import itertools
 import json
 import statistics
-import time
 
 import keras
 from keras import layers
 
 import kerascohost as kc
-from tests.benchmarks import cases
+from tests.benchmarks import cases, seconds
 
 FACTORS = (1, 2, 4, 8)
 ROUNDS = 5
@@ -47,12 +46,6 @@ def pairs():
     )
 
 
-def timed(run):
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def epochs(models, x, y, settings):
     """The median time of an epoch for each setting of the factors, in interleaved rounds."""
     times = {factors: [] for factors in settings}
@@ -61,9 +54,9 @@ def epochs(models, x, y, settings):
     }
     for turn in range(ROUNDS + 2):  # the first two trace, and find out how fast the steps are
         for factors, cohort in cohorts.items():
-            seconds = timed(lambda cohort=cohort: cohort.fit(x, y, shuffle=False, verbose=0))
+            taken = seconds(lambda cohort=cohort: cohort.fit(x, y, shuffle=False, verbose=0))
             if turn > 1:
-                times[factors].append(seconds)
+                times[factors].append(taken)
     return {factors: statistics.median(found) for factors, found in times.items()}
 
 
@@ -75,7 +68,7 @@ def plain(models, x, y):
             model.fit(x[name], y[name], shuffle=False, verbose=0)
 
     run()
-    return [timed(run) for _ in range(ROUNDS)]
+    return [seconds(run) for _ in range(ROUNDS)]
 
 
 def main():

@@ -7,39 +7,32 @@ tracing is included. Prints a line of JSON: seconds, and the medians of the rati
 import json
 import os
 import statistics
-import time
 
 import keras
-import numpy as np
 from keras import layers
 
 import kerascohost as kc
+from tests.benchmarks import cases, seconds
 
 ROUNDS = 3
 LONG = (2, 10)  # seconds that a fit takes
-X, Y = (np.random.default_rng(0).normal(size=(2048, n)).astype("float32") for n in (20, 1))
+X, Y = cases.normal(2048, (20,), 1)
 
 
 def net(units=16):
-    made = keras.Sequential([keras.Input((20,)), layers.Dense(units), layers.Dense(1)])
-    made.compile("adam", "mse")
-    return made
-
-
-def seconds(call):
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+    return cases.compiled(
+        keras.Sequential([keras.Input((20,)), layers.Dense(units), layers.Dense(1)])
+    )
 
 
 def of_sixty_four():
     """The seconds to make a widget that finds 64 models, and to tick all of them."""
     variables = {"x": X, "y": Y, "seeds": kc.clones(net(), 64, seed=0)}
-    began = time.perf_counter()
-    widget = kc.CohostWidget(variables)
-    opened = time.perf_counter() - began
+    made = []
+    opened = seconds(lambda: made.append(kc.CohostWidget(variables)))
+    widget = made[0]
     tick = {"do": "select", "names": list(widget.session.models), "value": True}
-    ticked = seconds(lambda: widget._handle_custom_msg(tick, []))
+    ticked = seconds(widget._handle_custom_msg, tick, [])
     assert len(widget.session.selected) == 64
     widget.close()
     return opened, ticked
@@ -63,12 +56,12 @@ def trained_by_widget(models, epochs):
 def main():
     models = {"small": net(), "large": net(64)}
     trained(models, 2)
-    few, many = (seconds(lambda n=n: trained(models, n)) for n in (5, 55))
+    few, many = (seconds(trained, models, epochs) for epochs in (5, 55))
     overhead = {}
     for long in LONG:
         epochs = max(5, round(5 + (long - few) * 50 / (many - few)))
         ratios = [
-            trained_by_widget(models, epochs) / seconds(lambda n=epochs: trained(models, n))
+            trained_by_widget(models, epochs) / seconds(trained, models, epochs)
             for _ in range(ROUNDS)
         ]
         overhead[long] = statistics.median(ratios) - 1

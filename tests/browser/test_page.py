@@ -141,8 +141,8 @@ def test_three_unlike_models(shown):
     assert widget.session.epochs["two"] == 4 and widget.session.callbacks["mlp"] == ("stop",)
     assert widget.session.x["two"] == "[left, right]"
     assert page.locator(".kerascohost").bounding_box()["height"] < 900
-    picture = re.compile("mlp validation.*after epoch 4|after epoch 4.*mlp validation", re.DOTALL)
-    expect(page.get_by_role("img").first).to_have_attribute("aria-label", picture)
+    for said in ("mlp validation", "after epoch 4"):
+        expect(page.get_by_role("img").first).to_have_attribute("aria-label", re.compile(said))
     paths = page.locator(".kc-plots path")
     once = paths.first.get_attribute("d")
     page.get_by_label("log scale").check()
@@ -156,8 +156,8 @@ def test_three_unlike_models(shown):
         page.get_by_role("button", name="PNG").click()
     assert file.value.suggested_filename == "loss.png"
     page.get_by_role("tab", name="Code").click()
-    code = re.compile(r"\[left, right\].*callbacks", re.DOTALL)
-    expect(page.get_by_role("textbox", name="Python")).to_have_value(code)
+    for said in (r"\[left, right\]", "callbacks"):
+        expect(page.get_by_role("textbox", name="Python")).to_have_value(re.compile(said))
     page.get_by_role("tab", name="Code").press("ArrowLeft")
     page.get_by_role("tab", name="Benchmark", selected=True).wait_for()
     shoot(page, "three")

@@ -22,6 +22,7 @@ def test_programs_with_loops_end_in_turn_as_written():
     report = loops.try_loops(10, seed, seconds=20.0, shrink=60.0, say=print)
     print(report)
     assert not report.differing, f"SEED={seed}\n" + "\n".join(report.differing)
+    assert report.kinds.total(), "no program was tried"
 
 
 # A slow machine tries a few at random only, of which perhaps none can run in turn.

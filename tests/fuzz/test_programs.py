@@ -24,6 +24,7 @@ def test_programs_end_in_a_block_as_without_one_or_are_refused():
     report = programs.try_programs(1000, seed, seconds=15.0, shrink=60.0, say=print)
     print(report)
     assert not report.differing, f"SEED={seed}\n" + "\n".join(report.differing)
+    assert report.kinds.total(), "no program was tried"
 
 
 BEGIN = """

@@ -252,13 +252,8 @@ def test_tasks_with_the_same_rows_share_one_copy(of_wrapper):
 
 
 def test_rows_are_not_shared_with_an_estimator_that_writes_to_them():
-    def scaled_in_place(X, y, units=8):
-        return build(X, y, units)
-
-    steps = StandardScaler(copy=False), KerasClassifier(scaled_in_place, epochs=1, verbose=0)
-    search = GridSearchCV(
-        make_pipeline(*steps), {"kerasclassifier__units": [3, 4]}, cv=2, refit=False
-    )
+    pipeline = make_pipeline(StandardScaler(copy=False), classifier(epochs=1))
+    search = GridSearchCV(pipeline, {"kerasclassifier__units": [3, 4]}, cv=2, refit=False)
     plain = search.fit(X, Y).cv_results_
     with fused(layout="joined", verbose=0):
         same_apart_from_times(plain, search.fit(X, Y).cv_results_)

@@ -24,6 +24,7 @@ function patchAll(root, described, isOnItsWay) {
   }
 }
 
+// Makes the children of any element those described.
 function patch(parent, described) {
   const old = new Map();
   for (const node of parent.childNodes) if (node.kcKey !== undefined) old.set(node.kcKey, node);
