@@ -107,12 +107,14 @@ class StepRange:
         start: The first of its batches to take.
         stop: The batch before which to stop.
         metrics_reset: Whether the model's metrics have been reset since its last steps.
+        metrics_at_zero: Whether they begin at zero instead, and the model's own are not reset.
     """
 
     chunk: Chunk
     start: int
     stop: int
     metrics_reset: bool = False
+    metrics_at_zero: bool = False
 
 
 class ProgramMember(Protocol):

@@ -162,12 +162,17 @@ def reset_metrics(model: keras.Model) -> None:
 
     `assign` converts and checks each value, which with many small models takes longer than a step.
     """
-    parts = with_parts(model.metrics)
-    is_known = not overridden(model, "reset_metrics") and all(map(_is_sum, parts))
-    if not is_known:
+    if not resets_to_zero(model):
         model.reset_metrics()
         return
+    parts = with_parts(model.metrics)
     get_backend().set_to_zero([variable for part in parts for variable in part.variables])
+
+
+def resets_to_zero(model: keras.Model) -> bool:
+    """Returns whether to reset the model's metrics is to set their variables to zero."""
+    parts = with_parts(model.metrics)
+    return not overridden(model, "reset_metrics") and all(map(_is_sum, parts))
 
 
 def _is_sum(metric: keras.metrics.Metric) -> bool:

@@ -302,11 +302,10 @@ class ArrayBatches:
         return order, step, stop
 
     def _use_resident(self, resident: ResidentArrays | None, may_have_changed: bool) -> None:
-        columns = tree.flatten(self._columns)
         if resident is None or not self._may_stay:
             self._resident = None
         elif self._resident is None:
-            found = resident.of([column for column in columns if column is not None])
+            found = resident.of(_leaves(self._columns))
             self._may_stay = found is not None  # decided once, as other chunks are compiled anew
             if found is not None:
                 remaining = iter(found)

@@ -66,6 +66,7 @@ class StepRequest:
         stop: The batch before which to stop, as the chunk ends or hooks are to be called there.
         has_batch_hooks: Whether hooks of callbacks are called between steps of its training.
         metrics_reset: Whether the model's metrics have been reset since its last steps.
+        metrics_at_zero: Whether they begin at zero instead, and the model's own are not reset.
         must_sync: Whether code may read or change the model after these steps, so that its own
             variables must have their new values.
     """
@@ -76,6 +77,7 @@ class StepRequest:
     stop: int
     has_batch_hooks: bool
     metrics_reset: bool = False
+    metrics_at_zero: bool = False
     must_sync: bool = True
 
 
@@ -129,6 +131,7 @@ class Member:
         samples_per_step: The number of rows of a full step; `None` before a batch is known.
         validated: The epochs, counted from 0, after which the model was validated.
         resident: The arrays that stay on the device in the present run, if any may.
+        is_stacked: Whether its steps are those of a stack, which has its metrics; set from outside.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -155,6 +158,10 @@ class Member:
         self._has_unbuilt_metrics = False
         self._last_logs: Logs = {}
         self.resident: ResidentArrays | None = None
+        self.is_stacked = False
+        self._watched: dict[StepKind, bool] = {}
+        self._are_sums: bool | None = None
+        self._metrics_at_zero = False
         self._resumed: Progressed | None = None
         self._epochs_trained = 0
         self._read_to_build = False
@@ -182,8 +189,14 @@ class Member:
         self.check_fit(fit)
         self._resumed = resumed
         self._epochs_trained = 0
+        self._begin()
         with self._as_if_alone(fit["callbacks"], fit["x"], fit["validation_data"]):
             self._prepare_fit(fit)
+
+    def _begin(self) -> None:
+        """Forgets what is known of the model during one task only."""
+        self.is_stacked = False
+        self._watched, self._are_sums = {}, None
 
     def _prepare_fit(self, fit: FitArguments) -> None:
         data, validation = _divided(fit)
@@ -344,6 +357,7 @@ class Member:
         check_trainable_here(self.model)
         _check_arguments(evaluate)
         data = (evaluate["x"], evaluate["y"], evaluate["sample_weight"])
+        self._begin()
         with self._as_if_alone(evaluate["callbacks"], evaluate["x"]):
             self._evaluated = self._batches(data, evaluate["batch_size"], evaluate["steps"])
             self._has_unbuilt_metrics = backends.builds_metrics_late(self.model)
@@ -494,11 +508,12 @@ class Member:
         try:
             for epoch in range(first, epochs):
                 self._epochs_left = epochs - epoch
-                self._reset_metrics()
+                self._reset_metrics(self._is_watched("train", self._train, dispatch))
                 dispatch.on_epoch_begin(epoch)
                 training_logs = yield from self._trained_epoch(epoch, dispatch, limit)
                 self._epochs_trained += 1
-                dispatch.on_epoch_end(epoch, training_logs)
+                is_watched = self._is_watched("train", self._train, dispatch)
+                _tell_epoch_end(dispatch, epoch, training_logs, is_watched)
                 if model.stop_training:
                     break
             finished = True
@@ -548,13 +563,38 @@ class Member:
             and self._seeds is None
         )
 
-    def _reset_metrics(self) -> None:
-        """Resets the metrics as `fit` does, in a first step only those that are built before it."""
+    def _reset_metrics(self, is_watched: bool) -> None:
+        """Resets the metrics as `fit` does, in a first step only those that are built before it.
+
+        Those of a stack that nobody looks at are set to zero there, for all members at once.
+
+        Args:
+            is_watched: Whether code may look at the model before the next steps.
+        """
+        self._metrics_at_zero = False
         if self._has_unbuilt_metrics:
             backends.reset_built_metrics(self.model)
+        elif self.is_stacked and not is_watched and self._resets_to_zero():
+            self._metrics_at_zero = True
         else:
             backends.reset_metrics(self.model)
         self._has_unbuilt_metrics = False
+
+    def _resets_to_zero(self) -> bool:
+        if self._are_sums is None:
+            self._are_sums = backends.resets_to_zero(self.model)
+        return self._are_sums
+
+    def _is_watched(
+        self, kind: StepKind, batches: Batches, dispatch: keras.callbacks.CallbackList
+    ) -> bool:
+        """Returns whether code may look at the model between steps of this kind."""
+        known = self._watched.get(kind)
+        if known is None:
+            known = _is_watched(self.model, dispatch, batches)
+            if not backends.builds_metrics_late(self.model):  # otherwise not all are known yet
+                self._watched[kind] = known
+        return known
 
     def _trained_epoch(
         self, epoch: int, dispatch: keras.callbacks.CallbackList, limit: int | None
@@ -576,7 +616,7 @@ class Member:
         batches.reset()
         self.model.stop_evaluating = False
         dispatch.on_test_begin()
-        self._reset_metrics()
+        self._reset_metrics(self._is_watched("test", batches, dispatch))
         limit = _step_limit(self.model, dispatch, "test")
         logs = _as_floats((yield from self._epoch("test", batches, dispatch, limit)))
         dispatch.on_test_end(logs)
@@ -639,8 +679,9 @@ class Member:
             self.model, _STOPS[kind]
         ):  # if set already, the epoch ends after its first execution
             limit = self.model.steps_per_execution
-        must_sync = _is_watched(self.model, dispatch, batches)
-        counted = backends.seed_counts(self.model) if kind == "train" else {}
+        must_sync = self._is_watched(kind, batches, dispatch)
+        may_run_out = kind == "train" and isinstance(batches, StreamBatches)
+        counted = backends.seed_counts(self.model) if may_run_out else {}
         logs: Logs = {}
 
         def take(outcome: Logs) -> None:
@@ -712,7 +753,8 @@ class Member:
                     position,
                     until,
                     has_batch_hooks=bool(limit) and not is_prediction,
-                    metrics_reset=step == 0 and not is_prediction,
+                    metrics_reset=step == 0 and not (is_prediction or self._metrics_at_zero),
+                    metrics_at_zero=step == 0 and not is_prediction and self._metrics_at_zero,
                     must_sync=must_sync,
                 )
                 position, step = position + done, step + done
@@ -924,6 +966,19 @@ def _is_watched(
         or isinstance(batches, StreamBatches)  # reading them may run the user's code
         or not all(map(_is_ours, dispatch.callbacks))
     )
+
+
+def _tell_epoch_end(
+    dispatch: keras.callbacks.CallbackList, epoch: int, logs: Logs, is_watched: bool
+) -> None:
+    """Calls `on_epoch_end` as a `CallbackList` does, whose way to convert numbers takes longer."""
+    is_plain = all(isinstance(value, float | np.floating) for value in logs.values())
+    if is_watched or not is_plain:
+        dispatch.on_epoch_end(epoch, logs)
+        return
+    logs = _as_floats(logs)
+    for callback in dispatch.callbacks:
+        callback.on_epoch_end(epoch, logs)
 
 
 def _is_ours(callback: keras.callbacks.Callback) -> bool:

@@ -279,6 +279,7 @@ class Scheduler:
                 request.start,
                 min(request.stop, request.start + most),
                 request.metrics_reset,
+                request.metrics_at_zero,
             )
             for name, request in requests.items()
         }
@@ -291,7 +292,11 @@ class Scheduler:
         most = min(most, program.steps_per_turn())
         return {
             name: StepRange(
-                request.chunk, request.start, request.start + most, request.metrics_reset
+                request.chunk,
+                request.start,
+                request.start + most,
+                request.metrics_reset,
+                request.metrics_at_zero,
             )
             for name, request in requests.items()
         }
@@ -381,8 +386,16 @@ class _Tasks:
             self._bars.append(task.bar)
             self._resume(task.member.name, None)
             self._end_all()
-        members = [task.member for task in self._active.values()]
-        self._scheduler.stacks.assign(members)
+        if not self._is_settled():
+            self._scheduler.stacks.assign([task.member for task in self._active.values()])
+
+    def _is_settled(self) -> bool:
+        """Returns whether all members are in stacks, and no code can have compiled one anew."""
+        requests = self._requests
+        return requests.keys() == self._active.keys() and all(
+            task.member.is_stacked and not requests[name].must_sync
+            for name, task in self._active.items()
+        )
 
     def _show_models(self, outcomes: dict[str, Outcome]) -> None:
         """Stores state in the models that callbacks may read, or whose steps have failed."""
@@ -409,7 +422,7 @@ class _Tasks:
                 self._waiting.append(name)
                 return
             self._requests[name] = request
-            self._scheduler.stacks.set_metrics_reset(name, request)
+            self._scheduler.stacks.note_metrics(name, request)
         except StopIteration as end:
             self._ending.append((name, end.value))
         except Exception as error:

@@ -9,7 +9,7 @@ from keras import tree
 
 from kerascohost import backends
 from kerascohost.arguments import Layout
-from kerascohost.backends import StepKind, stacking
+from kerascohost.backends import Chunk, StepKind, Tree, stacking
 from kerascohost.backends.base import Thing
 from kerascohost.backends.stacking import CompiledStack, compiled_stacks
 from kerascohost.results.plan import Plan
@@ -64,10 +64,16 @@ class ActiveStack:
         is_possible = request.kind != "predict" or self.compiled.predicts
         return is_possible and not request.has_batch_hooks
 
-    def sync_to_models(self, names: Sequence[str], reset: Sequence[str]) -> None:
+    def sync_to_models(self, names: Sequence[str], begun: Sequence[str]) -> None:
         """Stores the rows of these members in their own variables, see `StackedState`."""
         if self._is_lent:
-            self.compiled.state.sync_to_models(names, reset)
+            self.compiled.state.sync_to_models(names, begun)
+
+    def reset_metrics(self, names: Iterable[str]) -> None:
+        """Resets the own metrics of these members."""
+        members = dict(zip(self.stack.names, self.members, strict=True))
+        for name in names:
+            backends.reset_metrics(members[name].model)
 
     def release(self) -> None:
         """Releases the data of a run that has ended, and what is compiled for other stacks."""
@@ -98,12 +104,18 @@ class Stacks:
         self._stamps: dict[str, tuple[Hashable, ...]] = {}
         self._members: dict[str, Member] = {}
         self._static_paths: set[str] = set()
-        self._metrics_reset: set[str] = set()
+        # The members whose metrics begin anew with their next steps; of these, those whose own
+        # are not reset yet.
+        self._begun: set[str] = set()
+        self._unreset: set[str] = set()
+        # Of each member the data of its last chunk, and the shape of batches of it.
+        self._shapes: dict[str, tuple[Tree, tuple[Hashable, ...]]] = {}
 
     def assign(self, members: Iterable[Member]) -> None:
         """Sorts members that are new, or have been compiled again, into stacks."""
         if self.layout == "joined":
             return
+        members = list(members)
         fresh = [m for m in members if self._stamps.get(m.name) != _stamp(m)]
         for active in {self._active_of[m.name] for m in fresh if m.name in self._active_of}:
             self._leave(active)
@@ -112,6 +124,8 @@ class Stacks:
         self._members |= {member.name: member for member in fresh}
         self._stamps |= {member.name: _stamp(member) for member in fresh}
         self._place(fresh)
+        for member in members:
+            member.is_stacked = member.name in self._active_of
 
     def dismiss(self, member: Member) -> None:
         """Releases a member that has no more tasks, and its stack with the last member of it."""
@@ -124,9 +138,11 @@ class Stacks:
             self._leave(active)
 
     def _leave(self, active: ActiveStack) -> None:
-        active.sync_to_models(active.stack.names, list(self._metrics_reset))
+        self.sync_to_models(active.stack.names)
         active.release()
         self.active_stacks.remove(active)
+        for member in active.members:
+            member.is_stacked = False
         for name in active.stack.names:
             del self._active_of[name]
 
@@ -234,7 +250,7 @@ class Stacks:
                 key = (
                     request.kind == "train" and request.chunk.is_first_shape,
                     request.kind,
-                    _shape(request),
+                    self._shape(name, request.chunk),
                     request.chunk.is_fixed and active.counts_rows_by_type,
                 )
                 groups.setdefault(active, {}).setdefault(key, []).append(name)
@@ -247,17 +263,28 @@ class Stacks:
 
     def mark_done(self, names: Iterable[str]) -> None:
         """Notes that the requests of these members are done."""
-        self._metrics_reset -= set(names)
+        self._begun.difference_update(names)
+        self._unreset.difference_update(names)
 
-    def set_metrics_reset(self, name: str, request: StepRequest) -> None:
-        """Notes whether a member has reset its metrics: then those in its row are outdated."""
-        if request.metrics_reset:
-            self._metrics_reset.add(name)
-        else:
-            self._metrics_reset.discard(name)
+    def note_metrics(self, name: str, request: StepRequest) -> None:
+        """Notes whether a member's metrics begin anew: then those in its row are outdated."""
+        self.mark_done([name])
+        if request.metrics_reset or request.metrics_at_zero:
+            self._begun.add(name)
+        if request.metrics_at_zero:
+            self._unreset.add(name)
+
+    def _shape(self, name: str, chunk: Chunk) -> tuple[Hashable, ...]:
+        """Returns `_shape_of` the batches of a member, which mostly are of the arrays of before."""
+        data, shape = self._shapes.get(name, (None, ()))
+        if data is not chunk.data:
+            shape = _shape_of(chunk.data)
+            self._shapes[name] = (chunk.data, shape)
+        return (*shape, None if chunk.rows is None else chunk.rows.shape[1:])
 
     def release_data(self) -> None:
         """Releases the data of a run that has ended."""
+        self._shapes.clear()
         for active in self.active_stacks:
             active.release()
 
@@ -268,7 +295,10 @@ class Stacks:
             if name in self._active_of:
                 by_stack.setdefault(self._active_of[name], []).append(name)
         for active, members in by_stack.items():
-            active.sync_to_models(members, list(self._metrics_reset))
+            active.sync_to_models(members, list(self._begun))
+            if not self._unreset.isdisjoint(members):
+                active.reset_metrics(self._unreset.intersection(members))
+                self._unreset.difference_update(members)
 
     def plan(self, members: Iterable[Member]) -> Plan:
         """Returns the placement of these members, with reasons."""
@@ -316,15 +346,13 @@ def _stamp(member: Member) -> tuple[Hashable, ...]:
     )
 
 
-def _shape(request: StepRequest) -> tuple[Hashable, ...]:
+def _shape_of(data: Tree) -> tuple[Hashable, ...]:
     """Returns what stacked batches have in common: structure, shapes and types of arrays."""
     leaves = [
         None if leaf is None else (tuple(leaf.shape[1:]), str(leaf.dtype), type(leaf))
-        for leaf in tree.flatten(request.chunk.data)
+        for leaf in tree.flatten(data)
     ]
-    rows = request.chunk.rows
-    taken = None if rows is None else rows.shape[1:]
-    return (repr(tree.map_structure(lambda _: 0, request.chunk.data)), taken, *leaves)
+    return (repr(tree.map_structure(lambda _: 0, data)), *leaves)
 
 
 def _obstacle(member: Member) -> str | None:

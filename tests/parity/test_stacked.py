@@ -1,5 +1,6 @@
 """Members of a stack end as their own `fit` would have left them, to floating-point tolerance."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -11,6 +12,8 @@ from keras import callbacks, layers, optimizers
 
 import kerascohost as kc
 from kerascohost.backends import stacking
+from kerascohost.training.scheduler import Scheduler
+from kerascohost.training.stacks import Stacks
 from tests.helpers import compare, layer_families, optimizer_options
 from tests.helpers.compare import Member
 
@@ -402,6 +405,57 @@ def test_a_metric_with_a_reset_of_its_own():
     assert_stacked({f"m{i}": halves(i) for i in range(2)})
 
 
+def sums(seed, rows=64, **fit):
+    """A member whose metrics are reset to zero, which a stack does for all at once."""
+
+    def build():
+        keras.utils.set_random_seed(seed)
+        net = keras.Sequential([keras.Input((4,)), layers.Dense(3, "softmax")])
+        net.compile("adam", "categorical_crossentropy", metrics=["accuracy", "mse"])
+        return net
+
+    data = {key: member(seed).fit[key][:rows] for key in "xy"}
+    return member(seed, build=build, validation_split=0.2, **data, **fit)
+
+
+def test_metrics_that_are_sums_begin_anew_in_each_epoch_and_validation():
+    assert_stacked({"a": sums(0), "b": sums(1, rows=50, epochs=6), "c": sums(2, epochs=2)})
+
+
+def test_metrics_that_are_sums_where_a_stack_dissolves_between_two_epochs(monkeypatch):
+    plan_calls = Stacks.plan_calls
+    turns = itertools.count()
+
+    def dissolving(self, requests):
+        if next(turns) == 9:
+            assert self._unreset
+            self._leave(self.active_stacks[0])
+        return plan_calls(self, requests)
+
+    monkeypatch.setattr(Stacks, "plan_calls", dissolving)
+    train({f"m{i}": sums(i, epochs=8) for i in range(2)})
+    assert next(turns) > 9
+
+
+def test_metrics_that_are_sums_after_an_interrupt(monkeypatch):
+    call_stack = Scheduler._call_stack
+    calls = itertools.count()
+
+    def interrupted(self, active, program, ranges):
+        if next(calls) == 9:
+            assert any(own.metrics_at_zero for own in ranges.values())
+            raise KeyboardInterrupt
+        return call_stack(self, active, program, ranges)
+
+    monkeypatch.setattr(Scheduler, "_call_stack", interrupted)
+    models = {f"m{i}": sums(i).build() for i in range(2)}
+    fit = sums(0).fit
+    with pytest.raises(KeyboardInterrupt):
+        kc.Cohort(models, layout="stacked").fit(**{**fit, "verbose": 0, "epochs": 8})
+    for model in models.values():
+        assert all(value == 0 for value in model.get_metrics_result().values())
+
+
 @pytest.mark.nightly
 def test_sample_and_class_weights_and_validation_data():
     random = np.random.default_rng(0)
@@ -510,12 +564,21 @@ def test_a_traced_float_of_another_member_is_seen(three, monkeypatch):
 @pytest.mark.nightly
 def test_metrics_that_are_not_reset_are_seen(three, monkeypatch):
     sync_from_models = stacking.StackedState.sync_from_models
-    monkeypatch.setattr(
-        stacking.StackedState,
-        "sync_from_models",
-        lambda self, names, begun: sync_from_models(self, names, []),
-    )
+
+    def without_reset(self, ranges):
+        kept = {n: dataclasses.replace(own, metrics_reset=False) for n, own in ranges.items()}
+        sync_from_models(self, kept)
+
+    monkeypatch.setattr(stacking.StackedState, "sync_from_models", without_reset)
     breaks(three)
+
+
+def test_metrics_that_are_not_set_to_zero_in_a_stack_are_seen(monkeypatch):
+    from kerascohost import backends
+
+    rows = backends.get_backend().StackedState
+    monkeypatch.setattr(rows, "set_to_zero", lambda self, *args: None)
+    breaks({f"m{i}": sums(i) for i in range(2)})
 
 
 @pytest.mark.nightly

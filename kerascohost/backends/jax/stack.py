@@ -81,6 +81,14 @@ class StackedState(stacking.StackedState):
         column[len(self.stack.names) :] = column[0]
         return self.placement.by_member(jax.device_put(column))
 
+    def set_to_zero(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Sets the variables at `positions` to zero in these rows."""
+        for i in positions:
+            column = np.array(self.values[i])
+            column[rows] = 0
+            column[len(self.stack.names) :] = column[0]
+            self.values[i] = self.placement.by_member(jax.device_put(column))
+
     def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies these rows into the members' variables at `positions`, all in one transfer.
 
@@ -161,8 +169,7 @@ class Program:
         if self.kind == "predict":
             self._state.read_from_models(names, [i for group in self._groups for i in group])
         else:
-            reset = [name for name, step_range in ranges.items() if step_range.metrics_reset]
-            self._state.sync_from_models(names, reset)
+            self._state.sync_from_models(ranges)
         rows = self._state.rows(names)
         padded = self._placement.with_copies(rows) if everyone else _padded(rows)
         chosen = [ranges[self._stack.names[row]] for row in padded]

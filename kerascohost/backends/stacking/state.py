@@ -1,7 +1,7 @@
 """The state of a stack while it trains, and the batches and logs of its members."""
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -65,19 +65,21 @@ class StackedState:
         """Returns these members in the order of their rows."""
         return sorted(names, key=self._row.__getitem__)
 
-    def sync_from_models(self, names: Sequence[str], begun: Sequence[str]) -> None:
-        """Loads the rows of members whose own variables are current.
+    def sync_from_models(self, ranges: Mapping[str, StepRange]) -> None:
+        """Loads the rows of members whose own variables are current, and of metrics that begin anew.
 
         Args:
-            names: The members that are to be trained or tested.
-            begun: Those of them whose metrics have been reset since their rows were loaded.
+            ranges: The steps of the members that are to be trained or tested.
         """
-        missing = [name for name in names if name not in self._stale]
-        reset = [name for name in begun if name in self._stale]
+        missing = [name for name in ranges if name not in self._stale]
+        reset = [name for name, own in ranges.items() if own.metrics_reset and name in self._stale]
+        at_zero = [name for name, own in ranges.items() if own.metrics_at_zero]
         if missing:
             self.load(self.rows(missing), self._all)
         if reset:
             self.load(self.rows(reset), self._metrics)
+        if at_zero:
+            self.set_to_zero(self.rows(at_zero), self._metrics)
         self._stale |= set(missing)
 
     def read_from_models(self, names: Sequence[str], positions: Sequence[int]) -> None:
@@ -117,6 +119,10 @@ class StackedState:
 
     def load(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies the variables at `positions` of these members into their rows."""
+        raise NotImplementedError
+
+    def set_to_zero(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Sets the variables at `positions` to zero in these rows."""
         raise NotImplementedError
 
     def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:

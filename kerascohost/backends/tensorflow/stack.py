@@ -99,6 +99,16 @@ class StackedState(stacking.StackedState):
             else:
                 self.values[i].scatter_update(tf.IndexedSlices(own, tf.constant(rows)))
 
+    def set_to_zero(self, rows: Sequence[int], positions: Sequence[int]) -> None:
+        """Sets the variables at `positions` to zero in these rows."""
+        for i in positions:
+            values = self.values[i]
+            if len(rows) == len(self.stack.names):
+                values.assign(tf.zeros_like(values))
+            else:
+                zeros = tf.zeros((len(rows), *values.shape[1:]), values.dtype)
+                values.scatter_update(tf.IndexedSlices(zeros, tf.constant(rows)))
+
     def store(self, rows: Sequence[int], positions: Sequence[int]) -> None:
         """Copies these rows into the members' variables at `positions`."""
         store = functools.partial(self._store, rows, positions)
@@ -189,8 +199,7 @@ class Program:
         if self.kind == "predict":
             self._state.read_from_models(names, self._read)
         else:
-            reset = [name for name, step_range in ranges.items() if step_range.metrics_reset]
-            self._state.sync_from_models(names, reset)
+            self._state.sync_from_models(ranges)
         is_fixed = all(ranges[name].chunk.is_fixed for name in names)
         function = self._function_for(for_all, batches.structure, data, is_fixed)
         rows = self._state.rows(names)
