@@ -146,6 +146,7 @@ class Cohort:
         self._workers = workers
         self._working = threading.Lock()
         self._doing = ""
+        self._is_stopped = False
         self._history: CohortHistory | None = CohortHistory({})
 
     @property
@@ -328,6 +329,7 @@ class Cohort:
         if self._workers is not None:
             return self._fit_elsewhere(arguments, self._workers)
         with self._one_at_a_time("fit"):
+            self._is_stopped = False
             for member in self._ready(lambda m: m.prepare_fit(arguments[m.name])):
                 member.forget_history()
             self._history = None
@@ -396,7 +398,8 @@ class Cohort:
 
         Each member ends as if a callback of its own had set `model.stop_training`: it is validated
         if that is due, its callbacks are called at the end of the epoch and of the training, and
-        its history has the metrics of the epoch's steps so far.
+        its history has the metrics of the epoch's steps so far. Members of waves that have not
+        begun (see `at_once`) do not train: their histories are empty.
 
         Example:
 
@@ -410,6 +413,7 @@ class Cohort:
         >>> history["net"].epoch
         [0]
         """
+        self._is_stopped = True  # first: no wave may begin once its members are told
         for model in self.members.values():
             model.stop_training = True
 
@@ -585,12 +589,12 @@ class Cohort:
 
         results: dict[str, Tree] = {}
         try:
-            while waves:
+            while waves and not (kind == "train" and self._is_stopped):
                 results |= self._scheduler.run([task(name) for name in waves.pop(0)])
         finally:
             for name in itertools.chain(*waves):  # of waves that have not begun
                 self._members[name].close()
-        return {name: results[name] for name in self._members}
+        return {name: results[name] for name in self._members if name in results}
 
     def _waves(
         self, arguments: Mapping[str, FitArguments | EvaluateArguments | PredictArguments]

@@ -87,6 +87,24 @@ def test_a_failure_ends_the_waves_to_come(runs):
     assert len(cohort.history["m4"].epoch) == 1
 
 
+def test_stop_ends_the_waves_to_come(runs):
+    cohort = kc.Cohort({n: m.build() for n, m in members().items()}, at_once=2)
+    stopping = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: cohort.stop())
+    before = cohort.members["m2"].get_weights()
+    cohort.fit(X, X[:, :2], epochs=3, callbacks={"m1": [stopping]}, verbose=0)
+    assert {n: len(cohort.history[n].epoch) for n in ("m1", "m2", "m4")} == {
+        "m1": 1,
+        "m2": 0,
+        "m4": 0,
+    }
+    for one, other in zip(before, cohort.members["m2"].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(cohort.evaluate(X, X[:, :2], verbose=0)) == 5
+    cohort.fit(X, X[:, :2], verbose=0)
+    assert [len(cohort.history[name].epoch) for name in cohort.members] == [1] * 5
+    assert [len(names) for names in runs] == [2] + [2, 2, 1] * 2
+
+
 @pytest.mark.parametrize("at_once", [0, True, "all", 2.0])
 def test_what_cannot_be_is_refused(at_once):
     with pytest.raises(
