@@ -20,6 +20,7 @@ from kerascohost.results.history import CohortHistory
 MOST_FACTOR = 16
 
 _DEFAULTS = {"batch_size": 32, "epochs": 5, "group_factor": 1, "replicas": 1, "callbacks": ()}
+_COUNTS = [trait for trait, value in _DEFAULTS.items() if isinstance(value, int)]
 
 
 class Choices(traitlets.HasTraits):
@@ -50,15 +51,31 @@ class Choices(traitlets.HasTraits):
         super().__init__()
         self._variables = variables
         self._data: dict[str, Data] = {}
+        self._callbacks: dict[str, keras.callbacks.Callback] = {}
         self._given: Mapping[str, keras.Model] = {}  # by the names that the user selected
         self._asked: set[str] = set()  # models for which the user has chosen `x`
         self._fitting: dict[tuple[str, ...], list[Argument]] = {}  # what was found for models
         self._made: dict[str, str] = {}  # the code of the copies that were made here
         self._is_guessing = False
         self._guard = threading.RLock()  # held while several choices are read or set
+        if not isinstance(variables, Mapping):
+            raise CohortError(
+                "Expected `variables` to be a dict from names to objects, such as `globals()`. "
+                f"Received: {variables!r}."
+            )
+        self._check_traits(values)
         self.refresh()
+        for name in sorted(values, key=lambda name: name != "x"):  # a new `x` has new targets
+            setattr(self, name, values[name])
+
+    def _check_traits(self, values: Mapping[str, Value]) -> None:
         for name, value in values.items():
-            setattr(self, name, value)
+            if not self.has_trait(name):
+                known = [trait for trait, one in self.traits().items() if not one.read_only]
+                raise CohortError(
+                    f"Expected traits of a session: {', '.join(sorted(known))}. "
+                    f"Received: {name}={value!r}.{errors.did_you_mean(name, known)}"
+                )
 
     # Models and data
 
@@ -70,10 +87,55 @@ class Choices(traitlets.HasTraits):
             return list(self._given)
         return proposal.value
 
+    @traitlets.validate(*_COUNTS)
+    def _check_counts(self, proposal: traitlets.Bunch) -> dict[str, int]:
+        self._check_members(proposal)
+        for name, value in proposal.value.items():
+            with errors.about(name):
+                check_count(proposal.trait.name, value)
+        return proposal.value
+
+    @traitlets.validate("x", "y")
+    def _check_data_names(self, proposal: traitlets.Bunch) -> dict[str, str]:
+        self._check_members(proposal)
+        for name, value in proposal.value.items():
+            _check_is_name(name, proposal.trait.name, "data", value)
+        return proposal.value
+
+    @traitlets.validate("validation", "callbacks")
+    def _check_several_names(self, proposal: traitlets.Bunch) -> dict[str, tuple[str | float, ...]]:
+        self._check_members(proposal)
+        trait = proposal.trait.name
+        kind = "data" if trait == "validation" else "a callback"
+        checked = {}
+        for name, value in proposal.value.items():
+            given = tuple(value) if isinstance(value, (list, tuple)) else (value,) if value else ()
+            for one in given:
+                if trait != "validation" or not isinstance(one, float):
+                    _check_is_name(name, trait, kind, one)
+            checked[name] = given
+        return checked
+
+    def _check_members(self, proposal: traitlets.Bunch) -> None:
+        """Raises if a choice is for what is no model, and was none before."""
+        known = {**self.models, **getattr(self, proposal.trait.name)}
+        if not set(proposal.value) <= set(known):
+            self.refresh()  # the model may be new
+            known |= self.models
+        for name in proposal.value:
+            if name not in known:
+                raise CohortError(
+                    f"Expected the keys of `{proposal.trait.name}` to be names of models: "
+                    f"{', '.join(known)}. Received: {name!r}.{errors.did_you_mean(name, known)}"
+                )
+
     def refresh(self) -> None:
         """Reads the namespace again; choices for models that are still there remain."""
         with self._guard, self._guessing(), self.hold_trait_notifications():
+            before = {*self._data, *self._callbacks}
             self._data = data.data_in(self._variables)
+            self._callbacks = self.callbacks_in_namespace()
+            gone = before - self._data.keys() - self._callbacks.keys()
             self._fitting.clear()
             models = namespace.models_in(self._variables, self._given)
             changed = [name for name in models if models[name] is not self.models.get(name)]
@@ -83,10 +145,9 @@ class Choices(traitlets.HasTraits):
             for trait, value in _DEFAULTS.items():
                 missing = dict.fromkeys(models.keys() - getattr(self, trait).keys(), value)
                 setattr(self, trait, getattr(self, trait) | missing)
-            self._guess()
-            there = set(self.callbacks_in_namespace())
+            self._guess(gone)
             self.callbacks = {
-                name: tuple(one for one in chosen if one in there)
+                name: tuple(one for one in chosen if one not in gone)
                 for name, chosen in self.callbacks.items()
             }
             self.set_trait("refreshed", self.refreshed + 1)
@@ -100,19 +161,21 @@ class Choices(traitlets.HasTraits):
         finally:
             self._is_guessing = before
 
-    def _guess(self) -> None:
-        """Chooses data for models that have none yet, or whose data is gone, where it is sure."""
+    def _guess(self, gone: set[str]) -> None:
+        """Chooses data for models that have none yet, or whose data is gone, where it is sure.
+
+        A name that was never there stays chosen: the check before a training refuses it.
+        """
         x, y, validation = dict(self.x), dict(self.y), dict(self.validation)
         for name, model in self.models.items():
             word = namespace.group_of(name) or name
             parts = data.parts_of(x.setdefault(name, ""))
-            is_gone = any(part not in self._data for part in parts if part)
-            if is_gone or (name not in self._asked and not any(parts)):
+            is_there = all(part in self._data for part in parts)
+            if not gone.isdisjoint(parts) or (name not in self._asked and not is_there):
                 x[name] = data.sure_inputs(word, model, self._data)
-            if x[name] != self.x.get(name) or not _is_there(y.get(name, ""), self._data):
+            if name not in y or x[name] != self.x.get(name) or y[name] in gone:
                 y[name] = data.sure_targets(word, model, x[name], self._data)
-            given = validation.get(name)
-            if given is None or not all(_is_there(one, self._data) for one in given):
+            if name not in validation or not gone.isdisjoint(validation[name]):
                 validation[name] = data.sure_validation(word, model, x[name], self._data)
         self.x, self.y, self.validation = x, y, validation
 
@@ -125,14 +188,11 @@ class Choices(traitlets.HasTraits):
             values: The new values by model.
 
         Raises:
-            CohortError: If a value is to be a positive integer and is none.
+            CohortError: If a value is to be a positive integer and is none, or there is no such
+                model.
         """
         if trait == "factors":
             trait = "replicas" if self.layout == "replicated" else "group_factor"
-        if isinstance(_DEFAULTS.get(trait), int):
-            for name, value in values.items():
-                with errors.about(name):
-                    check_count(trait, value)
         setattr(self, trait, getattr(self, trait) | values)
 
     def choose_input(self, name: str, position: int, chosen: str) -> None:
@@ -324,29 +384,37 @@ class Choices(traitlets.HasTraits):
                 raise CohortError(f"Member {name!r}: you must call `compile()` before training it.")
 
     def _check_data(self) -> None:
+        self._check_chosen_names()
         for name in self.selected:
-            for part in data.parts_of(self.x.get(name, "")):
-                if part == "":
-                    shape = getattr(self.models[name], "input_shape", "its inputs")
-                    raise CohortError(
-                        f"Member {name!r}: expected data to train on. Received: none as x, whose "
-                        f"shape is {shape}; choose it in the table."
-                    )
-                self._check_there(name, "x", part)
-            if self.y.get(name):
-                self._check_there(name, "y", self.y[name])
-            elif self.models[name].loss is not None and self.takes_batch_size(name):
+            if not all(data.parts_of(self.x[name])):
+                shape = getattr(self.models[name], "input_shape", "its inputs")
+                raise CohortError(
+                    f"Member {name!r}: expected data to train on. Received: none as x, whose "
+                    f"shape is {shape}; choose it in the table."
+                )
+            needs_targets = self.models[name].loss is not None and self.takes_batch_size(name)
+            if needs_targets and not self.y[name]:
                 raise CohortError(
                     f"Member {name!r}: expected targets for its loss. Received: none as y; choose "
                     "them in the table."
                 )
 
-    def _check_there(self, name: str, trait: str, chosen: str) -> None:
-        if chosen not in self._data:
-            raise CohortError(
-                f"Member {name!r}: expected the name of data as {trait}. Received: {chosen!r}."
-                f"{errors.did_you_mean(chosen, self._data)}"
-            )
+    def _check_chosen_names(self) -> None:
+        """Raises if a name that is chosen for a member is not in the namespace."""
+        for name in self.selected:
+            validation = [one for one in self.validation[name] if isinstance(one, str)]
+            for trait, chosen, kind, known in (
+                ("x", data.parts_of(self.x[name]), "data", self._data),
+                ("y", [self.y[name]], "data", self._data),
+                ("validation", validation, "data", self._data),
+                ("callbacks", self.callbacks[name], "a callback", self._callbacks),
+            ):
+                missing = [one for one in chosen if one and one not in known]
+                if missing:
+                    raise CohortError(
+                        f"Member {name!r}: expected the name of {kind} as {trait}. Received: "
+                        f"{missing[0]!r}.{errors.did_you_mean(missing[0], known)}"
+                    )
 
     def _check_output(self) -> None:
         """Raises if the history would replace another object."""
@@ -361,9 +429,12 @@ class Choices(traitlets.HasTraits):
             )
 
 
-def _is_there(chosen: str | float, found: Mapping[str, Data]) -> bool:
-    """Returns whether chosen data, if there is any, still exists."""
-    return not isinstance(chosen, str) or not chosen or data.value_of(chosen, found) is not None
+def _check_is_name(member: str, trait: str, kind: str, value: Value) -> None:
+    if not isinstance(value, str):
+        raise CohortError(
+            f"Member {member!r}: expected the name of {kind} as {trait}. Received: an object of "
+            f"type {type(value).__name__}; give the name of its variable."
+        )
 
 
 def _signature(model: keras.Model) -> Iterable[str]:

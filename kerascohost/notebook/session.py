@@ -272,6 +272,7 @@ class CohostSession(Choices):
         with self._doing("benchmark"):
             self.refresh()
             self._check_selected()
+            self._check_chosen_names()
             arguments = self._benchmark_arguments()
             self._measuring = self._to_measure()
             told = live.LiveBenchmark(lambda: self.stops)

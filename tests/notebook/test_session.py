@@ -372,6 +372,61 @@ def test_what_is_missing_is_said_beside_the_button(session, variables, change, w
     assert "history" not in variables
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x": {"mlp": "x_mpl"}}, "data as x. Received: 'x_mpl'. Did you mean 'x_mlp'?"),
+        ({"y": {"mlp": "y_mpl"}}, "data as y. Received: 'y_mpl'. Did you mean 'y_mlp'?"),
+        ({"validation": {"mlp": ("x_val", "yval")}}, "data as validation. Received: 'yval'."),
+        ({"callbacks": {"mlp": ["stpo"]}}, "a callback as callbacks. Received: 'stpo'."),
+        ({"callbacks": {"mlp": "stpo"}}, "a callback as callbacks. Received: 'stpo'."),
+    ],
+)
+@pytest.mark.parametrize("work", ["train", "benchmark"])
+def test_a_name_that_was_never_there_is_refused(session, variables, change, words, work):
+    variables["stop"] = keras.callbacks.EarlyStopping("loss")
+    for trait, value in change.items():
+        setattr(session, trait, value)
+    session.refresh()
+    with pytest.raises(CohortError, match=re.escape(f"Member 'mlp': expected the name of {words}")):
+        getattr(session, work)()
+    assert words in session.errors[work] and session.status == "idle"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"epochs": {"mpl": 3}}, "keys of `epochs` .* Received: 'mpl'. Did you mean 'mlp'?"),
+        ({"x": {"zz": "x_mlp"}}, "keys of `x` .* cnn, mlp, raw. Received: 'zz'."),
+        ({"bogus": 1}, "traits of a session: .*epochs.* Received: bogus=1."),
+        ({"layout": "grouped", "group_factor": {"mlp": 0}}, "'mlp': .* Received: group_factor=0"),
+        ({"layout": "replicated", "replicas": {"mlp": -3}}, "'mlp': .* Received: replicas=-3"),
+        ({"x": {"mlp": np.zeros(3)}}, "'mlp': .* Received: an object of type ndarray; give"),
+        ({"callbacks": {"mlp": [3]}}, "'mlp': .* callbacks. Received: an object of type int"),
+    ],
+)
+def test_choices_that_cannot_be_are_refused_at_once(variables, values, words):
+    with pytest.raises(CohortError, match=words.replace("?", r"\?")):
+        kc.CohostSession(variables, **values)
+
+
+def test_a_variables_argument_that_is_no_dict_is_refused():
+    with pytest.raises(CohortError, match=r"`variables` to be a dict .* Received: 3\."):
+        kc.CohostSession(3)
+
+
+def test_choices_may_be_in_any_order_and_of_new_models(session, variables):
+    variables["y_more"] = variables["y_mlp"]
+    x, y = {"mlp": "x_mlp"}, {"mlp": "y_more"}
+    for given in ({"x": x, "y": y}, {"y": y, "x": x}):
+        assert kc.CohostSession(variables, **given).y["mlp"] == "y_more"
+    variables["new"] = net((5,), 1, "mse")
+    session.epochs = {"new": 3}  # before a refresh
+    session.callbacks = {"new": "stop"}
+    session.validation = {"new": 0.2}
+    assert session.callbacks["new"] == ("stop",) and session.validation["new"] == (0.2,)
+
+
 def test_a_name_that_is_no_models_is_refused(session):
     with pytest.raises(CohortError, match=r"Received: 'cmn'\. Did you mean 'cnn'?"):
         session.selected = ["mlp", "cmn"]
