@@ -68,7 +68,7 @@ class Subset:
         self.rows = _numbers(rows, int(x.shape[0]))
         self.shape = (len(self.rows), *map(int, x.shape[1:]))
         self.ndim = len(self.shape)
-        self.dtype = x.dtype if hasattr(x, "dtype") else x.iloc[:1].to_numpy().dtype
+        self.dtype = dtype_of(x)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -178,7 +178,13 @@ def _numbers(rows: Sequence[int] | np.ndarray | slice, count: int) -> np.ndarray
             f"Expected `rows` from {-count} to {count - 1}, as `x` has {count} rows. "
             f"Received: {least if least < -count else most}."
         )
+    numbers = numbers.astype(np.int64)  # a smaller type may not hold `count`
     return np.where(numbers < 0, numbers + count, numbers)
+
+
+def dtype_of(array: Data) -> Any:
+    """Returns the type of the values of an array, a tensor, a DataFrame or a Series."""
+    return array.iloc[:1].to_numpy().dtype if hasattr(array, "iloc") else array.dtype
 
 
 def common_rows(data: Data) -> np.ndarray | None:

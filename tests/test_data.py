@@ -34,6 +34,13 @@ def test_its_values_are_those_of_the_rows(rows, kind):
     np.testing.assert_array_equal(np.asarray(kc.Subset(subset, slice(1, 3))), expected[1:3])
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint64"])
+def test_rows_of_any_type_of_integers(dtype):
+    rows = [1, 2] if dtype[0] == "u" else [1, -2]
+    subset = kc.Subset(np.arange(300), np.array(rows, dtype))
+    np.testing.assert_array_equal(subset[:], np.arange(300)[rows])
+
+
 @pytest.mark.parametrize(
     ("x", "rows", "said"),
     [

@@ -10,6 +10,7 @@ from keras import tree
 from kerascohost import backends
 from kerascohost.arguments import Data
 from kerascohost.backends import Tree
+from kerascohost.data import dtype_of
 from kerascohost.errors import CohortError
 from kerascohost.patching import patched
 
@@ -73,9 +74,7 @@ def _optimizer_bytes(model: keras.Model, trained: int) -> int:
 def _specs(model: keras.Model, x: Data, batch_size: int) -> Tree:
     """Returns the inputs of a step, as `KerasTensor`s."""
     if x is not None:
-        return tree.map_structure(
-            lambda leaf: keras.KerasTensor((batch_size, *leaf.shape[1:]), str(leaf.dtype)), x
-        )
+        return tree.map_structure(lambda leaf: _spec(leaf, batch_size), x)
     known = getattr(model, "inputs", None)
     if not known or any(None in tensor.shape[1:] for tensor in known):
         raise CohortError(
@@ -86,6 +85,22 @@ def _specs(model: keras.Model, x: Data, batch_size: int) -> Tree:
     return tree.map_structure(
         lambda tensor: keras.KerasTensor((batch_size, *tensor.shape[1:]), tensor.dtype), given
     )
+
+
+def _spec(array: Data, batch_size: int) -> keras.KerasTensor:
+    if not hasattr(array, "shape"):
+        raise CohortError(
+            "Expected `x` to be arrays, tensors or DataFrames, of which the shapes are known. "
+            f"Received: {type(array).__name__}; give a batch of it."
+        )
+    dtype = dtype_of(array)
+    kind = getattr(dtype, "kind", "")
+    if kind in ("S", "U"):
+        dtype = "string"
+    elif kind == "O":  # such as of a DataFrame with unlike columns, which `fit` makes floats of
+        dtype = keras.config.floatx()
+    shape = (batch_size, *map(int, array.shape[1:]))
+    return keras.KerasTensor(shape, keras.backend.standardize_dtype(dtype))
 
 
 def _layer_bytes(model: keras.Model, inputs: Tree) -> tuple[list[int], list[int]]:

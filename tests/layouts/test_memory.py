@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import layers
 
@@ -98,3 +99,29 @@ def test_unknown_shapes_need_data():
         kc.estimate_memory([net])
     short, long = (kc.estimate_memory([net], 8, np.ones((8, n, 3))).total_mb for n in (10, 100))
     assert long > 2 * short
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pd.DataFrame,
+        lambda x: pd.DataFrame(x).assign(label=True).drop(columns=0),
+        keras.ops.convert_to_tensor,
+        lambda x: kc.Subset(pd.DataFrame(x), [1, 2]),
+        lambda x: x.astype(object),
+    ],
+    ids=["frame", "unlike columns", "tensor", "subset", "objects"],
+)
+def test_data_of_every_kind_has_a_shape(make):
+    x = np.ones((20, 4), "float32")
+    net = compiled(keras.Input((4,)), layers.Dense(1))
+    expected = kc.estimate_memory([net], 32).total_mb
+    assert kc.estimate_memory([net], 32, make(x)).total_mb == pytest.approx(expected)
+    if hasattr(make(x), "iloc"):
+        kc.Cohort([net], at_once="auto").fit(make(x), x[:, :1], verbose=0)
+
+
+def test_data_without_a_shape_is_refused_by_name():
+    net = compiled(keras.Input((4,)), layers.Dense(1))
+    with pytest.raises(kc.CohortError, match="Member 'net': expected `x` to be arrays.*generator"):
+        kc.estimate_memory({"net": net}, x=iter(i for i in range(3)))
