@@ -370,7 +370,13 @@ class Choices(traitlets.HasTraits):
 
     @property
     def cell(self) -> str:
-        """A notebook cell that does the same as `train`."""
+        """A notebook cell that does the same as `train`, but for random numbers.
+
+        A cell is a sequence of fits: where they draw from a global random state, as shuffling does
+        on JAX and torch, each goes on where the one before has left it, while each member of
+        `train` begins in the same state. With the seed set before each `fit` of the cell, both
+        draw the same.
+        """
         return self.call.cell()
 
     # Checks before a training or benchmark

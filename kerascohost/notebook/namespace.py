@@ -80,13 +80,39 @@ def _left_by_loops(namespace: Variables) -> set[str]:
     """Returns the variables of the loops in earlier cells, whose source IPython stores in `In`."""
     left: set[str] = set()
     for cell in namespace.get("In", []):
-        if "for" not in str(cell):
-            continue
-        with contextlib.suppress(SyntaxError):  # a cell that never ran
-            loops = [node for node in ast.parse(cell).body if isinstance(node, ast.For)]
-            targets = [node for loop in loops for node in ast.walk(loop.target)]
-            left |= {node.id for node in targets if isinstance(node, ast.Name)}
+        left |= _of_loops(str(cell))
     return left
+
+
+def _of_loops(code: str) -> set[str]:
+    """Returns the variables of the loops in a cell, or in one within a cell magic such as `%%time`.
+
+    Those of functions and classes are their own, and in no namespace of a notebook.
+    """
+    left: set[str] = set()
+    nodes: list[ast.AST] = []
+    if "for" in code:
+        with contextlib.suppress(SyntaxError):  # a cell that never ran
+            nodes = [ast.parse(code)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, (ast.For, ast.AsyncFor)):
+            left |= {one.id for one in ast.walk(node.target) if isinstance(one, ast.Name)}
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "run_cell_magic":
+            left |= _of_loops(_transformed(node.args[-1]))
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            nodes += ast.iter_child_nodes(node)
+    return left
+
+
+def _transformed(source: ast.expr) -> str:
+    """Returns the source of a cell magic as the Python code that IPython runs."""
+    from IPython.core.inputtransformer2 import TransformerManager  # there, as its magic was called
+
+    cell = source.value if isinstance(source, ast.Constant) else ""
+    with contextlib.suppress(SyntaxError):  # a cell that is not Python
+        return TransformerManager().transform_cell(str(cell))
+    return ""
 
 
 def chosen(namespace: Variables, names: Iterable[str]) -> dict[str, keras.Model]:

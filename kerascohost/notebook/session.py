@@ -1,6 +1,7 @@
 """Actions on the choices: train, benchmark, suggest; without a widget library."""
 
 import contextlib
+import itertools
 import keyword
 import math
 import re
@@ -120,18 +121,24 @@ class CohostSession(Choices):
             name: The model.
             n: The number of copies.
             learning_rates: A learning rate for each of them; by default, that of the model.
-            into: The variable for the list of the copies, by default named after the model.
+            into: The variable for the list of the copies, by default named after the model, with
+                a number if that is taken.
 
         Raises:
-            CohortError: If the model cannot be copied, the variable is taken, or while a training
-                or benchmark runs.
+            CohortError: If there is no such model, it cannot be copied, the variable is taken, or
+                while a training or benchmark runs.
         """
         with self._doing("copies"):
-            stem = re.sub(r"\W+", "_", name).strip("_")
-            into = into or f"{stem}_copies"
+            self.refresh()
+            if name not in self.models:
+                raise CohortError(
+                    f"Expected the name of one of the models: {', '.join(self.models)}. "
+                    f"Received: {name!r}.{errors.did_you_mean(name, self.models)}"
+                )
+            into = into or self._free_name(name)
             self._check_free(into)
-            if n < 2:
-                raise CohortError(f"Expected two copies or more. Received: n={n}.")
+            if not errors.is_count(n, least=2):
+                raise CohortError(f"Expected two copies or more. Received: n={n!r}.")
             rates = {"learning_rate": list(learning_rates)} if learning_rates else {}
             self._variables[into] = clones(self.models[name], n, seed=0, **rates)  # type: ignore[index]  # a notebook's can
             given = "".join(f", {key}={values}" for key, values in rates.items())
@@ -142,10 +149,16 @@ class CohostSession(Choices):
                 self.choose(trait, dict.fromkeys(new, getattr(self, trait)[name]))
             self.selected = [one for one in self.selected if one != name] + new
 
+    def _free_name(self, name: str) -> str:
+        """Returns a variable for copies of a model: those made before may have been trained."""
+        stem = re.sub(r"\W+", "_", name).strip("_") + "_copies"
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        return next(one for one in itertools.chain([stem], numbered) if one not in self._variables)
+
     def _check_free(self, name: str) -> None:
         if not name.isidentifier() or keyword.iskeyword(name):
             raise CohortError(f"Expected a variable's name for the copies. Received: {name!r}.")
-        if name in self._variables and name not in self._made:
+        if name in self._variables:
             raise CohortError(
                 f"Expected a name for the copies that is free. Received: {name!r}, which holds a "
                 f"{type(self._variables[name]).__name__}."

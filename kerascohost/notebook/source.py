@@ -132,6 +132,8 @@ class Call:
 
     def cell(self) -> str:
         """Returns a notebook cell that trains the models by their own `fit`."""
+        if not self.fits:
+            return "# No models are selected.\n"
         options: list[str] = []
         for key, value in self.cohort_arguments().items():
             flag = f"--{key.replace('_', '-')}"

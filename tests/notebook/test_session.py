@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import traitlets
+from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from keras import layers
@@ -188,6 +189,10 @@ def test_the_cell_shown_is_what_a_person_would_write(session):
     assert second == (
         "mlp.fit(x_mlp, y_mlp, batch_size=32, epochs=3, validation_data=(x_val, y_val));"
     )
+
+
+def test_without_models_the_cell_says_so():
+    assert kc.CohostSession({}).cell == "# No models are selected.\n"
 
 
 @pytest.mark.parametrize("layout", ["stacked", "auto"])
@@ -555,6 +560,26 @@ def test_models_in_lists_and_dicts_have_names(variables):
     assert "model" in session.models and "seeds[2]" not in session.models
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "%%cohost -q\nfor model in seeds:\n    !ls\n",
+        "%%time\nfor model in seeds: pass\n",
+        "%%time\n%%cohost\nfor model in seeds: pass\n",
+        "with kc.cohost():\n    for model in seeds: pass\n",
+        "if True:\n    for i, model in enumerate(seeds): pass\n",
+    ],
+)
+def test_what_a_loop_leaves_is_no_name_of_a_model(cell):
+    model = net((5,), 1, "mse")
+    source = TransformerManager().transform_cell(cell)
+    bash = TransformerManager().transform_cell("%%bash\nfor model in $(ls); do cat; done\n")
+    variables = {"seeds": [model], "model": model, "In": ["", bash, "for it (", source]}
+    assert list(kc.CohostSession(variables).models) == ["seeds[0]"]
+    inside = "def train():\n    for model in seeds: pass\n"
+    assert list(kc.CohostSession(variables | {"In": ["", bash, inside]}).models) == ["model"]
+
+
 @pytest.mark.parametrize("run", [run_code, run_cell])
 def test_a_list_and_a_dict_are_trained_as_their_code_does(variables, run):
     variables |= {"seeds": kc.clones(variables["mlp"], 3, seed=0)}
@@ -602,8 +627,26 @@ def test_copies_are_a_sweep_of_learning_rates(session, variables):
     with pytest.raises(CohortError, match="Received: 'taken', which holds a int"):
         session.copies("mlp", 2, into="taken")
     assert "taken" in session.errors["copies"]
-    with pytest.raises(CohortError, match="two copies or more"):
-        session.copies("mlp", 1)
+    for n in (1, "x"):
+        with pytest.raises(CohortError, match=f"two copies or more. Received: n={n!r}."):
+            session.copies("mlp", n)
+    with pytest.raises(CohortError, match=r"one of the models: .* 'mpl'\. Did you mean 'mlp'\?"):
+        session.copies("mpl", 2)
+
+
+def test_copies_made_again_leave_the_first_ones(session, variables):
+    session.copies("mlp", 3)
+    first = variables["mlp_copies"]
+    session.copies("mlp", 2)
+    assert variables["mlp_copies"] is first and len(variables["mlp_copies_2"]) == 2
+    of_first = [f"mlp_copies[{i}]" for i in range(3)]
+    assert session.selected == ["cnn", *of_first, "mlp_copies_2[0]", "mlp_copies_2[1]"]
+    assert "mlp_copies_2 = kc.clones(mlp, 2, seed=0)" in session.code
+    with pytest.raises(CohortError, match="Received: 'mlp_copies', which holds a list"):
+        session.copies("mlp", 2, into="mlp_copies")
+    del variables["mlp_copies"]
+    session.copies("mlp", 2)
+    assert sorted(session.selected) == sorted(set(session.selected))
 
 
 def test_callbacks_of_the_namespace_can_be_picked(session, variables):
