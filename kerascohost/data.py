@@ -182,7 +182,7 @@ def _numbers(rows: Sequence[int] | np.ndarray | slice, count: int) -> np.ndarray
     return np.where(numbers < 0, numbers + count, numbers)
 
 
-def dtype_of(array: Data) -> Any:
+def dtype_of(array: Data) -> object:
     """Returns the type of the values of an array, a tensor, a DataFrame or a Series."""
     return array.iloc[:1].to_numpy().dtype if hasattr(array, "iloc") else array.dtype
 

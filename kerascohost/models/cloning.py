@@ -2,7 +2,8 @@
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 import keras
 import numpy as np
@@ -38,11 +39,12 @@ def clones(
             A function that builds models is called with those of them that it has arguments for.
 
     Returns:
-        A list of the clones: `keras.Model`s named after the model, with a number.
+        A list of the clones: `keras.Model`s named after the model or the function, with a number.
 
     Raises:
         CohortError: If `n` is not a positive integer, a sequence does not have `n` values, the
-            model is not compiled or cannot be copied, or nothing in it has the name of an override.
+            model is not compiled or cannot be copied, nothing in it has the name of an override, or
+            a function returns one model twice.
 
     Example:
 
@@ -54,25 +56,53 @@ def clones(
     [0.01, 0.001, 0.0001]
     """
     _check_overrides(n, overrides)
-    made = []
-    for i, sequence in enumerate(np.random.SeedSequence(seed).spawn(n)):
-        own = {name: values[i] for name, values in overrides.items()}
+    in_order = {name: list(values) for name, values in overrides.items()}
+    made: list[keras.Model] = []
+    for i, sequence in enumerate(_seed_sequence(seed).spawn(n)):
+        own = {name: values[i] for name, values in in_order.items()}
         seeds = _Seeds(sequence)
         if isinstance(model, keras.Model):
-            clone, name = _copy(model, own, seeds), model.name
+            clone = _copy(model, own, seeds)
         else:
             clone = _built(model, own, seeds)
-            name = getattr(model, "__name__", clone.name)
-        clone.name = f"{name}_{i}"
+            if any(clone is other for other in made):
+                raise CohortError(
+                    "Expected a function that builds a new model at each call. Received: "
+                    f"{clone.name!r} twice. To copy a model, give it itself: kc.clones(model, n)."
+                )
         made.append(clone)
+    for i, clone in enumerate(made):  # only now, as a function may return a model of the user's
+        clone.name = f"{_name(model, clone)}_{i}"
     return made
+
+
+def _name(model: keras.Model | Callable[..., keras.Model], clone: keras.Model) -> str:
+    """Returns the name of the model or the function, else that of the clone."""
+    if isinstance(model, keras.Model):
+        return model.name
+    name = getattr(model, "__name__", "")
+    if name == "<lambda>":
+        return clone.name
+    # TensorFlow makes scopes of the names of models, in which it allows no other characters.
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip("_.-") or clone.name
+
+
+def _seed_sequence(seed: int | None) -> np.random.SeedSequence:
+    try:
+        return np.random.SeedSequence(seed)
+    except (TypeError, ValueError) as error:
+        raise CohortError(
+            "Expected `seed` to be an integer that is not negative, or None. "
+            f"Received: seed={seed!r}."
+        ) from error
 
 
 def _check_overrides(n: int, overrides: Mapping[str, Sequence[Argument]]) -> None:
     if not isinstance(n, int) or n < 1:
         raise CohortError(f"Expected `n` to be a positive integer. Received: n={n!r}")
     for name, values in overrides.items():
-        if not hasattr(values, "__len__") or isinstance(values, str) or len(values) != n:
+        is_sequence = hasattr(values, "__len__") and not isinstance(values, (str, Mapping, Set))
+        if not is_sequence or len(values) != n:
             raise CohortError(
                 f"Expected `{name}` to be a sequence of {n} values, one for each clone. "
                 f"Received: {name}={values!r}"

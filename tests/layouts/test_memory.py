@@ -123,5 +123,5 @@ def test_data_of_every_kind_has_a_shape(make):
 
 def test_data_without_a_shape_is_refused_by_name():
     net = compiled(keras.Input((4,)), layers.Dense(1))
-    with pytest.raises(kc.CohortError, match="Member 'net': expected `x` to be arrays.*generator"):
+    with pytest.raises(kc.CohortError, match=r"Member 'net': expected `x` to be arrays.*generator"):
         kc.estimate_memory({"net": net}, x=iter(i for i in range(3)))

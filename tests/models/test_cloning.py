@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import layers, optimizers
 from numpy.testing import assert_array_equal
@@ -75,6 +76,41 @@ def test_a_function_gets_what_it_takes_and_the_rest_is_set_on_its_model():
     assert [clone.optimizer.weight_decay for clone in clones] == [0.3, 0.4]
 
 
+def test_a_series_gives_its_values_in_order():
+    values = pd.Series([0.1, 0.2], index=[5, 6])
+    clones = kc.clones(build(), 2, rate=values)
+    assert [clone.layers[1].rate for clone in clones] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("<lambda>", "net_0"),
+        ("__", "net_0"),
+        ("_build", "build_0"),
+        ("größe", "gr__e_0"),
+        ("build", "build_0"),
+    ],
+)
+def test_the_names_of_clones_are_scopes_of_tensorflow(name, expected):
+    def function():
+        return build()
+
+    function.__name__ = name
+    clones = kc.clones(function, 2)
+    assert clones[0].name == expected
+    x = np.ones((4, 4), "float32")
+    kc.Cohort(clones).fit(x, x[:, :3], verbose=0)
+
+
+def test_a_function_that_returns_one_model_twice_is_refused():
+    net = build()
+    with pytest.raises(CohortError, match=r"new model at each call. Received: 'net' twice\."):
+        kc.clones(lambda: net, 2)
+    assert net.name == "net"
+    assert kc.clones(lambda: net, 2, rate=[0.1, 0.2])[0] is not net
+
+
 def test_what_is_not_initial_is_kept():
     x = np.random.default_rng(0).normal(5, size=(50, 4)).astype("float32")
     scaled = layers.Normalization()
@@ -102,8 +138,14 @@ def test_what_cannot_be_cloned_says_so():
         kc.clones(net, 2, lr=[1, 2])
     with pytest.raises(CohortError, match="sequence of 3 values"):
         kc.clones(net, 3, rate=[0.1, 0.2])
+    for values in ({0: 0.1, 1: 0.2}, {0.1, 0.2}):
+        with pytest.raises(CohortError, match="sequence of 2 values"):
+            kc.clones(net, 2, rate=values)
     with pytest.raises(CohortError, match="positive integer"):
         kc.clones(net, 0)
+    for seed in ("x", -1, 1.5):
+        with pytest.raises(CohortError, match=r"`seed` to be an integer .* Received: seed="):
+            kc.clones(net, 2, seed=seed)
     with pytest.raises(CohortError, match="without `compile"):
         kc.clones(keras.Sequential([keras.Input((2,)), layers.Dense(1)]), 2)
 
