@@ -95,7 +95,8 @@ def per_member(
     """Splits an argument that is one value for all members or a dict by member.
 
     A dict none of whose keys is a member's name is one value for all where the argument of one
-    model may be a dict (`x`, `y`, `sample_weight`, `class_weight`).
+    model may be a dict (`x`, `y`, `sample_weight`, `class_weight`), but for dicts from strings to
+    dicts in place of `class_weight`, of which Keras would ignore all.
 
     Args:
         argument: The argument's name, for errors.
@@ -118,13 +119,11 @@ def per_member(
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, for_all)
     strangers = [name for name in value if name not in names]
-    if argument in _MAY_BE_DICTS and len(strangers) == len(value):
+    may_be_one = argument in _MAY_BE_DICTS and len(strangers) == len(value)
+    if may_be_one and not (argument == "class_weight" and _is_by_name(value)):
         return dict.fromkeys(names, for_all)
     if strangers:
-        raise CohortError(
-            f"Expected the keys of `{argument}` to be names of members: {', '.join(names)}. "
-            f"Received: {strangers[0]!r}.{did_you_mean(strangers[0], names)}"
-        )
+        raise no_member(argument, strangers[0], names)
     missing = [name for name in names if name not in value]
     if missing and default is _REQUIRED:
         raise CohortError(
@@ -132,6 +131,21 @@ def per_member(
             f"Received: none for {missing[0]!r}."
         )
     return {name: value.get(name, default) for name in names}
+
+
+def _is_by_name(class_weight: Mapping[Any, Any]) -> bool:
+    return bool(class_weight) and all(
+        isinstance(name, str) and (own is None or isinstance(own, Mapping))
+        for name, own in class_weight.items()
+    )
+
+
+def no_member(argument: str, name: object, names: Collection[str]) -> CohortError:
+    """Returns the error for a dict by member with a key that is not a member's name."""
+    return CohortError(
+        f"Expected the keys of `{argument}` to be names of members: {', '.join(names)}. "
+        f"Received: {name!r}.{did_you_mean(name, names)}"
+    )
 
 
 def counts_per_member(

@@ -32,6 +32,7 @@ from kerascohost.arguments import (
     check_workers,
     counts_per_member,
     named_models,
+    no_member,
     per_member,
 )
 from kerascohost.backends import Logs, StepKind, Tree
@@ -551,6 +552,7 @@ class Cohort:
     def _split(self, **given: PerMember[Argument]) -> dict[str, Any]:
         """Returns every member's own arguments, from values for all and dicts by member."""
         split: dict[str, dict[str, Argument]] = {}
+        _check_weights(given.get("sample_weight"), self.members)
         for key, value in given.items():
             if key == "callbacks" and not isinstance(value, Mapping):
                 split[key] = sharing.own_callbacks(value, self._members)
@@ -650,6 +652,23 @@ def _check_at_once(at_once: int | str | None, workers: "Workers | None") -> None
             "Expected `at_once` to be a positive integer, 'auto' or None. "
             f"Received: at_once={at_once!r}."
         )
+
+
+def _check_weights(sample_weight: PerMember[Data], models: Mapping[str, keras.Model]) -> None:
+    """Raises for weights by the names of outputs, or of no members, for a model with one output."""
+    if not isinstance(sample_weight, Mapping) or not set(sample_weight).isdisjoint(models):
+        return
+    if sample_weight and any(map(_has_one_output, models.values())):
+        raise no_member("sample_weight", next(iter(sample_weight)), models)
+
+
+def _has_one_output(model: keras.Model) -> bool:
+    """Returns whether the model is known to have one output, which is in no dict."""
+    if backends.overridden(model, "train_step", "test_step", "compute_loss"):
+        return False
+    is_sequential = isinstance(model, keras.Sequential) and model.layers
+    last = model.layers[-1] if is_sequential else model
+    return isinstance(getattr(last, "output", None), keras.KerasTensor)
 
 
 def _check_plan(plan: Plan, models: Mapping[str, keras.Model]) -> None:

@@ -95,6 +95,9 @@ def test_a_shared_optimizer_is_refused():
         ({"x": {"a": data()[0]}}, "data for every member. Received: none for 'b'"),
         ({"x": {"a": data()[0], "bb": data()[0]}}, "Received: 'bb'. Did you mean 'b'"),
         ({"x": {"c": data()[0]}}, "keys of `x` .* of which this is 'a', or .*. Received: 'c'"),
+        ({"class_weight": {"bb": {0: 5.0}}}, "keys of `class_weight` .* Received: 'bb'. Did you"),
+        ({"class_weight": {"bb": None}}, "keys of `class_weight` .* Received: 'bb'. Did you"),
+        ({"sample_weight": {"bb": np.ones(40)}}, "keys of `sample_weight` .* Received: 'bb'. Did"),
         ({"epochs": {"c": 2}}, "keys of `epochs` to be names of members: a, b. Received: 'c'"),
         ({"epoch": 2}, "arguments of `keras.Model.fit`. Received: epoch=2. Did you mean 'epochs'"),
         ({"x": None}, "Member 'a': expected `x`"),
@@ -112,6 +115,14 @@ def test_bad_arguments_are_refused_before_any_training(change, message):
     x, y = data()
     with Untouched(*nets.values()), pytest.raises(kc.CohortError, match=message):
         kc.Cohort(nets).fit(**{"x": x, "y": y, "verbose": 0, **change})
+
+
+def test_weights_by_the_names_of_outputs_are_taken():
+    x, y = data()
+    inputs = keras.Input((4,))
+    net = keras.Model(inputs, {"out": layers.Dense(1)(inputs)}, name="a")
+    net.compile("adam", "mse")
+    kc.Cohort([net]).fit(x, y, sample_weight={"out": np.ones(40)}, verbose=0)
 
 
 @pytest.mark.parametrize(
