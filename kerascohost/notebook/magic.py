@@ -3,6 +3,7 @@
 import argparse
 import ast
 import asyncio
+import glob
 import inspect
 import io
 import itertools
@@ -12,6 +13,7 @@ import re
 import shlex
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -279,7 +281,8 @@ class CohostMagics(Magics):
         # IPython leaves out.
         empty = itertools.takewhile(lambda line: not line.strip(), cell.splitlines())
         code = "\n" * (1 + len(list(empty))) + self.shell.transform_cell(cell)
-        self._file = name = self.shell.compile.cache(code)  # so that tracebacks show its lines
+        # So that tracebacks show its lines, and its number.
+        self._file = name = self.shell.compile.cache(code, self.shell.execution_count)
         program = ast.parse(code, filename=name)
         self._program = program
         body = (program if loops is None else loops.prepared(program, name)).body
@@ -305,7 +308,15 @@ class CohostMagics(Magics):
                 f"Received: {options[0]}."
             )
         own, _, arguments = line.partition(" -- ")
-        outcomes = scripts.run(shlex.split(own)[1:], shlex.split(arguments))
+        try:
+            paths, given = shlex.split(own)[1:], shlex.split(arguments)
+        except ValueError as error:
+            raise CohortError(_no_words(line, error)) from None
+        if not paths:
+            raise CohortError(
+                f"Expected `%cohost run SCRIPT ...`. Received: %cohost {line.strip()}"
+            )
+        outcomes = scripts.run(paths, given)
         for outcome in outcomes:
             print(outcome)
         if any(isinstance(outcome.error, KeyboardInterrupt) for outcome in outcomes):
@@ -372,26 +383,48 @@ def _matcher(shell: InteractiveShell) -> Value:
         if context.cursor_line or line.split(" ")[0] not in _COMMANDS or " " not in line:
             return {"completions": []}
         found = _complete(shell, SimpleNamespace(line=line))
-        completions = [SimpleCompletion(text) for text in found if text.startswith(context.token)]
+        fitting = [text for text in found if text.startswith(context.token)]
+        # IPython lets others offer their words where there is no completion at all.
+        fitting = fitting or [context.token] * bool(context.token)
+        completions = [SimpleCompletion(text) for text in fitting]
         return {"completions": completions, "suppress": True, "ordered": True}
 
     return matches
 
 
 def _complete(shell: InteractiveShell, event: SimpleNamespace) -> list[str]:
-    """Returns the options, and the names of models where one is possible."""
+    """Returns the options and the names of models, or what can follow an option or `run`."""
+    words = event.line.split()
+    word = "" if event.line.endswith(" ") else words.pop()
+    if words[1:2] == ["run"]:
+        return [] if "--" in words else _scripts(word)
     models = namespace.models_in(shell.user_ns)
-    before = event.line.split()
-    previous = before[-1] if event.line.endswith(" ") else (before[-2:-1] or [""])[0]
-    if previous in ("-g", "--group-factor", "-r", "--replicas"):
-        return [f"{name}=" for name in models]
-    if previous in ("-l", "--layout"):
+    option, given = words[-1] if words else "", word
+    if word.startswith("--") and "=" in word:  # as in `--layout=stacked`
+        option, _, given = word.partition("=")
+    if option in ("-g", "--group-factor", "-r", "--replicas"):
+        return ["2"] if "=" in given else [f"{name}=" for name in models]
+    if option in ("-l", "--layout"):
         return list(LAYOUTS)
-    if previous in ("-o", "--output", "--budget"):
-        return []
+    if option in ("-o", "--output"):
+        results = [n for n, value in shell.user_ns.items() if isinstance(value, _RESULTS)]
+        return [name for name in results if not name.startswith("_")] or ["history"]
+    if option in _EXAMPLES:
+        return [_EXAMPLES[option]]
     is_cell = event.line.startswith("%%")
     groups = dict.fromkeys(namespace.group_of(name) or name for name in models)
     return [*_options(), *([] if is_cell else [*groups, "run"])]
+
+
+# Values of options that are any number.
+_EXAMPLES = {"--budget": "30", "-w": "2", "--workers": "2"}
+
+
+def _scripts(begin: str) -> list[str]:
+    """Returns the scripts and folders whose paths begin so."""
+    paths = sorted(glob.glob(glob.escape(begin) + "*"))  # noqa: PTH207  # as they were written
+    folders = [f"{path}/" for path in paths if Path(path).is_dir()]
+    return [path for path in paths if path.endswith(".py")] + folders
 
 
 def _options() -> list[str]:
@@ -407,7 +440,10 @@ def _options() -> list[str]:
 def _parsed(magic: Callable[..., Value], line: str) -> argparse.Namespace:
     if "--help" in line.split() or "-h" in line.split():
         raise UsageError("Type %cohost? for help.")
-    asked = parse_argstring(magic, line)
+    try:
+        asked = parse_argstring(magic, line)
+    except ValueError as error:
+        raise CohortError(_no_words(line, error)) from None
     name, budget = asked.output, asked.budget
     _check_layout(asked.layout)
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
@@ -415,6 +451,11 @@ def _parsed(magic: Callable[..., Value], line: str) -> argparse.Namespace:
     if budget is not None and not 0 <= budget < math.inf:
         raise CohortError(f"Expected `--budget` to be a number of seconds. Received: {budget}.")
     return asked
+
+
+def _no_words(line: str, error: ValueError) -> str:
+    """Returns the error text for a line that cannot be split into words."""
+    return f"Expected a line with each quotation closed. Received: {line.strip()} ({error})."
 
 
 def _check_layout(layout: str | None) -> None:
@@ -474,7 +515,8 @@ def _by_name(option: str, given: list[str], otherwise: Default) -> dict[str, int
     factors: dict[str, int] = {}
     for text in given:
         name, equals, number = text.rpartition("=")
-        if not re.fullmatch("[0-9]+", number) or (equals and not name):
+        is_name = name and "=" not in name.partition("[")[0]  # a key of a dict may have one
+        if not re.fullmatch("[0-9]+", number) or (equals and not is_name):
             raise CohortError(
                 f"Expected MODEL=N after `{option}`, with a whole number N. Received: {text}."
             )

@@ -160,6 +160,7 @@ def test_an_exception_shows_the_line_of_the_program(kernel):
     loop = LOOP + "    if seed == 1:\n        scores.append(1 / 0)\n"
     _, error = kernel.run(loop)
     assert "ZeroDivisionError" in error
+    assert re.search(r"Cell In\[[1-9]\d*\], line 8", error), error
     assert re.search(r"> 8 +scores.append\(1 / 0\)", error), error
     assert "kerascohost" not in error
     kernel.ran("assert seed == 1 and len(scores) == 2")

@@ -127,12 +127,17 @@ def test_quiet_plot_and_factors(shell):
         ("%%cohost\nkeras.Sequential([layers.Dense(1)]).fit(x, y)", "must call `compile"),
         ("%cohost --search", "Expected no `--search` without a cell. Received: it."),
         ("%%cohost --search --loops\n1", "Expected no `--loops` with `--search`. Received: it."),
+        ("%%cohost -g a=2=3\n1", "Expected MODEL=N after `--group-factor`, .* a=2=3"),
+        ('%cohost "a', 'each quotation closed. Received: "a (No closing quotation).'),
+        ('%%cohost -o "a\n1', "each quotation closed"),
+        ('%cohost run "a.py', "each quotation closed"),
+        ("%cohost run", "Expected `%cohost run SCRIPT ...`. Received: %cohost run"),
         ("%cohost run none.py", "scripts that can be read. Received: 'none.py'"),
     ],
 )
 def test_bad_input_is_one_line(shell, cell, expected):
     text = message(shell, cell)
-    assert re.search(expected.replace("?", r"\?"), text), text
+    assert re.search(re.sub(r"([?()])", r"\\\1", expected), text), text
     assert "\n" not in text.strip()
     assert vars(keras.Model).get("fit") is None
 
@@ -260,7 +265,7 @@ def test_a_benchmark_of_some_models(shell):
     )
 
 
-def test_completion_offers_options_and_models_and_nothing_else(shell):
+def test_completion_offers_options_and_models_and_nothing_else(shell, tmp_path, monkeypatch):
     def offered(line):
         with provisionalcompleter():
             return {found.text for found in shell.Completer.completions(line, len(line))}
@@ -272,8 +277,21 @@ def test_completion_offers_options_and_models_and_nothing_else(shell):
     assert offered("%%cohost --gro") == {"--group-factor"}
     assert offered("%%cohost -g ") == {"cnn=", "mlp=", "seeds[0]=", "seeds[1]="}
     assert offered("%cohost --layout ") == {"joined", "stacked", "auto"}
+    assert offered("%%cohost --layout=") == {"joined", "stacked", "auto"}
+    assert offered("%%cohost --layout=jo") == {"joined"}
+    assert offered("%%cohost -g cnn=") == offered("%%cohost --replicas=cnn=") == {"2"}
     assert all(name.startswith("--") for name in offered("%%cohost "))
+    assert offered("%cohost -o ") == {"history"}
+    assert offered("%cohost -o ra") == {"ra"}  # none of IPython's
+    run(shell, TRAIN)
+    assert offered("%cohost -o ") == {"runs"}
     assert "cnn" in offered("cn")
+    for name in ("one.py", "two.txt", "folder/three.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert offered("%cohost run ") == offered("%cohost run a.py ") == {"one.py", "folder/"}
+    assert offered("%cohost run folder/th") == {"folder/three.py"}
 
 
 def test_a_list_of_models_stands_for_all_in_it(shell):
@@ -300,6 +318,17 @@ def test_messages_and_tracebacks_count_lines_alike(shell):
     with capture_output() as captured:
         shell.run_cell("%%cohost\n\nmlp.fit(x, y)\n1 / 0")
     assert "> 4 1 / 0" in re.sub(r"\x1b\[[\d;]*m", "", captured.stdout)
+
+
+def test_tracebacks_have_the_number_of_the_cell(shell):
+    run(shell, "1")
+    number = shell.execution_count = 7
+    with capture_output() as captured:
+        shell.run_cell("%%cohost\nmlp.fit(x, y)\n1 / 0")
+    assert f"Cell In[{number}], line 3" in re.sub(r"\x1b\[[\d;]*m", "", captured.stdout)
+    with capture_output():
+        result = shell.run_cell("%%cohost\nmlp.fit(x[:, :2], y, verbose=0)")
+    assert f"<ipython-input-{number}-" in str(result.error_in_exec.__notes__)
 
 
 def test_loading_twice_reloading_and_unloading_do_no_harm(shell):
