@@ -4,6 +4,7 @@ A `Shared` holds the dataset. Each member reads it through a `View`, which Keras
 takes for a data adapter, at its own speed: what one member has read is stored until all have.
 """
 
+import copy
 import weakref
 from collections.abc import Iterator
 
@@ -29,12 +30,24 @@ class _Pass:
         epochs.data_adapter.on_epoch_begin()
         self._source = epochs.batches()
         self._batches: list[Tree] = []
+        self._failure: Exception | None = None
         self.first = 0
 
     def batch(self, i: int) -> Tree:
-        """Returns batch `i`, which is read now if it is the next one; raises `StopIteration`."""
+        """Returns batch `i`, which is read now if it is the next one; raises `StopIteration`.
+
+        What reading it raises is raised for each member that comes so far.
+        """
         if i == self.first + len(self._batches):
-            self._batches.append(next(self._source))
+            if self._failure is not None:  # a generator that has failed would only seem to end
+                raise _copied(self._failure, self._failure.__cause__)
+            try:
+                self._batches.append(next(self._source))
+            except StopIteration:
+                raise
+            except Exception as error:
+                self._failure = _copied(error, error)
+                raise
         return self._batches[i - self.first]
 
     def drop_before(self, i: int) -> None:
@@ -47,6 +60,18 @@ class _Pass:
         """The size of what is stored."""
         leaves = tree.flatten(self._batches)
         return sum(getattr(leaf, "nbytes", 0) for leaf in leaves)
+
+
+def _copied(error: Exception, cause: BaseException | None) -> Exception:
+    """Returns an equal exception, so that each member puts its name on one of its own."""
+    try:
+        copied = copy.copy(error)
+    except Exception:  # its class cannot be called with its arguments
+        return error
+    copied.args, copied.__cause__ = error.args, cause
+    if hasattr(error, "__notes__"):
+        copied.__notes__ = [*error.__notes__]
+    return copied
 
 
 class _Reader:

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import kerascohost as kc
+from kerascohost import errors
 from kerascohost.backends import shared_reader
 from tests.helpers import compare
 from tests.helpers.compare import Member
@@ -172,6 +173,48 @@ def test_one_fit_after_another_reads_it_again():
     assert [i for i in dataset.seen if i != "end"].count(5) == 2
     values = cohort.evaluate(shared, verbose=0, return_dict=True)
     assert set(values) == {"m0", "m1", "m2"}
+
+
+class Broken(Batches):
+    """Cannot read the fourth batch of its second epoch."""
+
+    def __getitem__(self, i):
+        if i == 3 and self.seen.count(3):
+            raise OSError(5, "disk")
+        return super().__getitem__(i)
+
+
+def broken():
+    for i, batch in enumerate(generator([])):
+        if i == 3:
+            raise OSError(5, "disk")
+        yield batch
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("make", "epochs"), [(broken, []), (Broken, [0])])
+def test_a_dataset_that_fails_ends_the_epoch_of_no_member(make, epochs, layout):
+    models = {name: network(3) for name in ("a", "b")}
+    cohort = kc.Cohort(models, layout=layout)
+    with pytest.raises(OSError, match="disk") as raised:
+        cohort.fit(kc.shared(make(), shuffle=False), epochs=3, verbose=0)
+    assert raised.value.__notes__ == ["Raised while running member 'a' of the cohort."]
+    assert {n: cohort.history[n].epoch for n in models} == {"a": epochs, "b": epochs}
+
+
+def test_each_reader_gets_a_failure_of_its_own():
+    views = [shared_reader.View(shared) for shared in [kc.shared(broken())] * 2]
+    failures = []
+    for view in views:
+        with pytest.raises(OSError, match="disk") as raised:
+            list(view)
+        assert view.position == (0, 3)
+        errors.attributed(raised.value, str(len(failures)))
+        failures.append(raised.value)
+    assert failures[1].__cause__ is failures[0]
+    assert [errors.member_of(failure) for failure in failures] == ["0", "1"]
+    assert failures[0].args == failures[1].args
+    assert ["member '1'" in failure.__notes__[-1] for failure in failures] == [False, True]
 
 
 def test_what_cannot_be_is_refused():
