@@ -66,8 +66,12 @@ def test_devices_that_cannot_be_are_refused():
     import jax
 
     one = jax.devices()[0]
-    with pytest.raises(kc.CohortError, match=r"as `jax.devices\(\)` returns them. Received: 'gpu'"):
+    with pytest.raises(
+        kc.CohortError, match=r"as `jax.devices\(\)` returns them. Received: 'gpu'\."
+    ):
         trained(2, ["gpu"])
+    with pytest.raises(kc.CohortError, match=r"one device or more, .* Received: none\."):
+        trained(2, [])
     with pytest.raises(kc.CohortError, match="the same one twice"):
         trained(2, [one, one])
     net = keras.Sequential([layers.Dense(1)])
@@ -80,6 +84,7 @@ if __name__ == "__main__":
     import jax
 
     assert len(jax.devices()) == 4
-    alone, spread = trained(6, None), trained(6, jax.devices())  # with copies of the first
-    assert alone[1] == spread[1]
-    assert all(map(np.array_equal, alone[0], spread[0]))
+    for size in (2, 6):  # with copies of the first
+        alone, spread = trained(size, None), trained(size, jax.devices())
+        assert alone[1] == spread[1]
+        assert all(map(np.array_equal, alone[0], spread[0]))

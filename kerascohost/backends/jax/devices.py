@@ -16,7 +16,9 @@ class Placement:
     """Puts arrays of a stack on devices: each device has the rows of some members.
 
     The compiled step is the same on one device and on several: JAX runs it where its data is. As
-    each device has equally many rows, copies of the first member are added.
+    each device has equally many rows, copies of the first member are added. Each device has two
+    rows or more of several members: XLA compiles a single row in another way, and the last bits
+    would differ.
 
     Args:
         devices: The devices; with none or one, arrays are where JAX puts them by itself.
@@ -32,7 +34,8 @@ class Placement:
         self._members = members
         self._devices = list(devices)
         count = max(1, len(devices))
-        self.rows = -(-members // count) * count
+        least = 2 if self.is_spread and members > 1 else 1
+        self.rows = max(least, -(-members // count)) * count
         self._copies: dict[int, tuple[jax.Array, jax.Array]] = {}
 
     @functools.cached_property
@@ -70,9 +73,13 @@ class Placement:
 
 def check_devices(devices: Sequence[jax.Device]) -> str | None:
     """Returns what is wrong with the devices of a stack, or `None`."""
+    if not devices:
+        return "Expected one device or more, or `devices=None`. Received: none."
     strange = [device for device in devices if not isinstance(device, jax.Device)]
     if strange:
-        return f"Expected devices of JAX, as `jax.devices()` returns them. Received: {strange[0]!r}"
+        return (
+            f"Expected devices of JAX, as `jax.devices()` returns them. Received: {strange[0]!r}."
+        )
     if len(set(devices)) < len(devices):
         return "Expected different devices. Received: the same one twice."
     elsewhere = [one for one in devices if one.process_index != jax.process_index()]
