@@ -19,6 +19,7 @@ with extra("optuna"):
     import optuna
 
 Objective = Callable[["optuna.Trial"], float | Sequence[float]]
+_Callback = Callable[["optuna.Study", "optuna.trial.FrozenTrial"], None]
 
 
 def optimize(
@@ -29,7 +30,7 @@ def optimize(
     layout: Layout = "auto",
     timeout: float | None = None,
     catch: type[Exception] | Iterable[type[Exception]] = (),
-    callbacks: Iterable[Callable[["optuna.Study", "optuna.trial.FrozenTrial"], None]] | None = None,
+    callbacks: Iterable[_Callback] | None = None,
     verbose: int | str = "auto",
     workers: "Workers | None" = None,
 ) -> None:
@@ -69,7 +70,7 @@ def optimize(
             Default `None`: all are trained here.
 
     Raises:
-        CohortError: If an option cannot be.
+        CohortError: If an option cannot be, or in an objective of the same study.
         Exception: What the objective raised first, if it is not in `catch`. No more trials begin
             then; those under way finish.
 
@@ -93,11 +94,48 @@ def optimize(
         raise CohortError(
             f"Expected `n_trials` to be a number of trials or None. Received: {n_trials!r}."
         )
+    caught, called = _checked(study, timeout, catch, callbacks)
     calls.train_deferred("trials run together")
-    caught = (catch,) if isinstance(catch, type) else tuple(catch)
-    _Search(study, objective, n_trials, timeout, caught, list(callbacks or ())).run(
+    _Search(study, objective, n_trials, timeout, caught, called).run(
         layout, at_once, verbose, workers
     )
+
+
+def _checked(
+    study: "optuna.Study",
+    timeout: float | None,
+    catch: type[Exception] | Iterable[type[Exception]],
+    callbacks: Iterable[_Callback] | None,
+) -> tuple[tuple[type[Exception], ...], list[_Callback]]:
+    """Returns the exceptions to catch and the callbacks.
+
+    Raises:
+        CohortError: If one of the arguments cannot be.
+    """
+    # Optuna's own check sees the thread of a trial only, and each trial here has another one.
+    if getattr(getattr(study, "_thread_local", None), "in_optimize_loop", False):
+        raise CohortError(
+            "Expected no search of a study in an objective or callback of the same study, as with "
+            "`study.optimize`. Received: the study of this trial; make another study."
+        )
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not is_number:
+        raise CohortError(
+            f"Expected `timeout` to be a number of seconds or None. Received: {timeout!r}."
+        )
+    caught = tuple(catch) if isinstance(catch, Iterable) else (catch,)
+    if not all(isinstance(one, type) and issubclass(one, BaseException) for one in caught):
+        raise CohortError(
+            f"Expected `catch` to be a class of exceptions or several. Received: {catch!r}."
+        )
+    given = () if callbacks is None else callbacks
+    called = list(given) if isinstance(given, Iterable) else []
+    if not isinstance(given, Iterable) or not all(map(callable, called)):
+        raise CohortError(
+            "Expected `callbacks` to be a list of functions of a study and a trial, or None. "
+            f"Received: {callbacks!r}."
+        )
+    return caught, called
 
 
 class _Search:
@@ -110,7 +148,7 @@ class _Search:
         n_trials: int | None,
         timeout: float | None,
         catch: tuple[type[Exception], ...],
-        callbacks: list[Callable[["optuna.Study", "optuna.trial.FrozenTrial"], None]],
+        callbacks: list[_Callback],
     ):
         self._study = study
         self._objective = objective

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import secrets
@@ -93,20 +94,36 @@ class RayWorkers:
                 "Expected `max_failures` to be an integer that is not negative. "
                 f"Received: max_failures={max_failures!r}."
             )
+        if not isinstance(use_gpu, bool):
+            raise CohortError(
+                f"Expected `use_gpu` to be True or False. Received: use_gpu={use_gpu!r}."
+            )
+        if address is not None and (not isinstance(address, str) or not address):
+            raise CohortError(
+                "Expected `address` to be that of a cluster, as 'ray://head:10001' or 'auto', or "
+                f"None. Received: address={address!r}."
+            )
+        _check_resources(resources_per_worker)
         self.num_workers = num_workers
         self.sync_every = sync_every
         self.max_failures = max_failures
-        self._resources = {"CPU": 1.0, "GPU": float(use_gpu), **(resources_per_worker or {})}
+        self._use_gpu = use_gpu
+        self._given_resources = dict(resources_per_worker or {})
+        self._resources = {"CPU": 1.0, "GPU": float(use_gpu), **self._given_resources}
         self._address = address
         self._started = contextlib.ExitStack()
         self._workers: list[_Worker] = []
 
     def __repr__(self) -> str:
         told = [f"num_workers={self.num_workers}"]
-        if self._resources["GPU"]:
+        if self._use_gpu:
             told.append("use_gpu=True")
+        if self._given_resources:
+            told.append(f"resources_per_worker={self._given_resources}")
         if self.sync_every != "epoch":
             told.append(f"sync_every={self.sync_every!r}")
+        if self.max_failures != 3:
+            told.append(f"max_failures={self.max_failures}")
         return f"RayWorkers({', '.join(told)})"
 
     @property
@@ -209,6 +226,23 @@ class RayWorkers:
         """Ends all jobs at once, by replacing all workers."""
         self._end_workers()
         self._workers = [_Worker(self._resources) for _ in range(self.num_workers)]
+
+
+def _check_resources(given: Mapping[str, float] | None) -> None:
+    if given is None:
+        return
+    if not isinstance(given, Mapping) or not all(
+        isinstance(name, str) and _is_amount(amount) for name, amount in given.items()
+    ):
+        raise CohortError(
+            "Expected `resources_per_worker` to be a dict from names of resources to numbers that "
+            f"are not negative, as {{'CPU': 2}}. Received: resources_per_worker={given!r}."
+        )
+
+
+def _is_amount(value: object) -> bool:
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return is_number and 0 <= float(value) < math.inf  # type: ignore[arg-type]  # a number
 
 
 class _Worker:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import sys
 import threading
 import time
@@ -80,11 +81,11 @@ class SyncEvery:
         """
         if given == "epoch":
             return cls(1, None)
-        if errors.is_count(given, least=1):
+        if errors.is_count(given, least=1) and not isinstance(given, bool):
             return cls(int(given), None)
         if isinstance(given, str) and given.endswith("s"):
             with contextlib.suppress(ValueError):
-                if (seconds := float(given[:-1])) > 0:
+                if 0 < (seconds := float(given[:-1])) < math.inf:
                     return cls(None, seconds)
         raise CohortError(
             "Expected `sync_every` to be 'epoch', a number of epochs, or seconds as in '30s'. "

@@ -189,3 +189,21 @@ def test_options_that_cannot_be():
         optimize(new_study(), seeded, 1.5)
     with pytest.raises(kc.CohortError, match="group_factor"):
         optimize(new_study(), seeded, 1, layout="grouped")
+    for option, value in (("timeout", "x"), ("catch", 3), ("callbacks", told)):
+        with pytest.raises(kc.CohortError, match=f"Expected `{option}` .* Received: "):
+            optimize(new_study(), seeded, 1, **{option: value})
+
+
+@pytest.mark.parametrize("outer", [optimize, optuna.Study.optimize])
+def test_a_study_in_its_own_objective_is_refused(outer):
+    study = new_study()
+
+    def objective(trial):
+        optimize(new_study(), lambda trial: 1.0, 1, verbose=0)  # another one may be
+        optimize(study, lambda trial: 1.0, 1, verbose=0)
+        return 1.0
+
+    with pytest.raises(kc.CohortError, match=r"the study of this trial; make another study\."):
+        outer(study, objective, n_trials=1)
+    optimize(study, lambda trial: 1.0, 1, verbose=0)
+    assert len(study.trials) == 2

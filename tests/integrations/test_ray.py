@@ -591,10 +591,28 @@ def test_options_that_cannot_be_are_refused():
         ({"num_workers": 0}, "num_workers"),
         ({"sync_every": "often"}, "sync_every"),
         ({"sync_every": 0}, "sync_every"),
+        ({"sync_every": "infs"}, "sync_every='infs'"),
+        ({"sync_every": True}, "sync_every=True"),
         ({"max_failures": -1}, "max_failures"),
+        ({"use_gpu": "yes"}, "use_gpu='yes'"),
+        ({"resources_per_worker": [1]}, r"resources_per_worker=\[1\]"),
+        ({"resources_per_worker": {"CPU": -1}}, "{'CPU': -1}"),
+        ({"resources_per_worker": {"CPU": "1"}}, "{'CPU': '1'}"),
+        ({"resources_per_worker": {1: 1}}, "{1: 1}"),
+        ({"address": 5}, "address=5"),
+        ({"address": ""}, "address=''"),
     ):
         with pytest.raises(kc.CohortError, match=error):
             kc.RayWorkers(**option)
+
+
+def test_workers_show_the_options_that_are_given():
+    assert repr(kc.RayWorkers(3)) == "RayWorkers(num_workers=3)"
+    options = "use_gpu=True, resources_per_worker={'CPU': 2}, sync_every=4, max_failures=0"
+    made = kc.RayWorkers(
+        use_gpu=True, resources_per_worker={"CPU": 2}, sync_every=4, max_failures=0
+    )
+    assert repr(made) == f"RayWorkers(num_workers=2, {options})"
 
 
 TWICE = """
