@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kerascohost import errors
 from kerascohost.backends.base import Logs
 from kerascohost.results import plotting
 from kerascohost.results.progress import Progress
@@ -25,7 +26,8 @@ class MemberProgress(TypedDict):
     """The progress of one member, as it is shown.
 
     `fraction` goes from 0 to 1, `epoch` is as `"2/5"`, `state` is `"waiting"`, `"tracing"`,
-    `"training"` or `"ended"`, and `note` says what is wrong with its numbers.
+    `"training"` or `"ended"`; after a failure `"failed"` or, as another member's has ended the
+    training, `"stopped"`. `note` says what is wrong with its numbers, or why it has failed.
     """
 
     fraction: float
@@ -77,6 +79,7 @@ class LiveTraining:
         self.stops = stops
         self.began = time.perf_counter()
         self.traced: float | None = None  # when the first step had been done
+        self._has_failed = False
         self.members: dict[str, _LiveMember] = {
             name: {
                 "state": "waiting", "note": "", "done": 0, "total": 0, "epoch": 0, "epochs": 0,
@@ -84,6 +87,18 @@ class LiveTraining:
             }
             for name in names
         }  # fmt: skip
+
+    def fail(self, error: Exception) -> None:
+        """Writes that the training has ended by this error."""
+        self._has_failed = True
+        failed = errors.member_of(error) if errors.is_attributed(error) else None
+        for name, live in self.members.items():
+            if live["state"] == "ended":
+                continue
+            if name == failed:
+                live.update({"state": "failed", "note": errors.in_words(error).splitlines()[0]})
+            else:
+                live["state"] = "stopped"
 
     def progress(self) -> TrainingProgress:
         """Returns the current value of `CohostSession.progress`."""
@@ -93,6 +108,8 @@ class LiveTraining:
 
     def _text(self, fraction: float) -> str:
         now = time.perf_counter()
+        if self._has_failed:
+            return f"failed at {100 * fraction:.0f} %"
         if self.traced is None:
             return f"tracing… {now - self.began:.0f} s so far"
         left = (now - self.traced) * (1 - fraction) / max(fraction, 1e-9)

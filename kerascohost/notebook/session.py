@@ -274,7 +274,7 @@ class CohostSession(Choices):
             if self.curves:
                 self.set_trait("earlier", [self.curves, *self.earlier][:_EARLIER])
                 self.set_trait("curves", {})
-            self._start("train", "training", lambda: self._train(cohort, arguments), tells)
+            self._start("train", "training", lambda: self._train(cohort, arguments, told), tells)
 
     def benchmark(self) -> None:
         """Starts to measure the layouts with the selected models, on their data or random data.
@@ -340,10 +340,15 @@ class CohostSession(Choices):
         self._worker.wait(timeout)
         return self.status == "idle"
 
-    def _train(self, cohort: Cohort, arguments: dict[str, Argument]) -> str:
+    def _train(
+        self, cohort: Cohort, arguments: dict[str, Argument], told: live.LiveTraining
+    ) -> str:
         began = time.perf_counter()
         try:
             cohort.fit(**arguments, verbose=0)
+        except Exception as error:
+            told.fail(error)
+            raise
         finally:
             self._cohort = None
             if any(getattr(model, "history", None) for model in cohort.members.values()):

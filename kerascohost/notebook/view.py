@@ -1,5 +1,6 @@
 """Descriptions of a session as plain values, of which `widget.js` draws the widget."""
 
+import collections
 import contextlib
 import math
 from collections.abc import Callable, Sequence
@@ -30,6 +31,9 @@ _ABOUT = {
     "auto": "Stacked where that is expected to be faster, joined elsewhere.",
 }
 _FACTORS = {"grouped": "group factor", "replicated": "replicas"}
+
+# The states of members whose training has ended by an error.
+_FAILED = ("failed", "stopped")
 
 # Digits of the values in curves: more cannot be seen.
 _DIGITS = 5
@@ -257,10 +261,14 @@ def live(session: CohostSession) -> Live:
 
 
 def _line(member: MemberProgress) -> MemberLine:
-    is_training = member["state"] in ("training", "ended")
+    state, epoch = member["state"], f"epoch {member['epoch']}"
+    if state in ("training", "ended"):
+        state = epoch
+    elif state in _FAILED and not epoch.startswith("epoch 0/"):
+        state += f" after {epoch}"
     return {
         "fraction": member["fraction"],
-        "state": f"epoch {member['epoch']}" if is_training else member["state"],
+        "state": state,
         "note": member["note"],
         "metrics": " · ".join(f"{name} {_number(v)}" for name, v in _loss_first(member)),
         "loss": _finite(member["metrics"].get("loss")),
@@ -276,12 +284,17 @@ def _of_group(members: list[MemberProgress]) -> MemberLine:
     epochs = [int(member["epoch"].partition("/")[0]) for member in members]
     losses = [member["metrics"]["loss"] for member in members if "loss" in member["metrics"]]
     finite = sorted(loss for loss in losses if math.isfinite(loss))
-    ended = sum(member["state"] == "ended" for member in members)
+    ends = collections.Counter(member["state"] for member in members)
     span = f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
+    state = f"epoch {span}"
+    if ends["ended"] == len(members):
+        state = f"all {len(members)} ended"
+    elif any(ends[end] for end in _FAILED):
+        state = ", ".join(f"{count} {end}" for end, count in ends.items())
     notes = [member["note"] for member in members if member["note"]]
     return {
         "fraction": sum(member["fraction"] for member in members) / len(members),
-        "state": f"all {ended} ended" if ended == len(members) else f"epoch {span}",
+        "state": state,
         "note": f"{len(notes)} of {len(members)}: {notes[0]}" if notes else "",
         "metrics": f"loss {_number(finite[0])} to {_number(finite[-1])}" if finite else "",
         "loss": finite[0] if finite else None,

@@ -68,6 +68,9 @@ class CohostWidget(anywidget.AnyWidget):
         variables: The namespace in which to look for models and data; by default the notebook's.
         session: The session to draw, by default a new one.
 
+    Raises:
+        CohortError: If one of these is of another type.
+
     Example:
 
     >>> CohostWidget({}).session.status
@@ -86,6 +89,10 @@ class CohostWidget(anywidget.AnyWidget):
         variables: Variables | None = None,
         session: CohostSession | None = None,
     ):
+        if session is not None and not isinstance(session, CohostSession):
+            raise CohortError(
+                f"Expected `session` to be a `CohostSession` or None. Received: {session!r}."
+            )
         self._shell = get_ipython()
         if variables is None:
             variables = self._shell.user_ns if self._shell else {}
@@ -108,6 +115,8 @@ class CohostWidget(anywidget.AnyWidget):
 
     def close(self) -> None:
         """Stops the training or benchmark, and removes the widget's hooks from the notebook."""
+        if not hasattr(self, "_hooks"):  # called by `__del__` of a widget that was refused
+            return
         self.session.stop()
         if self._shell:
             for event, hook in self._hooks.items():

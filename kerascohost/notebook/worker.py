@@ -104,6 +104,7 @@ class Worker:
                 message = action()
         except Exception as error:
             self._fail(self._work, errors.in_words(error))
+            message = "Failed; the error says why."
         finally:
             ended.set()
             teller.join()

@@ -1,5 +1,6 @@
 """The widget without a browser: what it sends to the page, and what it does when the page asks."""
 
+import gc
 import json
 
 import keras
@@ -80,6 +81,40 @@ def test_what_is_sent_is_json_at_every_moment(widget):
     assert set(widget.curves["now"]) == {"mlp", "seeds[0]", "seeds[1]"}
     assert set(widget.curves["now"]["mlp"]) == {"loss", "val_loss"}
     assert widget.live["message"].startswith("Trained after") and sent
+
+
+def test_rows_tell_of_a_failure(widget, variables):
+    def fail(epoch, logs):
+        if epoch == 1:
+            raise RuntimeError("broken on purpose")
+
+    variables["broken"] = keras.callbacks.LambdaCallback(on_epoch_end=fail)
+    ask(widget, "select", names=["mlp", "seeds[0]", "seeds[1]"], value=True)
+    ask(widget, "choose", trait="callbacks", names=["seeds[1]"], value=["broken"])
+    ask(widget, "train")
+    assert widget.session.wait(60) and widget.live["status"] == "idle"
+    assert widget.live["message"] == "Failed; the error says why."
+    assert widget.live["text"].startswith("failed at ")
+    members = widget.live["members"]
+    assert members["seeds[1]"]["state"] == "failed after epoch 1/5"
+    assert members["seeds[1]"]["note"].startswith("RuntimeError: broken on purpose")
+    assert members["mlp"]["state"].startswith("stopped after epoch ")
+    assert widget.live["groups"]["seeds"]["state"] == "1 stopped, 1 failed"
+    variables["y_short"] = variables["y"][:9]
+    widget.session.choose("y", {"mlp": "y_short"})
+    ask(widget, "train")
+    assert widget.session.wait(60) and widget.live["text"] == "failed at 0 %"
+    assert widget.live["members"]["mlp"]["state"] == "failed"
+    assert widget.live["members"]["seeds[0]"]["state"] == "stopped"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # of `__del__`
+def test_arguments_of_another_type_are_refused():
+    with pytest.raises(kc.CohortError, match=r"`variables` to be a dict .* Received: 3\."):
+        CohostWidget(3)
+    with pytest.raises(kc.CohortError, match=r"`session` to be a `CohostSession` .* Received: 3\."):
+        CohostWidget(session=3)
+    gc.collect()
 
 
 def test_a_failure_to_draw_is_told_and_ends_no_training(widget, monkeypatch):
