@@ -57,7 +57,7 @@ class FitArguments(TypedDict):
     steps_per_epoch: int | None
     validation_steps: int | None
     validation_batch_size: int | None
-    validation_freq: int | Sequence[int]
+    validation_freq: int | list[int]
 
 
 class EvaluateArguments(TypedDict):

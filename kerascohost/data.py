@@ -112,14 +112,15 @@ def shared(dataset: Data, shuffle: bool = True) -> Shared:
     is read cannot be given to several members at all.
 
     All members see the batches of an epoch in one order. It is drawn once: by the `tf.data`
-    pipeline, by the `PyDataset` (whose `on_epoch_end` is called once an epoch), or by `fit`'s
-    `shuffle` for a `PyDataset`. A member thus ends as by its own `fit` on these batches, in this
-    order. Members that end early let it go on. Faster members are at most some 64 MiB of batches
-    ahead of slower ones.
+    pipeline, by the `PyDataset`, or by `fit`'s `shuffle` for a `PyDataset`. Its `on_epoch_end` is
+    called once an epoch, as the first member ends it, and once before the first epoch, as by `fit`.
+    A member thus ends as by its own `fit` on these batches, in this order. Members that end early
+    let it go on. Faster members are at most some 64 MiB of batches ahead of slower ones.
 
     Args:
         dataset: A `tf.data.Dataset`, a `keras.utils.PyDataset`, a torch `DataLoader` or a generator
-            of batches: `x`, `(x, y)` or `(x, y, sample_weight)`.
+            of batches, as `fit` takes them: `(x, y)`, `(x, y, sample_weight)` or, without targets,
+            `(x,)`; a generator may not yield a bare `x`.
         shuffle: Whether the batches of a `PyDataset` are shuffled, as by the `shuffle` of `fit`.
             Default `True`.
 
@@ -128,7 +129,7 @@ def shared(dataset: Data, shuffle: bool = True) -> Shared:
         another reading if one `fit` follows another.
 
     Raises:
-        CohortError: If `dataset` is arrays, which need no reader.
+        CohortError: If `dataset` is none of these; arrays need no reader.
 
     Example:
 
@@ -149,12 +150,17 @@ def shared(dataset: Data, shuffle: bool = True) -> Shared:
     >>> {name: len(history[name].epoch) for name in history}
     {'net2': 2, 'net3': 2}
     """
-    is_one = hasattr(dataset, "__next__") or not isinstance(dataset, (list, tuple, dict, Subset))
-    if not is_one or hasattr(dataset, "shape"):
+    others = (list, tuple, dict, str, bytes, Subset)
+    has_batches = any(hasattr(dataset, name) for name in ("__next__", "__iter__", "__getitem__"))
+    if isinstance(dataset, others) or not has_batches or hasattr(dataset, "shape"):
+        hint = (
+            "Give it to all members as it is."
+            if isinstance(dataset, Shared)
+            else "Arrays are given to all members as they are: they are on the device once."
+        )
         raise CohortError(
             "Expected `dataset` to be a tf.data.Dataset, a PyDataset, a DataLoader or a generator. "
-            f"Received: {type(dataset).__name__}. Arrays are given to all members as they are: "
-            "they are on the device once."
+            f"Received: {type(dataset).__name__}. {hint}"
         )
     return Shared(dataset, shuffle)
 

@@ -119,7 +119,7 @@ def benchmark(
         replicas = _cohorts(models.replicas) if replicas == "auto" else replicas
     check_count("steps", steps)
     check_count("repeats", repeats)
-    if not 0 <= budget_s < math.inf:
+    if not isinstance(budget_s, (int, float, np.number)) or not 0 <= budget_s < math.inf:
         raise CohortError(
             f"Expected `budget_s` to be finite and no less than 0 seconds. Received: {budget_s!r}"
         )

@@ -22,7 +22,8 @@ def group(x: Tree, k: int) -> Tree:
         The same structure, with arrays of shape `(n, k, ...)`. NumPy arrays are not copied.
 
     Raises:
-        CohortError: If `k` is not such an integer, or does not divide the number of samples.
+        CohortError: If `k` is not such an integer, or does not divide the number of samples, or if
+            `x` is no such arrays.
 
     Example:
 
@@ -33,6 +34,7 @@ def group(x: Tree, k: int) -> Tree:
     check_count("k", k)
 
     def grouped(array: Tensor) -> Tree:
+        _check_axes(array, "(n * k, ...)", 1)
         n = array.shape[0]
         if n % k:
             raise CohortError(
@@ -54,7 +56,7 @@ def ungroup(x: Tree) -> Tree:
         The same structure, with arrays of shape `(n * k, ...)`.
 
     Raises:
-        CohortError: If there are fewer than two axes.
+        CohortError: If `x` is no arrays, or there are fewer than two axes.
 
     Example:
 
@@ -64,10 +66,7 @@ def ungroup(x: Tree) -> Tree:
     """
 
     def ungrouped(array: Tensor) -> Tree:
-        if len(array.shape) < 2:
-            raise CohortError(
-                f"Expected arrays of shape (n, k, ...). Received: shape {tuple(array.shape)}"
-            )
+        _check_axes(array, "(n, k, ...)", 2)
         return _reshape(array, (array.shape[0] * array.shape[1], *array.shape[2:]))
 
     return tree.map_structure(ungrouped, x)
@@ -245,11 +244,19 @@ def fuse(
     counts = counts_per_member("replicas", 1 if replicas is None else replicas, named)
     inputs: list[keras.KerasTensor] = []
     outputs: list[keras.KerasTensor] = []
+    labelled: dict[str, str] = {}
     for member, model in named.items():
         with about(member):
             core = _as_layer(member, model)
             for replica in range(counts[member]):
                 label = f"{member}_{replica}" if replica else member
+                other = labelled.setdefault(label, member)
+                if other != member:
+                    raise CohortError(
+                        "Expected names that are also no names of replicas. "
+                        f"Received: {label!r} for outputs of {other!r} and {member!r}. "
+                        'Name one otherwise in a dict: {"first": model1, "second": model2}.'
+                    )
                 ins, outs = _applied(core, model, label, factors[member])
                 inputs += ins
                 outputs += outs
@@ -300,6 +307,15 @@ def _input_like(
 def _output_names(model: keras.Model, count: int) -> list[str]:
     names = list(getattr(model, "output_names", None) or [])
     return names if len(set(names)) == count else [str(i) for i in range(count)]
+
+
+def _check_axes(array: Tensor, shape: str, least: int) -> None:
+    if not hasattr(array, "shape"):
+        raise CohortError(f"Expected arrays of shape {shape}. Received: {array!r}.")
+    if len(array.shape) < least:
+        raise CohortError(
+            f"Expected arrays of shape {shape}. Received: shape {tuple(array.shape)}."
+        )
 
 
 def _reshape(array: Tensor, shape: tuple[int | None, ...]) -> Tensor:

@@ -44,7 +44,7 @@ from kerascohost.results.history import CohortHistory
 from kerascohost.results.plan import Plan
 from kerascohost.results.progress import Progress
 from kerascohost.training import sharing
-from kerascohost.training.member import Member, Run
+from kerascohost.training.member import Member, Run, check_callbacks
 from kerascohost.training.scheduler import Scheduler, Task
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class Cohort:
         steps_per_epoch: PerMember[int | None] = None,
         validation_steps: PerMember[int | None] = None,
         validation_batch_size: PerMember[int | None] = None,
-        validation_freq: PerMember[int | Sequence[int]] = 1,
+        validation_freq: PerMember[int | list[int]] = 1,
         **unknown: object,
     ) -> CohortHistory:
         """Trains all members together; each ends exactly as if its own `fit` had been called.
@@ -555,6 +555,7 @@ class Cohort:
         _check_weights(given.get("sample_weight"), self.members)
         for key, value in given.items():
             if key == "callbacks" and not isinstance(value, Mapping):
+                check_callbacks(value)  # before they are copied
                 split[key] = sharing.own_callbacks(value, self._members)
             elif key == "x":  # without its data a member would train on another one's
                 split[key] = per_member(key, value, self._members)

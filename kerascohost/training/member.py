@@ -9,7 +9,7 @@ Arguments of `fit` that are used here:
 - `validation_data`: built as batches for the validation; arrays are checked like `x` and `y`.
 - `validation_batch_size`, `validation_steps`: of these batches; the default of the first is
   `batch_size`, times the group factor and the replicas.
-- `validation_freq`: the epochs after which to validate.
+- `validation_freq`: checked if there is validation data; the epochs after which to validate.
 - `x`, `y`: checked against the inputs and the loss of the model; `x` may not be `None`.
 - `batch_size`, `epochs`, `initial_epoch`, `steps_per_epoch`: refused if they are not counts.
 
@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import keras
@@ -465,7 +465,7 @@ class Member:
             raise errors.CohortError(
                 f"Expected the keys of `x` to be names of members, of which this is {self.name!r}, "
                 f"or of its inputs: {', '.join(map(repr, inputs))}. "
-                f"Received: {', '.join(map(repr, x))}."
+                f"Received: {', '.join(map(repr, x)) or 'no keys'}."
             ) from error
 
     def _rows_per_replica(self, batches: Batches) -> int:
@@ -899,6 +899,26 @@ def check_trainable_here(model: keras.Model) -> None:
 
 _BY_MEMBER = " For a value by member, give a dict from their names."
 _COUNTS = ("batch_size", "epochs", "initial_epoch", "steps", "steps_per_epoch")
+_NEEDED_COUNTS = ("epochs", "initial_epoch")
+
+
+def check_callbacks(callbacks: Callbacks) -> None:
+    """Raises an error for what is no callbacks.
+
+    Raises:
+        CohortError: If it is none; the message says what it is.
+    """
+    for callback in backends.callbacks_in(callbacks):
+        if isinstance(callback, type):
+            name = callback.__name__
+            raise errors.CohortError(
+                f"Expected callbacks. Received: the class {name}, not {name}()."
+            )
+        if not hasattr(callback, "set_model"):
+            raise errors.CohortError(
+                "Expected `callbacks` to be a list of `keras.callbacks.Callback`. "
+                f"Received: {callback!r}."
+            )
 
 
 def _check_arguments(given: Mapping[str, Argument]) -> None:
@@ -910,26 +930,41 @@ def _check_arguments(given: Mapping[str, Argument]) -> None:
         raise errors.CohortError(
             f"Expected `verbose` to be 0, 1, 2 or 'auto'. Received: verbose={verbose!r}."
         )
-    for callback in backends.callbacks_in(given["callbacks"]):
-        if isinstance(callback, type):
-            name = callback.__name__
-            raise errors.CohortError(
-                f"Expected callbacks. Received: the class {name}, not {name}()."
-            )
+    check_callbacks(given["callbacks"])
     for key in _COUNTS:
         value = given.get(key)
-        if value is not None and not errors.is_count(value):
+        may_be_none = value is None and (key not in _NEEDED_COUNTS or key not in given)
+        if not may_be_none and not errors.is_count(value):
             hint = _BY_MEMBER if isinstance(value, (list, tuple)) else ""
             raise errors.CohortError(
                 f"Expected `{key}` to be an integer that is not negative. "
                 f"Received: {key}={value!r}.{hint}"
             )
     split = given.get("validation_split")
-    if split and given["validation_data"] is None and not 0 <= split < 1:
+    if split and given["validation_data"] is None and not _is_fraction(split):
         raise errors.CohortError(
             "Expected `validation_split` to be from 0 to less than 1. "
             f"Received: validation_split={split!r}."
         )
+    frequency = given.get("validation_freq", 1)
+    is_validated = bool(split) or given.get("validation_data") is not None
+    if is_validated and not _is_frequency(frequency):
+        raise errors.CohortError(
+            "Expected `validation_freq` to be an integer of at least 1, or a list of epochs. "
+            f"Received: validation_freq={frequency!r}."
+        )
+
+
+def _is_fraction(value: Argument) -> bool:
+    try:
+        return bool(0 <= value < 1)
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_frequency(value: Argument) -> bool:
+    # `fit` takes no other types, and finds that out when the first validation is due.
+    return isinstance(value, list) or (isinstance(value, int) and value >= 1)
 
 
 def _step_limit(
@@ -1015,7 +1050,7 @@ def _capped(epochs: int) -> int:
     return epochs
 
 
-def _is_due(epoch: int, validation_freq: int | Sequence[int]) -> bool:
+def _is_due(epoch: int, validation_freq: int | list[int]) -> bool:
     """Returns whether validation follows this epoch: every n-th, or those listed, from 1."""
     if isinstance(validation_freq, int):
         return (epoch + 1) % validation_freq == 0

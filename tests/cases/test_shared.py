@@ -220,6 +220,11 @@ def test_each_reader_gets_a_failure_of_its_own():
 def test_what_cannot_be_is_refused():
     with pytest.raises(kc.CohortError, match="Expected `dataset` to be a "):
         kc.shared(X)
+    for dataset in (None, 3, "abc", object()):
+        with pytest.raises(kc.CohortError, match=f"Received: {type(dataset).__name__}"):
+            kc.shared(dataset)
+    with pytest.raises(kc.CohortError, match=r"Received: Shared\. Give it to all members as it is"):
+        kc.shared(kc.shared(Batches()))
     with pytest.raises(kc.CohortError, match=r"without `y`.*Received: y=ndarray"):
         trained(kc.shared(generator([])), y=Y, steps_per_epoch=2)
     with pytest.raises(kc.CohortError, match=r"kerascohost.shared"):

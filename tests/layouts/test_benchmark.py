@@ -359,6 +359,7 @@ def test_it_finds_that_large_models_do_not():
         (lambda: {"models": [keras.Sequential([layers.Dense(1)])]}, "must call `compile"),
         (lambda: {"models": models(), "steps": 0}, "`steps` to be a whole number of at least 1"),
         (lambda: {"models": models(), "budget_s": float("inf")}, "`budget_s` to be finite .*: inf"),
+        (lambda: {"models": models(), "budget_s": "x"}, "`budget_s` to be finite .*: 'x'"),
         (lambda: {"models": models(), "layouts": ["join"]}, "'join'. Did you mean 'joined'"),
         (
             lambda: {"models": models(), "x": "data"},

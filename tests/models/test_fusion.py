@@ -160,6 +160,27 @@ def test_a_length_that_does_not_divide_names_the_remainder():
 
 
 @pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: kc.group("abc", 1), r"shape \(n \* k, ...\). Received: 'abc'"),
+        (lambda: kc.group(np.float32(3), 1), r"shape \(n \* k, ...\). Received: shape \(\)"),
+        (lambda: kc.ungroup({"a": "abc"}), r"shape \(n, k, ...\). Received: 'abc'"),
+        (lambda: kc.ungroup(np.zeros(3)), r"shape \(n, k, ...\). Received: shape \(3,\)"),
+    ],
+)
+def test_what_has_no_such_axes_is_refused(call, message):
+    with pytest.raises(kc.CohortError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("names", [["m", "m_1"], ["m_1", "m"]])
+def test_a_member_named_as_a_replica_is_refused(names):
+    models = dict(zip(names, founding_pair().values(), strict=True))
+    with pytest.raises(kc.CohortError, match=r"Received: 'm_1' for outputs of"):
+        kc.fuse(models, replicas={"m": 2})
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"models": {}}, "at least one model"),

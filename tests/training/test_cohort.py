@@ -106,6 +106,14 @@ def test_a_shared_optimizer_is_refused():
         ({"batch_size": {"b": -1}}, "Member 'b': .*`batch_size` to be an integer .*=-1"),
         ({"epochs": [1, 2]}, r"Received: epochs=\[1, 2\]. .*give a dict"),
         ({"validation_split": 1.5}, "`validation_split` to be from 0 to less than 1"),
+        ({"validation_split": {"b": "x"}}, "Member 'b': .*`validation_split` .*: .*='x'"),
+        ({"validation_split": 0.1, "validation_freq": 0}, "Member 'a': .*`validation_freq` .*=0"),
+        ({"validation_data": data(), "validation_freq": (1, 2)}, r"`validation_freq` .*=\(1, 2\)"),
+        ({"epochs": {"b": None}}, "Member 'b': .*`epochs` to be an integer .*: epochs=None"),
+        ({"initial_epoch": None}, "Member 'a': .*`initial_epoch` to be an integer .*=None"),
+        ({"callbacks": {"b": [3]}}, "Member 'b': expected `callbacks` .*Callback`. Received: 3"),
+        ({"callbacks": "x"}, "Expected `callbacks` to be a list .*Received: 'x'"),
+        ({"x": {}}, "Received: no keys."),
         ({"validation_data": data()[0]}, "Member 'a': validation_data: Expected `y`"),
         ({"callbacks": {"b": [keras.callbacks.EarlyStopping]}}, r"not EarlyStopping\(\)"),
     ],
@@ -115,6 +123,11 @@ def test_bad_arguments_are_refused_before_any_training(change, message):
     x, y = data()
     with Untouched(*nets.values()), pytest.raises(kc.CohortError, match=message):
         kc.Cohort(nets).fit(**{"x": x, "y": y, "verbose": 0, **change})
+
+
+def test_a_frequency_without_validation_data_is_not_looked_at():
+    history = kc.Cohort([model()]).fit(*data(), validation_freq="x", verbose=0)
+    assert history["a"].epoch == [0]
 
 
 def test_weights_by_the_names_of_outputs_are_taken():
