@@ -1,9 +1,10 @@
 """Detection of reads and changes of objects that deferred fits will train.
 
 A `Watch` calls a function when the program reads or changes the models, or the callbacks, of
-deferred fits. Hooks on Keras's classes detect this. They are installed only while some thread
-watches something, and act in that thread only: every other thread finds the usual attributes. Uses
-that read no values are not reported: summaries, configs, clones, symbolic calls, shapes and names.
+deferred fits, or of the fits in which other functions in turn wait. Hooks on Keras's classes detect
+this. They are installed only while something is watched, and act in the threads that watch it only:
+every other thread finds the usual attributes. Uses that read no values are not reported: summaries,
+configs, clones, symbolic calls, shapes and names.
 """
 
 import contextlib
@@ -90,27 +91,38 @@ class _Watched:
 
 
 class _Thread(threading.local):
-    """The objects that this thread watches, by `id`, and the paths that trainings may write to."""
+    """The objects that this thread watches, by `id`, and the paths that trainings may write to.
+
+    Attributes:
+        things: The objects, by `id`.
+        paths: Patterns of the paths.
+        elsewhere: Those of `things` that watches of other threads have added.
+    """
 
     def __init__(self) -> None:
         self.things: dict[int, _Watched] = {}
         self.paths: list[tuple[str, Watch]] = []
+        self.elsewhere: dict[int, _Watched] = {}
 
 
 _thread = _Thread()
 
 
 class Watch:
-    """Reports when the thread that made it reads or changes what deferred fits will train.
+    """Reports when a thread reads or changes what deferred fits will train.
 
     Args:
         look: Called with the thing and a text such as "evaluate of {} needs its weights", before
             the thing is read or changed. It has to call `clear`.
+        is_elsewhere: Whether it reports of the threads that `watch_for` names it to, and not of
+            that which calls `add`.
     """
 
-    def __init__(self, look: Look):
+    def __init__(self, look: Look, is_elsewhere: bool = False):
         self.look = look
+        self._is_elsewhere = is_elsewhere
         self._things: dict[int, _Watched] = {}
+        self._paths: list[str] = []
         self._hooks: list[Hooks] = []
 
     def add(
@@ -140,9 +152,11 @@ class Watch:
                 watched.changes |= known.changes
                 watched.is_model |= known.is_model
         paths = [path for callback in callbacks for path in _paths(callback)]
-        _thread.paths += [(path, self) for path in paths]
         self._things |= found
-        _thread.things |= found
+        self._paths += paths
+        if not self._is_elsewhere:
+            _thread.things |= found
+            _thread.paths += [(path, self) for path in paths]
         self._use(_hooks)
         if callbacks:
             self._use(_callback_hooks)
@@ -156,12 +170,19 @@ class Watch:
 
     def clear(self) -> None:
         """Stops watching everything that was added."""
-        for key in self._things:
+        for key in () if self._is_elsewhere else self._things:
             _thread.things.pop(key, None)
         _thread.paths = [(path, watch) for path, watch in _thread.paths if watch is not self]
-        self._things = {}
+        self._things, self._paths = {}, []
         while self._hooks:
             self._hooks.pop().release()
+
+    def has(self, thing: Thing) -> bool:
+        """Returns whether it watches an object, parts of a model, or a file at this path."""
+        if isinstance(thing, str):
+            return any(_is_of(path, thing) for path in self._paths)
+        is_model = isinstance(thing, keras.Model)
+        return id(thing) in self._things or (is_model and self.covers(thing))
 
     def _use(self, hooks: "Hooks") -> None:
         if hooks not in self._hooks:
@@ -207,6 +228,17 @@ _SETTINGS = (
     keras.optimizers.schedules.LearningRateSchedule,
     keras.regularizers.Regularizer,
 )
+
+
+def watch_for(watches: Iterable[Watch]) -> None:
+    """Has this thread report to watches of other threads, and no more to those of the last call."""
+    outdated = _thread.elsewhere
+    things = {k: w for k, w in _thread.things.items() if outdated.get(k) is not w}
+    watches = list(watches)
+    _thread.elsewhere = {key: w for watch in watches for key, w in watch._things.items()}
+    _thread.things = _thread.elsewhere | things
+    _thread.paths = [(path, watch) for path, watch in _thread.paths if not watch._is_elsewhere]
+    _thread.paths += [(path, watch) for watch in watches for path in watch._paths]
 
 
 @contextlib.contextmanager
@@ -280,6 +312,11 @@ def _paths(callback: Thing) -> Iterator[str]:
             text = str(value)
             if os.sep in text or PurePath(text).suffix:
                 yield _absolute(re.sub(r"\{[^}]*\}", "*", text))
+
+
+def _is_of(pattern: str, file: str) -> bool:
+    """Returns whether a file is one of the pattern, or in a folder of this path."""
+    return fnmatch.fnmatch(file, pattern) or file.startswith(pattern + os.sep)
 
 
 def _absolute(path: str | PurePath) -> str:
@@ -639,7 +676,7 @@ def _loading(usual: Attribute) -> Attribute:
         given = [value for value in [*args, *kwargs.values()] if isinstance(value, (str, PurePath))]
         for path, watch in list(_thread.paths):
             for file in map(_absolute, given):
-                if fnmatch.fnmatch(file, path) or file.startswith(path + os.sep):
+                if _is_of(path, file):
                     watch.look(file, "{} is read, which a training may write")
                     return usual(*args, **kwargs)
         return usual(*args, **kwargs)

@@ -63,7 +63,9 @@ _SETTINGS = (
     "global_random_seed",
     _SEEDS,
     "interactive_logging",
+    "nnx_enabled",
     "object_name_uids",
+    "safe_mode_saving",
     "torch_device",
     "traceback_filtering",
 )
@@ -71,6 +73,13 @@ _SETTINGS = (
 
 _COPIED = ("custom_objects_scope_dict", "object_name_uids")
 _OF_SEEDS = ("global_random_seed", _SEEDS)
+# The scopes in which a program may call functions.
+_SCOPES = ("name_scope_stack", "remat_scope_stack")
+
+
+def scopes() -> dict[str, Any]:
+    """Returns copies of the stacks of name scopes and of rematerialisation of this thread."""
+    return {key: list(part[key]) for part in thread_state() for key in _SCOPES if part.get(key)}
 
 
 def settings(state: State) -> State:

@@ -111,6 +111,11 @@ class Footprint(NamedTuple):
             and self.reads.isdisjoint(other.changes)
         )
 
+    def shared_with(self, other: "Footprint") -> set[Hashable]:
+        """Returns what one changes and the other changes or reads."""
+        both = self.changes & other.changes
+        return both | (self.changes & other.reads) | (self.reads & other.changes)
+
 
 class WaitingCall:
     """One call of a method of a model that waits for other calls, or runs together with them.
@@ -131,6 +136,7 @@ class WaitingCall:
         result: What it returned.
         has_begun: Whether it has begun.
         is_prepared: Whether its data have been prepared, so that it keeps random states of its own.
+        things: The model, its parts and the arguments that change while they are used.
         footprint: What it may change and read.
     """
 
@@ -152,8 +158,8 @@ class WaitingCall:
         self.has_begun = self.is_prepared = False
         self.entered = entered
         changing = [thing for value in arguments.values() for thing in stateful(value)]
-        things = [model, *backends.parts(model), *changing]
-        changes = {id(thing) for thing in things} | self.snapshot.writes
+        self.things = [model, *backends.parts(model), *changing]
+        changes = {id(thing) for thing in self.things} | self.snapshot.writes
         self.footprint = Footprint(changes, self.snapshot.reads)
 
     def begin(self, member: Member, callbacks: CallbackList) -> Run:

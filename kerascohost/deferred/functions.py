@@ -340,6 +340,7 @@ class Calls(Generic[T]):
         job.is_dropped = True
         if job.has_ended:
             job.undo()
+            self._turns.forget(job)
             del self._jobs[job.number]
         else:
             self._turns.end(job, _Dropped())
@@ -410,13 +411,14 @@ def map(  # used as `kc.map`, as is the `map` of executors
     it may compare scores, stop early, save, plot.
 
     The results, and the random state left behind, are those of `list(map(function, *iterables))`,
-    if the calls share nothing that they change. A model, optimizer or callback that two of them
-    share is noticed: the later call waits for the end of the earlier one. Other shared objects,
-    such as a global list, are not noticed. A call may be ended and made again if it draws random
-    numbers without having set a seed, since its random state is that in which the one before ends;
-    models that it has trained are restored first. Calls that begin with
-    `keras.utils.set_random_seed` are never made again. What a call changes in the process
-    otherwise, such as the working directory, is seen by that call only.
+    if the calls share nothing that they change. A model, optimizer or callback that one of them
+    trains and another one trains, reads or changes is noticed: the later call waits for the end of
+    the earlier one. Other shared objects, such as a global list, are not noticed. A call may be
+    ended (its `finally` clauses run) and made again if it draws random numbers without having set a
+    seed, since its random state is that in which the one before ends; models that it has trained
+    are restored first. Calls that begin with `keras.utils.set_random_seed` are never made again.
+    What a call changes in the process otherwise, such as the working directory, is seen by that
+    call only.
 
     Args:
         function: The function.
@@ -436,7 +438,8 @@ def map(  # used as `kc.map`, as is the `map` of executors
         A list of what the calls return, in their order.
 
     Raises:
-        CohortError: If `layout` or `at_once` cannot be.
+        CohortError: If `layout` or `at_once` cannot be; or in a call, if a later one has changed
+            already what it is about to use.
         Exception: What the first call that failed raised, with a note that names it. The other
             calls finish first.
 
@@ -511,7 +514,7 @@ def check_options(
     """Raises an error if an option of `map` is none that can be."""
     check_layout(layout)
     check_workers(workers)
-    if not is_count(at_once, least=1):
+    if isinstance(at_once, bool) or not is_count(at_once, least=1):
         raise CohortError(f"Expected `at_once` to be a positive integer. Received: {at_once!r}.")
     if verbose not in (0, 1, 2, "auto"):
         raise CohortError(f"Expected `verbose` to be 0, 1, 2 or 'auto'. Received: {verbose!r}.")

@@ -8,17 +8,19 @@ those of the other functions. `Turns` decides which of them goes on.
 import contextlib
 import contextvars
 import ctypes
+import functools
 import os
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import keras
 
+from kerascohost import backends
 from kerascohost.arguments import Layout
 from kerascohost.backends import Tree, observed, threads
 from kerascohost.backends.process_state import ProcessState
@@ -42,9 +44,9 @@ T = TypeVar("T")
 
 
 class _Thread(threading.local):
-    """A flag of each thread: whether it runs a function in turn."""
+    """The function in turn that each thread runs, if any."""
 
-    is_of_turn = False
+    turn: "Turn[Any] | None" = None
 
 
 _thread = _Thread()
@@ -54,7 +56,7 @@ _engine = threading.Lock()
 
 def is_in_turn() -> bool:
     """Returns whether the calling thread runs a function in turn."""
-    return _thread.is_of_turn
+    return _thread.turn is not None
 
 
 def interrupt(thread: threading.Thread) -> None:
@@ -133,11 +135,13 @@ class Turn(Generic[T]):
         self._function = function
         self.state = state
         self._settings = settings
+        self._scopes = threads.scopes()
         self._verbose = verbose
         self.call: WaitingCall | None = None
         self._raised: BaseException | None = None
         self._has_told = False
         self.tells = True
+        self._watches: Sequence[observed.Watch] = ()
         self.was_interrupted = self.is_paused = False
         # The turns that were given to the thread, and those that it has ended. Numbers, as an
         # interrupt may come between any two lines: setting one again changes nothing.
@@ -147,16 +151,20 @@ class Turn(Generic[T]):
         self._thread = threading.Thread(target=context.run, args=(self._main,), daemon=True)
         self._thread.start()
 
-    def resume(self, error: BaseException | None = None) -> WaitingCall | None:
+    def resume(
+        self, error: BaseException | None = None, watches: Sequence[observed.Watch] = ()
+    ) -> WaitingCall | None:
         """Continues the function until it trains something, or ends.
 
         Args:
             error: The exception that the call it waits in raises, if any.
+            watches: Those of what the other functions train.
 
         Returns:
             The call that it waits in now, or `None` at its end or in `pause`.
         """
         self._raised, self.call, self.is_paused = error, None, False
+        self._watches = watches
         with self.state.entered():
             self._give_turn()
         return self.call
@@ -188,8 +196,9 @@ class Turn(Generic[T]):
     ) -> Tree:
         """Waits, in the function's thread, until the call has been run; see `calls.Context`."""
         try:
-            if method != "predict":
-                check_trainable_here(model)
+            with observed.paused():
+                if method != "predict":
+                    check_trainable_here(model)
         except CohortError as error:  # alone it may run: no reason to stop the function
             warnings.warn(
                 f"A `{method}` of {self.name} runs apart from the others. {error}", stacklevel=3
@@ -197,9 +206,10 @@ class Turn(Generic[T]):
             return NotImplemented
         if self._verbose is not None:
             arguments["verbose"] = self._verbose
-        self.call = call = self._made(method, model, arguments)
-        call.name = call.label = self.name
-        self._about_to_wait(call)
+        with observed.paused():  # what the call shares with others is compared when it waits
+            self.call = call = self._made(method, model, arguments)
+            call.name = call.label = self.name
+            self._about_to_wait(call)
         self._end_turn()
         self._await_turn()
         if self._raised is not None:
@@ -252,6 +262,7 @@ class Turn(Generic[T]):
         with self._changed:
             while self._given == self._done:
                 self._changed.wait()
+        observed.watch_for(self._watches)
 
     def _end_turn(self) -> None:
         with self._changed:
@@ -260,8 +271,9 @@ class Turn(Generic[T]):
 
     def _main(self) -> None:
         self._await_turn()
-        _thread.is_of_turn = True
+        _thread.turn = self
         self.keras_state = threads.thread_state()
+        self.keras_state[0].update(self._scopes)
         try:
             if self._settings is not None:
                 threads.set_settings(self.keras_state, self._settings)
@@ -304,16 +316,52 @@ class _Use:
     Attributes:
         model: Returns the model, unless it is gone.
         key: The identity of the model.
+        has_begun: Whether the call has begun.
     """
 
     def __init__(self, call: WaitingCall):
         self.model = weakref.ref(call.model)
         self.key = id(call.model)
+        self.has_begun = False
         self._footprint = call.footprint
+        callbacks = backends.callbacks_in(call.arguments["callbacks"])
+        self._seen = [
+            [weakref.ref(one) for one in seen] for seen in (callbacks, call.snapshot.others)
+        ]
 
     def conflicts_with(self, call: WaitingCall) -> bool:
         """Returns whether one changes what the other changes or reads."""
         return self.model() is not None and self._footprint.conflicts_with(call.footprint)
+
+    def shared_with(self, call: WaitingCall) -> str:
+        """Returns what of a call that conflicts with this it uses, for messages."""
+        keys = self._footprint.shared_with(call.footprint)
+        things = [thing for thing in call.things if id(thing) in keys]
+        if id(call.model) in keys:
+            return repr(call.model.name)
+        paths = [repr(key) for key in keys if isinstance(key, str)]
+        return next((_name_of(thing) for thing in things), (*paths, "an object that changes")[0])
+
+    def add_to(self, watch: observed.Watch) -> None:
+        """Has a watch look at all that the call uses and that still exists."""
+        model = self.model()
+        if model is not None:
+            callbacks, others = ([one() for one in seen] for seen in self._seen)
+            watch.add(
+                model, *([one for one in seen if one is not None] for seen in (callbacks, others))
+            )
+
+    def has_changed(self, thing: UserObject) -> bool:
+        """Returns whether the call may have changed a thing: frozen weights remain as they are."""
+        model = self.model()
+        if model is None or not self.has_begun:
+            return False
+        changed = backends.changed_variables(model)
+        if isinstance(thing, keras.Variable):
+            return id(thing) in changed
+        if isinstance(thing, keras.Layer):
+            return any(id(variable) in changed for variable in thing.variables)
+        return True
 
 
 class Turns(Generic[AnyTurn]):
@@ -343,10 +391,14 @@ class Turns(Generic[AnyTurn]):
         self._runner: DeferredRunner[WaitingCall] = DeferredRunner(layout=layout, workers=workers)
         self._at_once = at_once
         self._under_way: list[AnyTurn] = []  # in their order
+        # These, and those that have ended before an earlier one has, which may still be too early.
+        self._known: list[AnyTurn] = []
         self._ending: dict[int, BaseException] = {}
         self._owners: dict[int, AnyTurn] = {}
         # What the calls of a function use: until it ends, calls of later ones wait for it.
         self._uses: dict[int, list[_Use]] = {}
+        # Those over what the functions use that do not run: a function that uses the same waits.
+        self._watches: dict[int, observed.Watch] = {}
         self._names: dict[int, str] = {}  # of members, by the identity of the model
         self._blocked: list[WaitingCall] = []
         self._ready: list[WaitingCall] = []
@@ -370,7 +422,12 @@ class Turns(Generic[AnyTurn]):
             for turn in list(self._under_way):
                 turn.interrupt(error)
             self._under_way.clear()
+            self._known.clear()
             raise
+        finally:
+            for watch in self._watches.values():
+                watch.clear()
+            self._watches.clear()
 
     def end(self, turn: AnyTurn, error: BaseException) -> None:
         """Ends a function by `error`, as soon as the call that it waits in has ended."""
@@ -394,19 +451,22 @@ class Turns(Generic[AnyTurn]):
             turn = self._next_turn()
             if turn is None:
                 break
-            self._under_way.append(turn)
-            self._under_way.sort(key=lambda turn: turn.number)
+            for turns in (self._under_way, self._known):
+                turns.append(turn)
+                turns.sort(key=lambda turn: turn.number)
             self._ready += self._resumed(turn)
         ready, self._ready = self._ready, []
         return ready
 
     def _resumed(self, turn: AnyTurn, error: BaseException | None = None) -> list[WaitingCall]:
         """Continues a function; returns the calls that can be run now."""
-        if id(turn) in self._ending:
+        is_dropped = id(turn) in self._ending
+        if is_dropped:
             turn.interrupt(self._ending.pop(id(turn)))
             call = None
         else:
-            call = turn.resume(error)
+            with self._watched_for(turn) as watches:
+                call = turn.resume(error, watches)
         if turn.was_interrupted and turn.INTERRUPTS_ALL:
             raise KeyboardInterrupt
         if call is not None:
@@ -415,15 +475,24 @@ class Turns(Generic[AnyTurn]):
             self._forget(use for use in uses if use.model() is None)
             uses[:] = [use for use in uses if use.model() is not None]
             uses.append(_Use(call))
+            late = self._used_too_early(turn, call)
+            if late is not None:
+                return self._resumed(turn, late)
             call.name = self._name_of(call.model, turn)
             last = list({use.key: use for use in uses}.values())
             self._forget(last[:-_KEPT_MODELS])
             self._blocked.append(call)
         if not turn.has_ended:
-            return self._freed()
+            freed = self._freed()
+            self._watch_over(turn)
+            return freed
         self._under_way.remove(turn)
         self._owners = {key: owner for key, owner in self._owners.items() if owner is not turn}
-        self._forget(self._uses.pop(id(turn), []))
+        self._forget(self._uses.get(id(turn), []))
+        if is_dropped:
+            self.forget(turn)
+        while self._known and self._known[0].has_ended:
+            self.forget(self._known[0])
         self._ended(turn)
         gone_on = [
             call
@@ -438,8 +507,83 @@ class Turns(Generic[AnyTurn]):
         free = [call for call in self._blocked if self._is_free(call)]
         self._blocked = [call for call in self._blocked if call not in free]
         for call in free:
-            self._owners[id(call)].about_to_run(call)
+            owner = self._owners[id(call)]
+            self._uses[id(owner)][-1].has_begun = True
+            owner.about_to_run(call)
         return free
+
+    def forget(self, turn: AnyTurn) -> None:
+        """Forgets what a function has used: nothing can depend on it, or it has been undone."""
+        if turn in self._known:
+            self._known.remove(turn)
+            self._uses.pop(id(turn), None)
+            if id(turn) in self._watches:
+                self._watches.pop(id(turn)).clear()
+
+    @contextlib.contextmanager
+    def _watched_for(self, turn: AnyTurn) -> Iterator[list[observed.Watch]]:
+        """Returns a context with the watches over what the others use, for the time it runs.
+
+        Meanwhile it is not watched itself, nor are those that have ended else, so that models which
+        a function no longer has can be released.
+        """
+        if id(turn) in self._watches:
+            self._watches[id(turn)].clear()
+        later = self._known[self._known.index(turn) + 1 :]
+        ended = [other for other in later if other.has_ended]
+        for other in ended:
+            self._watch_over(other)
+        try:  # of one object, the watch of the first function counts
+            yield [self._watches[id(t)] for t in reversed(self._others(turn))]
+        finally:
+            for other in ended:
+                self._watches[id(other)].clear()
+
+    def _others(self, turn: AnyTurn) -> list[AnyTurn]:
+        """Returns the other functions whose uses are watched, in their order."""
+        return [t for t in self._known if t is not turn and id(t) in self._watches]
+
+    def _watch_over(self, turn: AnyTurn) -> None:
+        """Has functions that use what this one uses noticed, while it waits."""
+        look = functools.partial(self._look, turn)
+        watch = self._watches.setdefault(id(turn), observed.Watch(look, is_elsewhere=True))
+        for use in {use.key: use for use in self._uses.get(id(turn), ())}.values():
+            use.add_to(watch)
+
+    def _look(self, owner: AnyTurn, thing: UserObject, doing: str) -> None:
+        """Has the running function wait for earlier ones that use what it is about to use.
+
+        Raises:
+            CohortError: If a later one has changed it already.
+        """
+        turn = _thread.turn
+        if turn is None or turn not in self._known:
+            return  # a thread of the function's, or a function in a function
+        with observed.paused():
+            what = doing.format(_name_of(thing))
+            sharing = [
+                t for t in self._others(turn) if t is owner or self._watches[id(t)].has(thing)
+            ]
+            place = self._known.index(turn)
+            for other in sharing:
+                uses = self._uses[id(other)] if self._known.index(other) > place else ()
+                if any(use.has_changed(thing) for use in uses):
+                    raise _too_early(other, f"{turn.name}, in which {what}")
+        earlier = [t for t in sharing if self._known.index(t) < place]
+        if earlier:
+            turn.tell(
+                f"{turn.name} waits for the end of {earlier[-1].name}, which uses it: {what}."
+            )
+        while not all(other.has_ended for other in earlier):
+            turn.pause()
+
+    def _used_too_early(self, turn: AnyTurn, call: WaitingCall) -> CohortError | None:
+        """Returns an error if a later function has changed what a call uses, before its turn."""
+        for other in self._known[self._known.index(turn) + 1 :]:
+            for use in self._uses.get(id(other), ()):
+                if use.has_begun and use.conflicts_with(call) and use.has_changed(call.model):
+                    return _too_early(other, f"{turn.name}, which uses {call.model.name!r}")
+        return None
 
     def _name_of(self, model: keras.Model, turn: AnyTurn) -> str:
         """Returns the name of the member for a model, which keeps it, and what was traced."""
@@ -463,11 +607,25 @@ class Turns(Generic[AnyTurn]):
             for use in self._uses.get(id(turn), ()):
                 if use.conflicts_with(call):
                     turn.tell(
-                        f"{owner.name} waits for the end of {turn.name}, as both "
-                        f"use {call.model.name!r} or an object that its `fit` changes."
+                        f"{owner.name} waits for the end of {turn.name}, as both use "
+                        f"{use.shared_with(call)}."
                     )
                     return False
         return True
+
+
+def _name_of(thing: UserObject) -> str:
+    """Returns a name of a thing for messages."""
+    own = getattr(thing, "path", None) or getattr(thing, "name", None)
+    return repr(thing if isinstance(thing, str) else own or type(thing).__name__)
+
+
+def _too_early(later: Turn[Any], use: str) -> CohortError:
+    return CohortError(
+        "Expected functions that share nothing that they change, or that use it in their order. "
+        f"Received: {use}, after {later.name} has changed it. Call them one after another: a loop, "
+        "or `at_once=1`."
+    )
 
 
 def _read() -> dict[str, Any]:

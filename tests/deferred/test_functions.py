@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import gc
 import io
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -16,9 +18,12 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras.src.backend.common import global_state
+from keras.src.saving import serialization_lib
 from sklearn.datasets import load_wine
 
 import kerascohost as kc
+from kerascohost.backends import observed
 
 X, Y = load_wine(return_X_y=True)
 X = ((X - X.mean(0)) / X.std(0)).astype("float32")
@@ -336,6 +341,145 @@ def test_a_shared_model_is_trained_by_one_function_after_the_other(capsys):
         ends.append([*call(go_on, [1, 2, 1]), net.get_weights()])
     keras.tree.map_structure(np.testing.assert_array_equal, *ends)
     assert "go_on[1] waits for the end of go_on[0], as both use" in capsys.readouterr().out
+
+
+def total(model):
+    return float(sum(np.sum(weights) for weights in model.get_weights()))
+
+
+def begun_from(net):
+    fresh = classifier()
+    fresh.set_weights(net.get_weights())
+    fresh.fit(X, Y, verbose=0)
+    return total(fresh)
+
+
+def saved(net):
+    with tempfile.TemporaryDirectory() as folder:
+        net.save(f"{folder}/net.keras")
+        return total(keras.models.load_model(f"{folder}/net.keras"))
+
+
+USES = {
+    "reads its weights": total,
+    "sets its weights": lambda net: net.set_weights([w * 0 + 9 for w in net.get_weights()]),
+    "begins from its weights": begun_from,
+    "calls it": lambda net: float(np.sum(net(X[:8]))),
+    "saves it": saved,
+    "reads its optimizer": lambda net: int(net.optimizer.iterations.numpy()),
+}
+
+
+@compiled
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_function_that_uses_what_an_earlier_one_trains_waits_for_its_end(use, capsys):
+    def trains_or_uses(i):
+        keras.utils.set_random_seed(i)
+        if i == 1:
+            return use(net)
+        net.fit(X, Y, epochs=2, verbose=0)
+        net.fit(X, Y, verbose=0)
+        return total(net)
+
+    ends = []
+    for call in (map, functools.partial(kc.map, layout="joined")):
+        keras.utils.set_random_seed(2)
+        net = classifier()
+        ends.append([*call(trains_or_uses, range(3)), total(net)])
+    assert ends[0] == ends[1]
+    assert (
+        "uses[1] waits for the end of trains_or_uses[0], which uses it" in capsys.readouterr().out
+    )
+
+
+@compiled
+def test_what_a_later_function_has_changed_too_early_is_refused():
+    def reads(i):
+        keras.utils.set_random_seed(i)
+        (net if i else classifier()).fit(X, Y, epochs=3 - i, verbose=0)
+        return total(net)
+
+    net = classifier()
+    with pytest.raises(kc.CohortError, match=r"reads\[0\], in which the value of '.*kernel' is r"):
+        kc.map(reads, range(2), verbose=0)
+    begun = net.get_weights()
+    ends = []
+    for call in (map, functools.partial(kc.map, at_once=1, layout="joined")):
+        net = classifier()
+        net.set_weights(begun)
+        ends.append(list(call(reads, range(2))))
+    assert ends[0] == ends[1]
+
+
+@compiled
+def test_a_later_function_may_have_used_what_no_training_changes():
+    base = keras.Sequential([keras.Input((13,)), layers.Dense(3)])
+    base.trainable = False
+
+    def tuned(i):
+        keras.utils.set_random_seed(i)
+        if i == 0:
+            classifier().fit(X, Y, epochs=3, verbose=0)
+        net = keras.Sequential([base, layers.Dense(3, activation="softmax")])
+        net.compile("sgd", "sparse_categorical_crossentropy")
+        net.fit(X, Y, verbose=0)
+        return total(net), float(np.sum(base(X[:4])))
+
+    assert list(map(tuned, range(3))) == kc.map(tuned, range(3), layout="joined", verbose=0)
+
+
+@compiled
+def test_what_functions_wait_for_is_named(capsys):
+    stopping = keras.callbacks.EarlyStopping(monitor="loss")
+
+    def trains(i):
+        keras.utils.set_random_seed(i)
+        classifier().fit(X, Y, verbose=0, callbacks=[stopping])
+
+    kc.map(trains, range(2))
+    told = capsys.readouterr().out
+    assert "trains[1] waits for the end of trains[0], as both use 'EarlyStopping'." in told
+
+
+@compiled
+def test_nothing_is_watched_once_functions_have_ended():
+    def trains(i):
+        keras.utils.set_random_seed(i)
+        net = classifier()
+        net.fit(X, Y, verbose=0)
+        models.append(weakref.ref(net))
+        if i == 2:
+            raise ValueError("no")
+
+    models = []
+    with pytest.raises(ValueError, match="no"):
+        kc.map(trains, range(4), verbose=0)
+    owner = observed.owner_of(keras.Variable, "value")
+    assert not observed.is_hook(vars(owner)["value"])
+    gc.collect()
+    assert not any(model() for model in models[:2])
+
+
+def test_functions_find_the_scopes_and_settings_of_keras_around_them():
+    def found(i):
+        net = classifier()
+        net.fit(X, Y, verbose=0)
+        return net.weights[0].path.split("/")[0], keras.config.is_nnx_enabled(), is_unsafe()
+
+    def is_unsafe():
+        return serialization_lib.in_safe_mode() is False
+
+    ends = []
+    with keras.name_scope("outer"):
+        before = serialization_lib.in_safe_mode()
+        keras.config.enable_unsafe_deserialization()
+        try:
+            for call in (map, kc.map):
+                ends.append(list(call(found, range(3))))
+        finally:
+            global_state.set_global_attribute("safe_mode_saving", before)
+    assert ends[0] == ends[1]
+    assert ends[0][0][0] == "outer"
 
 
 def test_best_so_far_and_no_training_at_all():

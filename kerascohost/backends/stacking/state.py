@@ -66,7 +66,7 @@ class StackedState:
         return sorted(names, key=self._row.__getitem__)
 
     def sync_from_models(self, ranges: Mapping[str, StepRange]) -> None:
-        """Loads the rows of members whose own variables are current, and of metrics that begin anew.
+        """Loads the rows of members whose own variables are current, and metrics that begin anew.
 
         Args:
             ranges: The steps of the members that are to be trained or tested.
