@@ -25,6 +25,7 @@ FOREIGN_WARNINGS = [
 # What tells backends apart: how members train, step by step. All else, which is Python around it,
 # is run on every change with the default backend only.
 OF_EACH_BACKEND = {
+    "cases",
     "parity",
     "training",
     "test_held_fits_equal_separate_training",
@@ -32,16 +33,21 @@ OF_EACH_BACKEND = {
     "test_a_second_fit_of_a_model_continues_its_first",
     "test_a_training_that_fails_early_is_told_and_costs_the_others_nothing",
 }
-CASES_OF_ONE_BACKEND = {
-    f"test_{name}.py" for name in ("deferred_guard", "deferred_reads", "notebook", "threads")
+# Of these, Python around it, too: cases, and how arguments, waves and timing are dealt with.
+OF_ONE_BACKEND = {
+    f"test_{name}.py"
+    for name in (
+        *("deferred_guard", "deferred_reads", "notebook", "threads"),
+        *("fit_arguments", "mutants", "timing", "waves"),
+    )
 }
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         parts = {*item.path.relative_to(ROOT).parts, getattr(item, "originalname", "")}
-        is_case = "cases" in parts and CASES_OF_ONE_BACKEND.isdisjoint(parts)
-        is_of_each = "tests" in parts and (is_case or not OF_EACH_BACKEND.isdisjoint(parts))
+        is_of_each = "tests" in parts and not OF_EACH_BACKEND.isdisjoint(parts)
+        is_of_each = is_of_each and OF_ONE_BACKEND.isdisjoint(parts)
         if BACKEND != "tensorflow" and not is_of_each:
             item.add_marker(pytest.mark.nightly)
 

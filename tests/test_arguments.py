@@ -89,6 +89,7 @@ def test_memory_is_predicted_of_a_cohorts_own_steps(models):
     assert unnamed.frame.equals(kc.estimate_memory(models, {"small": 64, "large": 32}).frame)
 
 
+@pytest.mark.nightly
 def test_a_cohort_is_measured_with_its_own_factors(models):
     cohort = kc.Cohort(models, group_factor={"small": 3}, replicas={"large": 4})
     layouts = ["grouped", "replicated"]

@@ -64,6 +64,7 @@ def test_without_tensorflow_the_backend_that_is_there_is_named(tmp_path):
     )
 
 
+@pytest.mark.nightly
 def test_what_else_is_missing_is_left_to_speak_for_itself():
     assert last_line_without("tqdm") == "ModuleNotFoundError: No module named 'tqdm'"
 
@@ -105,6 +106,7 @@ def test_a_newer_keras_is_told_once_at_import():
     assert done.returncode == 0
 
 
+@pytest.mark.nightly
 def test_help_lists_the_commands():
     shown = python("-m", "kerascohost", "--help", KERAS_BACKEND=BACKEND).stdout
     assert "run scripts" in shown

@@ -100,6 +100,7 @@ def in_threads(*functions):
     return results
 
 
+@pytest.mark.nightly
 def test_fit_in_the_main_thread_while_models_train_stacked_in_another():
     """D1: 3 of 4 died with a KeyError on TensorFlow."""
     reference = fitted(net())

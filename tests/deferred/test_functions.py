@@ -92,6 +92,7 @@ def test_seeded_folds():
     assert_as_loop(seeded_fold, [5, 6, 5], range(3))
 
 
+@pytest.mark.nightly
 @evaluation_draws
 def test_each_function_goes_on_drawing_where_the_one_before_ends():
     assert_as_loop(fold, range(3))  # a warning, that one is called again, would be an error
@@ -137,6 +138,7 @@ def test_what_only_later_functions_draw_from_begins_where_earlier_ones_end():
     assert_as_loop(drawing, range(2))
 
 
+@pytest.mark.nightly
 def test_stacked_to_tolerance():
     plain = list(map(seeded_fold, range(3), range(3)))
     together = kc.map(seeded_fold, range(3), range(3), layout="stacked", verbose=0)

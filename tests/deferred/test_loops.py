@@ -27,10 +27,7 @@ pytestmark = [
 # Of each kind one is run on every change; the others in a nightly run.
 QUICK = {
     "k-fold, unseeded shuffle, seed set once",
-    "seeds, best so far, save the best",
     "grid, nested loops, dict of results",
-    "models of a dict, fitted and evaluated",
-    "unequal lengths: later ones end first",
     "an exception in iteration 2",
     "function in a dict reads the loop's global",
     "an error, after others have trained models from before",
@@ -108,6 +105,7 @@ def test_most_programs_that_can_run_in_turn_do():
     assert len(TOGETHER & PROGRAMS.keys()) >= 0.4 * len(PROGRAMS)
 
 
+@pytest.mark.nightly
 def test_stacked_to_tolerance():
     program = "scores = []\nfor u in (8, 8, 8):\n    m = build(u)\n    " + FIT
     (plain, _), (together, told) = run(program, False), run(program, True, "stacked")
@@ -116,6 +114,7 @@ def test_stacked_to_tolerance():
     assert "3 iterations trained together" in told[0]
 
 
+@pytest.mark.nightly
 def test_losses_that_read_names_of_their_iteration_are_not_stacked_with_others():
     program = (
         "scores = []\nfor q in (0.1, 0.5, 0.9):\n"

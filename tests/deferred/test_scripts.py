@@ -201,6 +201,7 @@ except KeyboardInterrupt:
     assert "[b] saved after True" in output
 
 
+@pytest.mark.nightly
 def test_bad_paths_and_help_are_told_in_a_line(tmp_path):
     missing = run(tmp_path / "none.py")
     assert missing.returncode == 2
@@ -219,6 +220,7 @@ def test_arguments_of_scripts_stand_after_two_dashes(capsys):
     )
 
 
+@pytest.mark.nightly
 def test_scripts_of_one_name_are_told_apart(tmp_path):
     one = script(tmp_path / "one", "train", "print('hello')", before="")
     two = script(tmp_path / "two", "train", "print('hello')", before="")

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.nightly
 def test_random_fits_equal_separate_fits():
     tally = search.Tally()
     search.search(drawn.cases(), fits.verdict, 24, SEED, tally, seconds=20)

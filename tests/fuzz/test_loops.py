@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.nightly
 def test_programs_with_loops_end_in_turn_as_written():
     """`SEED` is where it begins, in another place each time; it is printed."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))

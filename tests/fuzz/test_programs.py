@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.nightly
 def test_programs_end_in_a_block_as_without_one_or_are_refused():
     """`SEED` is where it begins, in another place each time; it is printed."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))

@@ -141,6 +141,7 @@ def test_stacks_end_as_by_their_own_fit(workers):
     assert_parity(members, 1e-4, workers=workers, layout="stacked")
 
 
+@pytest.mark.nightly
 def test_objects_are_those_of_the_program(workers):
     keras.utils.set_random_seed(0)
     models = {"stops": mlp(), "counting": counting()}
@@ -332,6 +333,7 @@ def fold(i):
     return history.history["val_loss"], net.evaluate(X, Y, verbose=0), drawn, net.get_weights()
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:.*drew random numbers before")
 def test_functions_in_turn_train_there(workers):
     plain = list(map(fold, range(4)))

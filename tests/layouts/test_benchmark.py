@@ -82,6 +82,7 @@ def test_what_is_known_so_far_is_told_as_it_is_measured():
     assert "(one round)" in repr(told[1]) and "(one round)" not in repr(told[-1])
 
 
+@pytest.mark.nightly
 def test_equal_models_are_timed_once_and_get_equal_factors():
     small = models()["fast"]
     named = dict(zip("abc", kc.clones(small, 3, seed=0), strict=True)) | {"slow": models()["slow"]}
@@ -152,6 +153,7 @@ def test_the_frame_has_a_row_for_each_layout(measured):
     assert (there["weight_difference"].drop(index="replicated") < 1e-5).all()
 
 
+@pytest.mark.nightly
 def test_members_tell_who_waits(measured):
     *_, result = measured
     members = result.members

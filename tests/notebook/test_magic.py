@@ -370,6 +370,7 @@ def test_a_file_run_by_the_run_magic(shell, tmp_path):
     assert list(shell.user_ns["runs"]) == ["cnn", "mlp"]
 
 
+@pytest.mark.nightly
 def test_in_a_real_kernel():
     cells = [SETUP, "%load_ext kerascohost", "%cohost", TRAIN.replace("verbose=0", "verbose=1")]
     cells += ["%%cohost --plot\ncnn.fit(x, y, verbose=0)", "%cohost nothing"]

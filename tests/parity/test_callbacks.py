@@ -214,6 +214,7 @@ class Meddler(callbacks.Callback):
             self.model.set_weights([w * 0.9 for w in self.model.get_weights()])
 
 
+@pytest.mark.nightly
 def test_weights_and_learning_rates_set_in_mid_epoch_are_taken_up():
     assert_callbacks(lambda: [Meddler()])
 
@@ -387,6 +388,7 @@ class DrawnWhenReset(keras.metrics.MeanSquaredError):
         self.total.assign(np.random.random())
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(BACKEND == "torch", reason="shuffles otherwise where there is a validation")
 def test_callbacks_and_metrics_draw_global_random_numbers_as_alone():
     """On JAX `fit` shuffles by NumPy's state, too: the draws alternate."""

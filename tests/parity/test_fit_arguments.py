@@ -411,6 +411,7 @@ def test_an_uncompiled_model_predicts():
     assert_allclose(predicted, model.predict(X, verbose=0), atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_validation_steps_without_a_batch_size():
     fit = {"batch_size": None, "validation_data": (X, Y), "validation_steps": 2}
     compare.assert_parity({"a": member(**fit), "b": member()})

@@ -122,6 +122,7 @@ def scaled(y, p):
     return SCALE * keras.ops.mean(keras.ops.square(y - p), axis=-1)
 
 
+@pytest.mark.nightly
 def test_code_of_the_users_is_traced_anew(traced, monkeypatch):
     trained_together(generation(0.01, 0.02, loss=scaled), traced)
     monkeypatch.setitem(globals(), "SCALE", 3.0)

@@ -229,6 +229,7 @@ def test_members_with_other_numbers_of_samples_batches_and_epochs():
     assert_stacked(members)
 
 
+@pytest.mark.nightly
 def test_members_that_come_in_another_order_keep_their_values():
     """Fits whose last batches differ end in turns, and what follows them comes in that order."""
 
@@ -249,7 +250,9 @@ def test_members_that_come_in_another_order_keep_their_values():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA compiles for each shape by itself")
-@pytest.mark.parametrize(("most_in_vain", "traces"), [(500, 1), (20, 2)])
+@pytest.mark.parametrize(
+    ("most_in_vain", "traces"), [pytest.param(500, 1, marks=pytest.mark.nightly), (20, 2)]
+)
 def test_some_members_are_computed_as_if_by_all(monkeypatch, most_in_vain, traces):
     """The trace for all serves some of them, until one for fewer is worth its time."""
     from kerascohost.backends.tensorflow import stack
@@ -378,6 +381,7 @@ def test_models_that_are_not_compiled_predict():
     assert "is not compiled" in cohort.plan.summary
 
 
+@pytest.mark.nightly
 def test_a_member_that_is_compiled_differently_by_its_callback_leaves():
     class Recompiles(callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -471,6 +475,7 @@ def test_sample_and_class_weights_and_validation_data():
     assert_stacked({f"m{i}": weighted(i) for i in range(3)})
 
 
+@pytest.mark.nightly
 def test_auto_stacks_where_it_pays_and_joins_the_rest():
     def convolution(seed):
         def build():

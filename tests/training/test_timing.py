@@ -67,7 +67,7 @@ def trained(members, layout="auto"):
     return cohort, {n: compare.Trained(model, history[n]) for n, model in cohort.members.items()}
 
 
-@pytest.mark.parametrize("faster", ["stacked", "joined"])
+@pytest.mark.parametrize("faster", [pytest.param("stacked", marks=pytest.mark.nightly), "joined"])
 def test_the_faster_layout_goes_on_and_nothing_is_lost(measured, faster):
     measured[faster] = 0.5
     apart = compare.train_apart(members())
@@ -103,6 +103,7 @@ def test_short_fits_are_not_measured():
     assert set(cohort.plan.frame["layout"]) == {"stacked"}
 
 
+@pytest.mark.nightly
 def test_a_plan_is_a_layout():
     cohort, _ = trained(members(), "stacked")
     plan = cohort.plan
@@ -119,6 +120,7 @@ def test_a_plan_is_a_layout():
         kc.Cohort({"m0": other.members["m0"], "x": other.members["m1"]}, layout=plan)
 
 
+@pytest.mark.nightly
 def test_members_that_have_ended_are_not_measured(measured):
     """Functions in turn end while others go on, and names are used again."""
 
@@ -130,6 +132,7 @@ def test_members_that_have_ended_are_not_measured(measured):
     assert kc.map(train, [1, 3, 1, 2], layout="auto", at_once=2) == [1, 3, 1, 2]
 
 
+@pytest.mark.nightly
 def test_calls_that_trace_are_not_timed(monkeypatch):
     """The first batches of another shape are traced in a later call than the first one."""
     calls = []

@@ -47,7 +47,7 @@ def runs(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("layout", ["joined", LAYOUT])
+@pytest.mark.parametrize("layout", [pytest.param("joined", marks=pytest.mark.nightly), LAYOUT])
 def test_waves_end_as_separate_fits(runs, layout):
     trained = compare.train_together(members(), layout=layout, at_once=2)
     assert runs == [["m0", "m1"], ["m2", "m3"], ["m4"]]
