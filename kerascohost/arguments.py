@@ -190,8 +190,12 @@ def check_count(argument: str, value: object) -> None:
         )
 
 
-def check_layout(layout: str) -> None:
+def check_layout(layout: str, takes_factors: bool = True) -> None:
     """Raises if `layout` is not one of a cohort's layouts.
+
+    Args:
+        layout: The layout.
+        takes_factors: Whether what it is for takes the arguments by which batches are merged.
 
     Raises:
         CohortError: If it is not; the message lists the layouts that exist. For a layout that only
@@ -200,11 +204,11 @@ def check_layout(layout: str) -> None:
     if layout in LAYOUTS:
         return
     factor = _FACTORS.get(layout) if isinstance(layout, str) else None
-    way_out = (
-        f" Use layout='joined' with `{factor}`, as {factor}=2 or {factor}={{name: 2}}."
-        if factor
-        else did_you_mean(layout, LAYOUTS)
-    )
+    way_out = did_you_mean(layout, LAYOUTS)
+    if factor and takes_factors:
+        way_out = f" Use layout='joined' with `{factor}`, as {factor}=2 or {factor}={{name: 2}}."
+    elif factor:
+        way_out = f" Only `Cohort` and `cohost` merge batches, by `{factor}`."
     raise CohortError(
         f"Expected `layout` to be one of {', '.join(map(repr, LAYOUTS))}. "
         f"Received: layout={layout!r}.{way_out}"

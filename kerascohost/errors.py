@@ -123,5 +123,6 @@ def is_count(value: object, least: int = 0) -> bool:
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns a sentence with the known name nearest to `name`; empty if none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    by_lower = {str(one).lower(): one for one in reversed(list(known))}
+    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""

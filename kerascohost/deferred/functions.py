@@ -512,7 +512,7 @@ def check_options(
     layout: Layout, at_once: int, verbose: int | str, workers: "Workers | None" = None
 ) -> None:
     """Raises an error if an option of `map` is none that can be."""
-    check_layout(layout)
+    check_layout(layout, takes_factors=False)
     check_workers(workers)
     if isinstance(at_once, bool) or not is_count(at_once, least=1):
         raise CohortError(f"Expected `at_once` to be a positive integer. Received: {at_once!r}.")

@@ -13,7 +13,7 @@ import contextlib
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -694,6 +694,11 @@ def _checked_devices(
     spread = "`workers=kc.RayWorkers(use_gpu=True)` trains members on several devices."
     if workers is not None:
         raise CohortError("Expected `workers` or `devices`. Received: both.")
+    if isinstance(devices, str) or not isinstance(devices, Iterable):
+        raise CohortError(
+            f"Expected `devices` to be a list of devices, as of `jax.devices()`. "
+            f"Received: devices={devices!r}. {spread}"
+        )
     wrong = backends.get_backend().check_devices(list(devices))
     if wrong is not None:
         raise CohortError(f"{wrong} {spread}")

@@ -61,6 +61,12 @@ def test_devices_are_refused_with_a_way_out():
         trained(2, ["one", "two"])
 
 
+@pytest.mark.parametrize("devices", [4, True, "cpu", print])
+def test_what_is_no_list_of_devices_is_refused(devices):
+    with pytest.raises(kc.CohortError, match=r"`devices` to be a list .* Received: devices="):
+        trained(2, devices)
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="stacks are spread over devices on JAX only")
 def test_devices_that_cannot_be_are_refused():
     import jax
