@@ -35,10 +35,10 @@ from kerascohost.deferred.fits import (
     DeferredHistory,
     DeferredHistoryError,
     DeferredRunner,
+    check_call,
 )
 from kerascohost.results.history import CohortHistory
 from kerascohost.tracing.places import AnyGenerator, UserObject
-from kerascohost.training.member import check_trainable_here
 
 if TYPE_CHECKING:
     from kerascohost.training.workers import Workers
@@ -84,8 +84,9 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
     Members are named after the variables that refer to the models, or else by `model.name`. Only
     the fits of the thread that opened the block are deferred. After an exception inside the block
-    nothing more is trained. An exception of a training is raised where the program asked for the
-    training, or at the end of the block.
+    nothing more is trained. Arguments that cannot be, also arrays of unlike lengths, are refused at
+    the call. An exception of a training is raised where the program asked for the training, or at
+    the end of the block.
 
     Args:
         layout: As in `Cohort`: `"joined"` (default), `"stacked"` or `"auto"`.
@@ -233,7 +234,8 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         is filled then.
 
         Raises:
-            CohortError: If the model cannot be trained in a cohort.
+            CohortError: If the model cannot be trained in a cohort, or an argument cannot be.
+            ValueError: Keras's, if the lengths of arrays differ.
         """
         if method != "fit":
             return NotImplemented
@@ -252,7 +254,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
                 self._train_first("output is redirected around a `fit`")
         with observed.paused():
             with errors.about(name):
-                check_trainable_here(model)
+                check_call(model, arguments)
             history = DeferredHistory(self._train_of_history)
             fit = DeferredFit(model, arguments, history)
             fit.name = fit.label = name

@@ -31,6 +31,7 @@ from kerascohost.deferred.calls import Arguments
 from kerascohost.errors import CohortError
 from kerascohost.results.progress import Progress
 from kerascohost.tracing.reads import Snapshot
+from kerascohost.training.batches import batches
 from kerascohost.training.member import CallbackList, Member, Run, entered_run
 from kerascohost.training.scheduler import Scheduler, Task
 from kerascohost.training.sharing import stateful
@@ -217,6 +218,20 @@ class WaitingCall:
     def draws_after(self, other: "WaitingCall") -> bool:
         """Returns whether the call draws from a random state known only when `other` ends."""
         return False
+
+
+def check_call(model: keras.Model, arguments: FitArguments) -> None:
+    """Raises for a call of `fit` that would fail, as far as that is seen without reading data.
+
+    Raises:
+        CohortError: If the model cannot be trained in a cohort, or an argument cannot be.
+        ValueError: Keras's, if the lengths of arrays differ.
+    """
+    Member(model.name, model).check_fit(arguments)
+    data = (arguments["x"], arguments["y"], arguments["sample_weight"])
+    lengths = {len(leaf) for leaf in keras.tree.flatten(data) if hasattr(leaf, "__len__")}
+    if len(lengths) > 1 and adapters.are_arrays(data):
+        batches(data, backends.get_backend().row_order)
 
 
 class Evaluation(WaitingCall):

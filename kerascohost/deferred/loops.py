@@ -1019,13 +1019,12 @@ _SIMPLE = (
 
 def _may_train(body: list[ast.stmt], variables: Variables) -> bool:
     """Returns whether code may train a model: a quick look, to leave all other loops alone."""
-    module = ast.Module(body, [])
-    waiting: list[types.CodeType] = []
-    for node in ast.walk(module):
-        if isinstance(node, ast.Attribute) and node.attr in library.TRAINS:
-            return True
-        if isinstance(node, ast.Name):
-            waiting += _codes(variables.get(node.id))
+    nodes = list(ast.walk(ast.Module(body, [])))
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    if not library.TRAINS.isdisjoint(attributes):
+        return True
+    named = [variables.get(node.id) for node in nodes if isinstance(node, ast.Name)]
+    waiting = [code for thing in named for code in _codes(thing, attributes)]
     seen: set[types.CodeType] = set()
     while waiting:
         code = waiting.pop()
@@ -1035,14 +1034,30 @@ def _may_train(body: list[ast.stmt], variables: Variables) -> bool:
         if library.TRAINS.intersection(code.co_names):
             return True
         waiting += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-        waiting += [c for name in code.co_names for c in _codes(variables.get(name))]
+        named = [variables.get(name) for name in code.co_names]
+        waiting += [own for thing in named for own in _codes(thing, set(code.co_names))]
     return False
 
 
-def _codes(thing: UserObject) -> list[types.CodeType]:
+def _codes(thing: UserObject, attributes: set[str]) -> list[types.CodeType]:
+    """Returns the code of a function, or of methods of a class or an object that may be called.
+
+    Args:
+        thing: The function, class or object.
+        attributes: The names of attributes that are used beside it.
+    """
     while hasattr(thing, "__wrapped__"):
         thing = thing.__wrapped__
-    return [thing.__code__] if isinstance(thing, types.FunctionType) else []
+    if isinstance(thing, types.FunctionType):
+        return [thing.__code__]
+    kind = thing if isinstance(thing, type) else type(thing)
+    own = [vars(base) for base in kind.__mro__ if not library.is_trusted(base)]
+    methods = (base.get(name) for base in own for name in attributes | _IMPLICIT)
+    return [method.__code__ for method in methods if isinstance(method, types.FunctionType)]
+
+
+# Methods that are called without their names.
+_IMPLICIT = {"__init__", "__call__", "__enter__", "__exit__", "__iter__", "__next__"}
 
 
 def run(

@@ -249,6 +249,25 @@ def test_a_training_that_fails_early_is_told_and_costs_the_others_nothing(swallo
     assert list(run.history) == (["a", "b", "c", "a (2)"] if swallows else ["a", "b", "c"])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"y": Y[:3]}, "ata cardinality is ambiguous"),
+        ({"epochs": "3"}, "Received: epochs='3'"),
+        ({"validation_split": 2}, "Received: validation_split=2"),
+    ],
+)
+def test_a_call_that_would_fail_does_so_and_the_program_may_go_on(wrong, error):
+    a, b = pair()
+    with kc.cohost() as run:
+        a.fit(X, Y, verbose=0)
+        with pytest.raises(ValueError, match=error) as caught:
+            b.fit(**{"x": X, "y": Y, "verbose": 0} | wrong)
+    assert "'b'" in " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert list(run.history) == ["a"]
+    assert run.history["a"].epoch == [0]
+
+
 def test_a_member_is_not_named_self():
     class Lab:
         def __init__(self):

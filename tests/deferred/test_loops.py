@@ -141,6 +141,18 @@ def test_the_line_names_what_keeps_a_loop_from_running_in_turn(body, told_of):
     assert re.search(told_of, line), line
 
 
+def test_a_loop_that_trains_by_a_method_is_told_of():
+    program = (
+        "class Run:\n    def go(self, k):\n        self.m = build()\n"
+        "        self.m.fit(x, y, **FIT)\n    def size(self):\n        return 1\n"
+        "for k in range(2):\n    r = Run()\n    r.{}\n"
+    )
+    _, (line,) = run(program.format("go(k)"), True)
+    assert "the loop in line 7" in line
+    _, told = run(program.format("size()"), True)
+    assert not told
+
+
 def test_the_line_names_what_iterations_wait_for():
     _, (line,) = run("scores = []\nfor k in range(3):\n    m = build()\n    " + FIT, True)
     assert line == (
