@@ -148,6 +148,8 @@ class Cohort:
         self._working = threading.Lock()
         self._doing = ""
         self._is_stopped = False
+        for member in self._members.values():
+            member.is_stopped = lambda: self._is_stopped
         self._history: CohortHistory | None = CohortHistory({})
 
     @property

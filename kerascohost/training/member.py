@@ -132,6 +132,7 @@ class Member:
         validated: The epochs, counted from 0, after which the model was validated.
         resident: The arrays that stay on the device in the present run, if any may.
         is_stacked: Whether its steps are those of a stack, which has its metrics; set from outside.
+        is_stopped: Returns whether the fit was stopped from outside before it began here.
     """
 
     def __init__(self, name: str, model: keras.Model, group_factor: int = 1, replicas: int = 1):
@@ -159,6 +160,7 @@ class Member:
         self._last_logs: Logs = {}
         self.resident: ResidentArrays | None = None
         self.is_stacked = False
+        self.is_stopped: Callable[[], bool] = lambda: False
         self._watched: dict[StepKind, bool] = {}
         self._are_sums: bool | None = None
         self._metrics_at_zero = False
@@ -527,6 +529,7 @@ class Member:
         if self._resumed is None:
             self.model.stop_training = False
             dispatch.on_train_begin()
+            self.model.stop_training |= self.is_stopped()
             return None
         # The callbacks have begun elsewhere; their list counts its own begins and ends.
         callbacks, dispatch.callbacks = dispatch.callbacks, []

@@ -317,6 +317,16 @@ def test_stop_from_outside_ends_within_the_epoch():
     assert steps_of(other) == 300
 
 
+def test_stop_as_the_first_member_begins_stops_those_that_begin_after_it():
+    cohort = kc.Cohort([model("a"), model("b", seed=1)])
+    stopping = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: cohort.stop())
+    cohort.fit(*data(), epochs=3, batch_size=4, callbacks={"a": [stopping]}, verbose=0)
+    assert [history.epoch for history in cohort.history.values()] == [[0], [0]]
+    assert [steps_of(net) for net in cohort.members.values()] == [1, 1]
+    cohort.fit(*data(), epochs=2, verbose=0)
+    assert [history.epoch for history in cohort.history.values()] == [[0, 1], [0, 1]]
+
+
 class Changed:
     """Checks that the model was trained inside the block, and holds usable weights."""
 
