@@ -82,6 +82,25 @@ def changed_variables(model: keras.Model) -> dict[int, tuple[str, keras.Variable
     return found
 
 
+def changed_by_steps(model: keras.Model, kind: StepKind) -> set[int]:
+    """Returns the `id`s of the variables that steps of this kind may change.
+
+    Without training, these are the metrics of a test, and what layers of the user's and those that
+    are stateful hold themselves, but for weights.
+
+    `_non_trainable_variables`: as in `changed_variables`; `_seed_generators`: no list is public.
+    """
+    changed = set(changed_variables(model))
+    if kind == "train" or has_own_step(model, kind):
+        return changed
+    found = list(model.metrics_variables) if kind == "test" else []
+    for layer in flat_layers(model):
+        if not is_of_keras(type(layer)) or getattr(layer, "stateful", False):
+            found += layer._non_trainable_variables
+            found += [generator.state for generator in layer._seed_generators]
+    return changed.intersection(map(id, found))
+
+
 def compares_targets(model: keras.Model) -> bool:
     """Returns whether the model has losses, all of them Keras's own, which compare with targets."""
     losses = [loss for loss in tree.flatten(model.loss) if loss is not None]

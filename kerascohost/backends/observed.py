@@ -127,14 +127,14 @@ class Watch:
 
     def add(
         self,
-        model: keras.Model,
+        model: keras.Model | None,
         callbacks: Iterable[Thing] = (),
         others: Iterable[keras.Layer] = (),
     ) -> None:
         """Watches what a fit depends on.
 
         Args:
-            model: The model, of which all parts are watched.
+            model: The model, of which all parts are watched; `None` if nothing is trained.
             callbacks: The callbacks.
             others: Layers and models that the training reads, and does not change.
         """
@@ -143,9 +143,10 @@ class Watch:
             part for other in others for part in (*other.variables, *backends.flat_layers(other))
         ]
         found = {id(part): _Watched(part, self, changes=False) for part in parts}
-        found |= {id(w.thing): w for w in self._parts(model, bool(callbacks))}
         found |= {id(callback): _Watched(callback, self) for callback in callbacks}
-        found[id(model)] = _Watched(model, self, is_unbuilt=not model.built, is_model=True)
+        if model is not None:
+            found |= {id(w.thing): w for w in self._parts(model, bool(callbacks))}
+            found[id(model)] = _Watched(model, self, is_unbuilt=not model.built, is_model=True)
         for key, watched in found.items():
             known = self._things.get(key)
             if known is not None:

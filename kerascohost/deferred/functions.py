@@ -438,7 +438,7 @@ def map(  # used as `kc.map`, as is the `map` of executors
         A list of what the calls return, in their order.
 
     Raises:
-        CohortError: If `layout` or `at_once` cannot be; or in a call, if a later one has changed
+        CohortError: If `layout` or `at_once` cannot be; or in a call, if a later one has used
             already what it is about to use.
         Exception: What the first call that failed raised, with a note that names it. The other
             calls finish first.

@@ -316,12 +316,14 @@ class _Use:
     Attributes:
         model: Returns the model, unless it is gone.
         key: The identity of the model.
+        kind: The kind of the call's steps.
         has_begun: Whether the call has begun.
     """
 
     def __init__(self, call: WaitingCall):
         self.model = weakref.ref(call.model)
         self.key = id(call.model)
+        self.kind = call.kind
         self.has_begun = False
         self._footprint = call.footprint
         callbacks = backends.callbacks_in(call.arguments["callbacks"])
@@ -345,23 +347,34 @@ class _Use:
     def add_to(self, watch: observed.Watch) -> None:
         """Has a watch look at all that the call uses and that still exists."""
         model = self.model()
-        if model is not None:
-            callbacks, others = ([one() for one in seen] for seen in self._seen)
-            watch.add(
-                model, *([one for one in seen if one is not None] for seen in (callbacks, others))
-            )
+        if model is None:
+            return
+        seen = [[one() for one in seen] for seen in self._seen]
+        callbacks, others = ([one for one in some if one is not None] for some in seen)
+        if self.kind == "train":
+            watch.add(model, callbacks, others)
+        else:
+            watch.add(None, callbacks, [model, *others])
 
     def has_changed(self, thing: UserObject) -> bool:
         """Returns whether the call may have changed a thing: frozen weights remain as they are."""
         model = self.model()
         if model is None or not self.has_begun:
             return False
-        changed = backends.changed_variables(model)
+        changed = backends.changed_by_steps(model, self.kind)
         if isinstance(thing, keras.Variable):
             return id(thing) in changed
         if isinstance(thing, keras.Layer):
             return any(id(variable) in changed for variable in thing.variables)
-        return True
+        return self.kind == "train"
+
+    def is_too_early(self, call: WaitingCall) -> bool:
+        """Returns whether one has changed what the other uses: this call has begun before it."""
+        model = self.model()
+        if model is None:
+            return False
+        changes = backends.changed_by_steps(call.model, call.kind)
+        return self.has_changed(call.model) or not changes.isdisjoint(map(id, model.variables))
 
 
 class Turns(Generic[AnyTurn]):
@@ -547,7 +560,8 @@ class Turns(Generic[AnyTurn]):
         """Has functions that use what this one uses noticed, while it waits."""
         look = functools.partial(self._look, turn)
         watch = self._watches.setdefault(id(turn), observed.Watch(look, is_elsewhere=True))
-        for use in {use.key: use for use in self._uses.get(id(turn), ())}.values():
+        uses = {(use.key, use.kind == "train"): use for use in self._uses.get(id(turn), ())}
+        for use in uses.values():
             use.add_to(watch)
 
     def _look(self, owner: AnyTurn, thing: UserObject, doing: str) -> None:
@@ -578,10 +592,10 @@ class Turns(Generic[AnyTurn]):
             turn.pause()
 
     def _used_too_early(self, turn: AnyTurn, call: WaitingCall) -> CohortError | None:
-        """Returns an error if a later function has changed what a call uses, before its turn."""
+        """Returns an error if a later function has used what a call changes, or the reverse."""
         for other in self._known[self._known.index(turn) + 1 :]:
             for use in self._uses.get(id(other), ()):
-                if use.has_begun and use.conflicts_with(call) and use.has_changed(call.model):
+                if use.has_begun and use.conflicts_with(call) and use.is_too_early(call):
                     return _too_early(other, f"{turn.name}, which uses {call.model.name!r}")
         return None
 
@@ -623,7 +637,7 @@ def _name_of(thing: UserObject) -> str:
 def _too_early(later: Turn[Any], use: str) -> CohortError:
     return CohortError(
         "Expected functions that share nothing that they change, or that use it in their order. "
-        f"Received: {use}, after {later.name} has changed it. Call them one after another: a loop, "
+        f"Received: {use}, after {later.name} has used it. Call them one after another: a loop, "
         "or `at_once=1`."
     )
 

@@ -401,7 +401,19 @@ def test_what_a_later_function_has_changed_too_early_is_refused():
         (net if i else classifier()).fit(X, Y, epochs=3 - i, verbose=0)
         return total(net)
 
+    def predicts(i):
+        keras.utils.set_random_seed(i)
+        if i == 0:
+            classifier().fit(X, Y, epochs=3, verbose=0)
+            net.fit(X, Y, verbose=0)
+        return net.predict(X, verbose=0)
+
     net = classifier()
+    net.build((None, 13))
+    with pytest.raises(
+        kc.CohortError, match=r"predicts\[0\], which uses .* after predicts\[1\] has"
+    ):
+        kc.map(predicts, range(2), verbose=0)
     with pytest.raises(kc.CohortError, match=r"reads\[0\], in which the value of '.*kernel' is r"):
         kc.map(reads, range(2), verbose=0)
     begun = net.get_weights()
@@ -428,6 +440,20 @@ def test_a_later_function_may_have_used_what_no_training_changes():
         return total(net), float(np.sum(base(X[:4])))
 
     assert list(map(tuned, range(3))) == kc.map(tuned, range(3), layout="joined", verbose=0)
+
+
+@compiled
+def test_a_later_function_may_have_predicted_with_a_model_that_nobody_trains():
+    teacher = classifier()
+
+    def distilled(i):
+        keras.utils.set_random_seed(i)
+        net = classifier()
+        net.fit(X, Y, epochs=3 - i, verbose=0)
+        return teacher.predict(X, verbose=0), total(net), float(np.sum(teacher(X[:4])))
+
+    ends = list(map(distilled, range(3))), kc.map(distilled, range(3), layout="joined", verbose=0)
+    keras.tree.map_structure(np.testing.assert_array_equal, *ends)
 
 
 @compiled
