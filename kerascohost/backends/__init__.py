@@ -65,6 +65,7 @@ from kerascohost.backends.keras_internals import (
     unbuilt_metrics_variables,
     variables,
     with_parts,
+    with_values,
 )
 from kerascohost.backends.random_states import is_drawn_from, random_state, set_random_state
 
@@ -135,4 +136,5 @@ __all__ = [
     "unbuilt_metrics_variables",
     "variables",
     "with_parts",
+    "with_values",
 ]

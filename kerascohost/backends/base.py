@@ -261,6 +261,9 @@ class Backend(Protocol):
     def run_functions_eagerly(self, value: bool) -> None:
         """Sets `runs_functions_eagerly`."""
 
+    def is_tracing(self) -> bool:
+        """Returns whether this thread traces a function, for which other threads may wait."""
+
     def is_recording(self) -> bool:
         """Returns whether this thread traces or records what it computes."""
 

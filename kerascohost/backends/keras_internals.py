@@ -83,22 +83,31 @@ def changed_variables(model: keras.Model) -> dict[int, tuple[str, keras.Variable
 
 
 def changed_by_steps(model: keras.Model, kind: StepKind) -> set[int]:
-    """Returns the `id`s of the variables that steps of this kind may change.
+    """Returns the `id`s of what steps of this kind may change, see `with_values`.
 
     Without training, these are the metrics of a test, and what layers of the user's and those that
     are stateful hold themselves, but for weights.
 
     `_non_trainable_variables`: as in `changed_variables`; `_seed_generators`: no list is public.
     """
-    changed = set(changed_variables(model))
+    changed = [variable for _, variable in changed_variables(model).values()]
     if kind == "train" or has_own_step(model, kind):
-        return changed
+        return with_values(changed)
     found = list(model.metrics_variables) if kind == "test" else []
     for layer in flat_layers(model):
         if not is_of_keras(type(layer)) or getattr(layer, "stateful", False):
             found += layer._non_trainable_variables
             found += [generator.state for generator in layer._seed_generators]
-    return changed.intersection(map(id, found))
+    return with_values(changed) & with_values(found)
+
+
+def with_values(variables: Sequence[keras.Variable]) -> set[int]:
+    """Returns the `id`s of variables, and of the backend's that TensorFlow's functions read.
+
+    `_value`: the backend's variable.
+    """
+    values = [v._value for v in variables] if get_backend().COMPILED_FUNCTION is not None else []
+    return {*map(id, variables), *map(id, values)}
 
 
 def compares_targets(model: keras.Model) -> bool:

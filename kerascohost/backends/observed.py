@@ -35,8 +35,9 @@ from kerascohost.backends.base import Thing
 # The value of a class's attribute: a function, a property or another descriptor.
 Attribute: TypeAlias = Any
 
-# Called before a program reads or changes a thing, with a text in which `{}` stands for its name.
-Look = Callable[[Thing, str], None]
+# Called before a program reads or changes a thing, with a text in which `{}` stands for its name,
+# and whether it changes it.
+Look = Callable[[Thing, str, bool], None]
 
 # Methods that read what a model's layers hold, and those that may change it.
 _READERS = (
@@ -113,7 +114,7 @@ class Watch:
 
     Args:
         look: Called with the thing and a text such as "evaluate of {} needs its weights", before
-            the thing is read or changed. It has to call `clear`.
+            the thing is read or changed, and whether it is changed. It has to call `clear`.
         is_elsewhere: Whether it reports of the threads that `watch_for` names it to, and not of
             that which calls `add`.
     """
@@ -173,6 +174,8 @@ class Watch:
         """Stops watching everything that was added."""
         for key in () if self._is_elsewhere else self._things:
             _thread.things.pop(key, None)
+            if key in _thread.elsewhere:
+                _thread.things[key] = _thread.elsewhere[key]
         _thread.paths = [(path, watch) for path, watch in _thread.paths if watch is not self]
         self._things, self._paths = {}, []
         while self._hooks:
@@ -268,7 +271,7 @@ def looked_at(models: Iterable[keras.Model], doing: str, writes: bool = False) -
             parts = backends.variables(model) if writes else backends.parts(model)
             shared = _sharing(things, [model, *parts], writes)
         if shared is not None:
-            shared.watch.look(model, doing)
+            shared.watch.look(model, doing, writes)
 
 
 def apart(work: Callable[[], None]) -> None:
@@ -423,7 +426,7 @@ class _ValueHook(_Hook):
         if instance is not None:
             watched = _thread.things.get(id(instance))
             if watched is not None and watched.is_model:
-                watched.watch.look(instance, f"`{self.name}` of {{}} is read")
+                watched.watch.look(instance, f"`{self.name}` of {{}} is read", False)
             if self.name in vars(instance):
                 return vars(instance)[self.name]
         kind = self.owner if kind is None else kind
@@ -581,7 +584,7 @@ def _value(usual: property) -> property:
     def value(this: keras.Variable) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None and watched.changes and _is_read(this):
-            watched.watch.look(this, "the value of {} is read")
+            watched.watch.look(this, "the value of {} is read", False)
         return read(this)  # type: ignore[misc]  # it has one
 
     return property(value, usual.fset, usual.fdel, usual.__doc__)
@@ -599,7 +602,7 @@ def _shown(usual: Attribute) -> Attribute:
     def shown(this: keras.Variable, *args: Thing) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None and watched.changes:
-            watched.watch.look(this, "the value of {} is read")
+            watched.watch.look(this, "the value of {} is read", False)
         return usual(this, *args)
 
     return shown
@@ -610,7 +613,7 @@ def _assign(usual: Attribute) -> Attribute:
     def assign(this: keras.Variable, *args: Thing, **kwargs: Thing) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None and get_stateless_scope() is None and not in_symbolic_scope():
-            watched.watch.look(this, "{} is assigned to")
+            watched.watch.look(this, "{} is assigned to", True)
         return usual(this, *args, **kwargs)
 
     return assign
@@ -620,7 +623,7 @@ def _property_set(name: str, usual: property) -> property:
     def change(this: Thing, value: Thing) -> None:
         watched = _thread.things.get(id(this))
         if watched is not None:
-            watched.watch.look(this, f"`{name}` of {{}} is set")
+            watched.watch.look(this, f"`{name}` of {{}} is set", True)
         usual.__set__(this, value)
 
     return property(usual.fget, change, usual.fdel, usual.__doc__)
@@ -630,7 +633,7 @@ def _set(usual: Attribute) -> Attribute:
     def __setattr__(this: Thing, name: str, value: Thing) -> None:  # noqa: N807  # as it is shown
         watched = _thread.things.get(id(this))
         if watched is not None and name[:1] != "_" and name not in _SET_BY_KERAS:
-            watched.watch.look(this, f"`{name}` of {{}} is set")
+            watched.watch.look(this, f"`{name}` of {{}} is set", True)
         usual(this, name, value)
 
     return __setattr__
@@ -653,7 +656,7 @@ def _own_method(name: str, usual: Attribute) -> Attribute:
     def method(this: Thing, *args: Thing, **kwargs: Thing) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None:
-            watched.watch.look(this, f"{name} changes {{}}")
+            watched.watch.look(this, f"{name} changes {{}}", True)
         return usual(this, *args, **kwargs)
 
     return method
@@ -665,7 +668,7 @@ def _listed(is_incomplete: Callable[[_Watched], bool], usual: property) -> prope
     def listed(this: Thing) -> Thing:
         watched = _thread.things.get(id(this))
         if watched is not None and is_incomplete(watched):
-            watched.watch.look(this, "what the training of {} makes is read")
+            watched.watch.look(this, "what the training of {} makes is read", False)
         return read(this)  # type: ignore[misc]  # it has one
 
     return property(listed, usual.fset, usual.fdel, usual.__doc__)
@@ -678,7 +681,7 @@ def _loading(usual: Attribute) -> Attribute:
         for path, watch in list(_thread.paths):
             for file in map(_absolute, given):
                 if _is_of(path, file):
-                    watch.look(file, "{} is read, which a training may write")
+                    watch.look(file, "{} is read, which a training may write", False)
                     return usual(*args, **kwargs)
         return usual(*args, **kwargs)
 
@@ -694,7 +697,7 @@ def _compiled(usual: Attribute) -> Attribute:
         if _thread.things:
             watched = _sharing(_thread.things, read_by(this))
             if watched is not None:
-                watched.watch.look(watched.thing, "a compiled function reads {}")
+                watched.watch.look(watched.thing, "a compiled function reads {}", False)
         return usual(this, *args, **kwargs)
 
     return call
@@ -705,7 +708,7 @@ def _callback_get(usual: Attribute) -> Attribute:
         watched = _thread.things.get(id(this))
         # `vars` and copying read these two names with underscores.
         if watched is not None and (name[:2] != "__" or name in ("__dict__", "__getstate__")):
-            watched.watch.look(this, f"`{name}` of {{}} is read")
+            watched.watch.look(this, f"`{name}` of {{}} is read", False)
         return usual(this, name)
 
     return __getattribute__
@@ -715,7 +718,7 @@ def _callback_set(usual: Attribute) -> Attribute:
     def __setattr__(this: Thing, name: str, value: Thing) -> None:  # noqa: N807  # as it is shown
         watched = _thread.things.get(id(this))
         if watched is not None:
-            watched.watch.look(this, f"`{name}` of {{}} is set")
+            watched.watch.look(this, f"`{name}` of {{}} is set", True)
         usual(this, name, value)
 
     return __setattr__
@@ -726,7 +729,7 @@ def _unbuilt_get(usual: Attribute) -> Attribute:
         if name[:1] != "_":
             watched = _thread.things.get(id(this))
             if watched is not None and watched.is_unbuilt and name not in _KNOWN_UNBUILT:
-                watched.watch.look(this, f"`{name}` of {{}} is read")
+                watched.watch.look(this, f"`{name}` of {{}} is read", False)
         return usual(this, name)
 
     return __getattribute__

@@ -288,7 +288,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
 
     # Training before the end
 
-    def _look(self, thing: UserObject, doing: str) -> None:
+    def _look(self, thing: UserObject, doing: str, writes: bool) -> None:
         self._note_read()
         self._train_first(doing.format(repr(self._name_of(thing))))
 

@@ -1,6 +1,7 @@
 """An executor of `concurrent.futures` whose functions train together."""
 
 import concurrent.futures
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -43,6 +44,16 @@ class _Future(concurrent.futures.Future[T]):
             )
 
 
+def _called(future: "_Future[T]", function: Callable[[], T]) -> "_Future[T]":
+    """Calls a function at once; returns its future."""
+    future.set_running_or_notify_cancel()
+    try:
+        future.set_result(function())
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
 class Executor(concurrent.futures.Executor):
     """Runs functions in turn, with what they train run together, as `kerascohost.map` does.
 
@@ -51,7 +62,8 @@ class Executor(concurrent.futures.Executor):
     `submit`. Each runs as if after the one before, see `kerascohost.map`, so a future has its
     result when those submitted before have theirs. The functions run in threads of their own; what
     exists once in a process, such as the random state, is theirs while they run, so the thread that
-    submitted them should do nothing but wait for the results.
+    submitted them should do nothing but wait for the results. One that is made in a function in
+    turn calls each function at its `submit`.
 
     An interrupt that leaves the `with` block ends the functions under way, each with its models
     after a whole step.
@@ -99,6 +111,8 @@ class Executor(concurrent.futures.Executor):
         self._changed = threading.Condition()
         self._last_submit = 0.0
         self._is_shut = False
+        # Its thread would wait for that of a function in turn in which it is, and that one for it.
+        self._is_inner = is_in_turn()
         self._thread: threading.Thread | None = None
 
     def submit(
@@ -125,6 +139,8 @@ class Executor(concurrent.futures.Executor):
         """
         calls.train_deferred("a function is submitted")
         future: _Future[T] = _Future()
+        if self._is_inner:
+            return _called(future, functools.partial(fn, *args, **kwargs))
 
         def call() -> T | None:
             if number not in self._futures:  # cancelled when it was called before

@@ -229,8 +229,10 @@ def check_call(model: keras.Model, arguments: FitArguments) -> None:
     """
     Member(model.name, model).check_fit(arguments)
     data = (arguments["x"], arguments["y"], arguments["sample_weight"])
-    lengths = {len(leaf) for leaf in keras.tree.flatten(data) if hasattr(leaf, "__len__")}
-    if len(lengths) > 1 and adapters.are_arrays(data):
+    if not adapters.are_arrays(data):
+        return
+    lengths = {leaf.shape[0] for leaf in keras.tree.flatten(data) if hasattr(leaf, "shape")}
+    if len(lengths) > 1:
         batches(data, backends.get_backend().row_order)
 
 

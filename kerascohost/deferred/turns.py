@@ -9,9 +9,11 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import logging
 import os
 import sys
 import threading
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -177,8 +179,7 @@ class Turn(Generic[T]):
     def pause(self) -> None:
         """Waits, in the function's thread, until `may_go_on` allows the function to go on."""
         self.is_paused = True
-        self._end_turn()
-        self._await_turn()
+        self._rest()
         if self._raised is not None:
             raise self._raised
 
@@ -210,8 +211,7 @@ class Turn(Generic[T]):
             self.call = call = self._made(method, model, arguments)
             call.name = call.label = self.name
             self._about_to_wait(call)
-        self._end_turn()
-        self._await_turn()
+        self._rest()
         if self._raised is not None:
             raise self._raised
         return model.history if method == "fit" else call.result
@@ -263,6 +263,12 @@ class Turn(Generic[T]):
             while self._given == self._done:
                 self._changed.wait()
         observed.watch_for(self._watches)
+
+    def _rest(self) -> None:
+        """Waits for the next turn, without what it is to notice then: that has models of others."""
+        observed.watch_for(())
+        self._end_turn()
+        self._await_turn()
 
     def _end_turn(self) -> None:
         with self._changed:
@@ -356,25 +362,36 @@ class _Use:
         else:
             watch.add(None, callbacks, [model, *others])
 
-    def has_changed(self, thing: UserObject) -> bool:
-        """Returns whether the call may have changed a thing: frozen weights remain as they are."""
+    def is_too_early(self, thing: UserObject, writes: bool) -> bool:
+        """Returns whether the call has begun, and has changed a thing or used what is written to.
+
+        Frozen weights remain as they are.
+        """
         model = self.model()
         if model is None or not self.has_begun:
             return False
-        changed = backends.changed_by_steps(model, self.kind)
-        if isinstance(thing, keras.Variable):
-            return id(thing) in changed
-        if isinstance(thing, keras.Layer):
-            return any(id(variable) in changed for variable in thing.variables)
+        used, changed = (
+            backends.with_values(model.variables),
+            backends.changed_by_steps(model, self.kind),
+        )
+        of_thing = thing.variables if isinstance(thing, keras.Layer) else [thing]
+        keys = {id(one) for one in of_thing}
+        if not keys.isdisjoint(used):
+            return not keys.isdisjoint(used if writes else changed)
         return self.kind == "train"
 
-    def is_too_early(self, call: WaitingCall) -> bool:
-        """Returns whether one has changed what the other uses: this call has begun before it."""
+    def is_too_early_for(self, call: WaitingCall) -> bool:
+        """Returns whether the call has begun, and one of both has changed what the other uses."""
         model = self.model()
-        if model is None:
+        if model is None or not self.has_begun or not self.conflicts_with(call):
             return False
-        changes = backends.changed_by_steps(call.model, call.kind)
-        return self.has_changed(call.model) or not changes.isdisjoint(map(id, model.variables))
+        keys = self._footprint.shared_with(call.footprint)
+        own, its = ({id(one), *map(id, backends.parts(one))} for one in (model, call.model))
+        if keys - own - its:
+            return True  # a callback, a file, an iterator
+        changed = backends.changed_by_steps(model, self.kind)
+        changed |= backends.changed_by_steps(call.model, call.kind)
+        return not changed.isdisjoint(keys)
 
 
 class Turns(Generic[AnyTurn]):
@@ -564,11 +581,11 @@ class Turns(Generic[AnyTurn]):
         for use in uses.values():
             use.add_to(watch)
 
-    def _look(self, owner: AnyTurn, thing: UserObject, doing: str) -> None:
+    def _look(self, owner: AnyTurn, thing: UserObject, doing: str, writes: bool) -> None:
         """Has the running function wait for earlier ones that use what it is about to use.
 
         Raises:
-            CohortError: If a later one has changed it already.
+            CohortError: If a later one has changed it already, or others may wait for this one.
         """
         turn = _thread.turn
         if turn is None or turn not in self._known:
@@ -581,9 +598,15 @@ class Turns(Generic[AnyTurn]):
             place = self._known.index(turn)
             for other in sharing:
                 uses = self._uses[id(other)] if self._known.index(other) > place else ()
-                if any(use.has_changed(thing) for use in uses):
+                if any(use.is_too_early(thing, writes) for use in uses):
                     raise _too_early(other, f"{turn.name}, in which {what}")
         earlier = [t for t in sharing if self._known.index(t) < place]
+        if earlier and _holds_lock():
+            raise CohortError(
+                "Expected what an earlier function trains to be used outside of traced functions "
+                f"and of logging, for which that one may have to wait. Received: {turn.name}, in "
+                f"which {what}. Read it before, or call the functions one after another."
+            )
         if earlier:
             turn.tell(
                 f"{turn.name} waits for the end of {earlier[-1].name}, which uses it: {what}."
@@ -595,8 +618,8 @@ class Turns(Generic[AnyTurn]):
         """Returns an error if a later function has used what a call changes, or the reverse."""
         for other in self._known[self._known.index(turn) + 1 :]:
             for use in self._uses.get(id(other), ()):
-                if use.has_begun and use.conflicts_with(call) and use.is_too_early(call):
-                    return _too_early(other, f"{turn.name}, which uses {call.model.name!r}")
+                if use.is_too_early_for(call):
+                    return _too_early(other, f"{turn.name}, which uses {use.shared_with(call)}")
         return None
 
     def _name_of(self, model: keras.Model, turn: AnyTurn) -> str:
@@ -626,6 +649,13 @@ class Turns(Generic[AnyTurn]):
                     )
                     return False
         return True
+
+
+def _holds_lock() -> bool:
+    """Returns whether the thread is where another one would wait for it, were it to wait."""
+    handling = logging.Handler.handle.__code__
+    logs = any(frame.f_code is handling for frame, _ in traceback.walk_stack(None))
+    return logs or backends.get_backend().is_tracing()
 
 
 def _name_of(thing: UserObject) -> str:

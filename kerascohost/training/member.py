@@ -588,6 +588,11 @@ class Member:
             self._are_sums = backends.resets_to_zero(self.model)
         return self._are_sums
 
+    @property
+    def is_unwatched(self) -> bool:
+        """Returns whether no code looks at the model between steps of the kinds so far."""
+        return bool(self._watched) and not any(self._watched.values())
+
     def _is_watched(
         self, kind: StepKind, batches: Batches, dispatch: keras.callbacks.CallbackList
     ) -> bool:

@@ -393,7 +393,7 @@ class _Tasks:
         """Returns whether all members are in stacks, and no code can have compiled one anew."""
         requests = self._requests
         return requests.keys() == self._active.keys() and all(
-            task.member.is_stacked and not requests[name].must_sync
+            task.member.is_stacked and task.member.is_unwatched and not requests[name].must_sync
             for name, task in self._active.items()
         )
 
@@ -443,6 +443,7 @@ class _Tasks:
     def _end(self, name: str, outcome: Outcome) -> None:
         self._requests.pop(name, None)
         task = self._active.pop(name)
+        self._scheduler.stacks.release_data_of(name)
         self._close(task)
         self._arriving.extend(self._ended(task, outcome))
 

@@ -282,6 +282,10 @@ class Stacks:
             self._shapes[name] = (chunk.data, shape)
         return (*shape, None if chunk.rows is None else chunk.rows.shape[1:])
 
+    def release_data_of(self, name: str) -> None:
+        """Releases the data of a member whose task has ended."""
+        self._shapes.pop(name, None)
+
     def release_data(self) -> None:
         """Releases the data of a run that has ended."""
         self._shapes.clear()

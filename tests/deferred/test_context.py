@@ -268,6 +268,17 @@ def test_a_call_that_would_fail_does_so_and_the_program_may_go_on(wrong, error):
     assert run.history["a"].epoch == [0]
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's dataset")
+def test_a_dataset_of_unknown_length():
+    import tensorflow as tf
+
+    (net,) = pair()[:1]
+    rows = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).repeat()
+    with kc.cohost():
+        history = net.fit(rows, steps_per_epoch=3, shuffle=False, verbose=0)
+    assert history.epoch == [0]
+
+
 def test_a_member_is_not_named_self():
     class Lab:
         def __init__(self):

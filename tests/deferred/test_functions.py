@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import io
+import logging
 import random
 import signal
 import sys
@@ -24,6 +25,7 @@ from sklearn.datasets import load_wine
 
 import kerascohost as kc
 from kerascohost.backends import observed
+from kerascohost.training.stacks import Stacks
 
 X, Y = load_wine(return_X_y=True)
 X = ((X - X.mean(0)) / X.std(0)).astype("float32")
@@ -454,6 +456,109 @@ def test_a_later_function_may_have_predicted_with_a_model_that_nobody_trains():
 
     ends = list(map(distilled, range(3))), kc.map(distilled, range(3), layout="joined", verbose=0)
     keras.tree.map_structure(np.testing.assert_array_equal, *ends)
+
+
+@compiled
+def test_a_block_in_a_function_waits_for_what_an_earlier_one_trains():
+    def trains(i):
+        keras.utils.set_random_seed(i)
+        if i == 0:
+            net.fit(X, Y, epochs=2, verbose=0)
+            return total(net)
+        with kc.cohost():
+            net.fit(X, Y, epochs=3, verbose=0)
+        return total(net)
+
+    ends = []
+    for call in (map, functools.partial(kc.map, layout="joined")):
+        keras.utils.set_random_seed(2)
+        net = classifier()
+        ends.append(list(call(trains, range(2))))
+    assert ends[0] == ends[1]
+
+
+@compiled
+@pytest.mark.parametrize("late", ["a callback", "weights that are set", "a model of a loss"])
+def test_what_comes_too_late_is_refused(late):
+    class Counts(keras.callbacks.Callback):
+        ends = 0
+
+        def on_train_end(self, logs=None):
+            self.ends += 1
+
+    counting, teacher = Counts(), classifier()
+
+    def distilled(y, prediction):
+        return keras.ops.mean((teacher(keras.ops.ones((1, 13))) - prediction) ** 2)
+
+    def trains(i):
+        keras.utils.set_random_seed(i)
+        if i == 0:
+            classifier().fit(X, Y, epochs=5, verbose=0)
+        if late == "a callback":
+            classifier().fit(X, Y, callbacks=[counting], verbose=0)
+        elif i == 1:
+            student = classifier(loss=distilled) if late == "a model of a loss" else None
+            return (
+                teacher.predict(X, verbose=0) if student is None else student.fit(X, Y, verbose=0)
+            )
+        elif late == "weights that are set":
+            teacher.set_weights([w * 0 for w in teacher.get_weights()])
+        else:
+            teacher.fit(X, Y, verbose=0)
+        return None
+
+    with pytest.raises(kc.CohortError, match=r"trains\[0\], .* after trains\[1\] has used it"):
+        kc.map(trains, range(2), verbose=0)
+
+
+@compiled
+def test_waiting_in_logging_or_a_traced_function_is_refused():
+    def logs(i):
+        keras.utils.set_random_seed(i)
+        if i == 0:
+            net.fit(X, Y, verbose=0)
+        logging.getLogger("ours").warning("bias %s", net.weights[-1])
+
+    handler = logging.StreamHandler(io.StringIO())
+    logging.getLogger("ours").addHandler(handler)
+    net = classifier()
+    try:
+        with pytest.raises(kc.CohortError, match=r"outside of traced .*logs\[1\], in which"):
+            kc.map(logs, range(2), verbose=0)
+    finally:
+        logging.getLogger("ours").removeHandler(handler)
+
+
+def test_an_executor_in_a_function():
+    def searches(i):
+        with kc.Executor() as executor:
+            futures = [executor.submit(seeded_fold, 10 * i + k, 0) for k in range(2)]
+            return [future.result()[1] for future in futures]
+
+    assert list(map(searches, range(2))) == kc.map(searches, range(2), layout="joined")
+
+
+@compiled
+def test_data_of_functions_that_have_ended_is_released(monkeypatch):
+    known, most = {}, []
+    shape = Stacks._shape
+
+    def counted(self, name, chunk):
+        found = shape(self, name, chunk)
+        known.setdefault(id(self), self)
+        most.append(max(len(stacks._shapes) for stacks in known.values()))
+        return found
+
+    monkeypatch.setattr(Stacks, "_shape", counted)
+
+    def trains(i):
+        keras.utils.set_random_seed(i)
+        classifier().fit(X[i:], Y[i:], verbose=0)
+
+    kc.map(trains, range(8), layout="stacked", at_once=2, verbose=0)
+    assert most
+    assert max(most) <= 2
 
 
 @compiled

@@ -482,6 +482,11 @@ class _NumpyOrder(RowOrder):
                 np.random.set_state(self._random.get_state())
 
 
+def is_tracing() -> bool:
+    """Returns whether this thread traces a function, for which others may wait meanwhile."""
+    return is_recording()
+
+
 def is_recording() -> bool:
     """Returns whether this thread traces a function."""
     return isinstance(jnp.add(0, 0), jax.core.Tracer)

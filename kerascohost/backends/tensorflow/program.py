@@ -443,6 +443,11 @@ def _seeded_order(num_rows: int, batch_size: int, by_batch: bool, seed: int) -> 
     return order
 
 
+def is_tracing() -> bool:
+    """Returns whether this thread traces a function, whose lock it holds meanwhile."""
+    return not tf.executing_eagerly()
+
+
 def is_recording() -> bool:
     """Returns whether this thread traces a function, or records operations on a tape.
 

@@ -150,6 +150,11 @@ class _ShuffledBatches(Sampler[list[int]]):
             yield [batch[i] for i in torch.randperm(len(batch))]
 
 
+def is_tracing() -> bool:
+    """Returns `False`: steps run eagerly."""
+    return False
+
+
 def is_recording() -> bool:
     """Returns whether gradients are off in this thread: no training can run then."""
     return not torch.is_grad_enabled()
