@@ -123,6 +123,8 @@ def is_count(value: object, least: int = 0) -> bool:
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns a sentence with the known name nearest to `name`; empty if none is near."""
-    by_lower = {str(one).lower(): one for one in reversed(list(known))}
-    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1)
-    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    if not near:
+        near = [one for one in known if str(one).lower() == str(name).lower()]
+    return f" Did you mean {near[0]!r}?" if near else ""
