@@ -24,7 +24,7 @@ import keras
 
 from kerascohost import backends
 from kerascohost.arguments import Layout
-from kerascohost.backends import Tree, observed, threads
+from kerascohost.backends import StepKind, Tree, observed, threads
 from kerascohost.backends.process_state import ProcessState
 from kerascohost.deferred import calls
 from kerascohost.deferred.context import unique
@@ -389,8 +389,11 @@ class _Use:
         own, its = ({id(one), *map(id, backends.parts(one))} for one in (model, call.model))
         if keys - own - its:
             return True  # a callback, a file, an iterator
-        changed = backends.changed_by_steps(model, self.kind)
-        changed |= backends.changed_by_steps(call.model, call.kind)
+        kinds: list[StepKind] = [self.kind, call.kind]
+        if "train" not in kinds:  # each evaluation begins with metrics of its own
+            kinds = ["predict", "predict"]
+        changed = backends.changed_by_steps(model, kinds[0])
+        changed |= backends.changed_by_steps(call.model, kinds[1])
         return not changed.isdisjoint(keys)
 
 

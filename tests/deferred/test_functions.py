@@ -452,7 +452,8 @@ def test_a_later_function_may_have_predicted_with_a_model_that_nobody_trains():
         keras.utils.set_random_seed(i)
         net = classifier()
         net.fit(X, Y, epochs=3 - i, verbose=0)
-        return teacher.predict(X, verbose=0), total(net), float(np.sum(teacher(X[:4])))
+        score = teacher.evaluate(X, Y, verbose=0)
+        return teacher.predict(X, verbose=0), total(net), float(np.sum(teacher(X[:4]))), score
 
     ends = list(map(distilled, range(3))), kc.map(distilled, range(3), layout="joined", verbose=0)
     keras.tree.map_structure(np.testing.assert_array_equal, *ends)
