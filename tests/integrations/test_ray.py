@@ -176,6 +176,7 @@ class Filling(keras.callbacks.Callback):
         self.seen[epoch] = logs["loss"]
 
 
+@pytest.mark.nightly
 def test_each_large_array_is_stored_once(workers, monkeypatch):
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(9000, 4)).astype("float32"), rng.normal(size=(9000, 2))
@@ -393,6 +394,7 @@ def test_a_block_trains_there_with_what_its_calls_saw(workers):
     assert [len(history.epoch) for history in run.history.values()] == [2, 2, 2, 1]
 
 
+@pytest.mark.nightly
 def test_a_search_trains_there(workers):
     from sklearn.model_selection import GridSearchCV
 

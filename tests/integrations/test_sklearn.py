@@ -228,7 +228,7 @@ def test_tasks_are_run_together():
     assert max(it.began for it in watched) < min(it.ended for it in watched)
 
 
-@pytest.mark.parametrize("of_wrapper", [False, True])
+@pytest.mark.parametrize("of_wrapper", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_tasks_with_the_same_rows_share_one_copy(of_wrapper):
     given = []
 

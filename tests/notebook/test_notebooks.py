@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # These run for a minute or more.
-LONG = {"02-group-and-replicate", "03-stack", "05-programs", "06-when-not-to"}
+LONG = {"02-group-and-replicate", "03-stack", "05-programs", "06-when-not-to", "07-search"}
 
 
 def outputs(notebook):

@@ -148,6 +148,7 @@ def test_sixty_four_models_are_drawn_once_for_each_request(monkeypatch):
     assert len(json.dumps(widget.page)) < 100_000
 
 
+@pytest.mark.nightly
 def test_the_table_of_layouts_says_what_is_not_the_same(widget):
     session = widget.session
     session.selected = ["mlp", "seeds[0]"]

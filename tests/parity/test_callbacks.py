@@ -87,6 +87,7 @@ def test_terminate_on_nan_stops_at_the_batch():
     assert_callbacks(lambda: [callbacks.TerminateOnNaN()], x=x, validation_split=0.0)
 
 
+@pytest.mark.nightly
 def test_swap_ema_weights():
     def build():
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dense(1)])
@@ -259,6 +260,7 @@ def test_lambda_callbacks_with_batch_hooks():
     np.testing.assert_allclose(books[0], books[1], atol=1e-6)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras on torch has no steps_per_execution")
 @pytest.mark.parametrize("steps", [pytest.param(2, marks=RARE), 3, pytest.param(4, marks=RARE)])
 def test_batch_hooks_keep_the_rhythm_of_steps_per_execution(steps, monkeypatch):

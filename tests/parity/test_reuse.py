@@ -165,6 +165,7 @@ def test_metrics_of_other_names_have_logs_of_their_own(traced):
         assert set(trained["m0"].history.history) == {"loss", name}
 
 
+@pytest.mark.nightly
 def test_shared_floats_are_compared(traced):
     """Floats that all members have in common are part of the trace."""
     members = {f"m{i}": Member(lambda: mlp(decay=0.1), x=X, y=Y, shuffle=False) for i in range(2)}

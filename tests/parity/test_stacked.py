@@ -555,6 +555,7 @@ def swap(self, args, store):
         self.stack.variables = own_variables
 
 
+@pytest.mark.nightly
 def test_a_traced_float_of_another_member_is_seen(three, monkeypatch):
     original = stacking.Stack.__init__
 
