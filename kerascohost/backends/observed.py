@@ -172,11 +172,12 @@ class Watch:
 
     def clear(self) -> None:
         """Stops watching everything that was added."""
-        for key in () if self._is_elsewhere else self._things:
-            _thread.things.pop(key, None)
-            if key in _thread.elsewhere:
-                _thread.things[key] = _thread.elsewhere[key]
-        _thread.paths = [(path, watch) for path, watch in _thread.paths if watch is not self]
+        if not self._is_elsewhere:
+            for key in self._things:
+                _thread.things.pop(key, None)
+                if key in _thread.elsewhere:
+                    _thread.things[key] = _thread.elsewhere[key]
+            _thread.paths = [(path, watch) for path, watch in _thread.paths if watch is not self]
         self._things, self._paths = {}, []
         while self._hooks:
             self._hooks.pop().release()
@@ -253,6 +254,15 @@ def paused() -> Iterator[None]:
         yield
     finally:
         _thread.things = outside | _thread.things
+
+
+def name_of(thing: Thing) -> str:
+    """Returns a name of a thing for messages: its path, its name or its type."""
+    if isinstance(thing, str):
+        return thing
+    with paused():
+        own = getattr(thing, "path", None) or getattr(thing, "name", None)
+    return str(own or type(thing).__name__)
 
 
 def looked_at(models: Iterable[keras.Model], doing: str, writes: bool = False) -> None:

@@ -408,9 +408,7 @@ class cohost:  # noqa: N801  # used like a function, as `contextlib.suppress` is
         """Returns a name for messages: a label, a variable, the thing's own name or its type."""
         named = {id(call.model): call.label for call in reversed(self._calls)}
         found = named.get(id(thing)) or _name_in(self._variables(), thing)
-        with observed.paused():
-            own = getattr(thing, "path", None) or getattr(thing, "name", None)
-        return found or str(thing if isinstance(thing, str) else own or type(thing).__name__)
+        return found or observed.name_of(thing)
 
     def _name_members(self) -> None:
         """Gives each model a unique name, and each further fit of it a label with a number."""

@@ -348,7 +348,10 @@ class _Use:
         if id(call.model) in keys:
             return repr(call.model.name)
         paths = [repr(key) for key in keys if isinstance(key, str)]
-        return next((_name_of(thing) for thing in things), (*paths, "an object that changes")[0])
+        return next(
+            (repr(observed.name_of(thing)) for thing in things),
+            (*paths, "an object that changes")[0],
+        )
 
     def add_to(self, watch: observed.Watch) -> None:
         """Has a watch look at all that the call uses and that still exists."""
@@ -594,7 +597,7 @@ class Turns(Generic[AnyTurn]):
         if turn is None or turn not in self._known:
             return  # a thread of the function's, or a function in a function
         with observed.paused():
-            what = doing.format(_name_of(thing))
+            what = doing.format(repr(observed.name_of(thing)))
             sharing = [
                 t for t in self._others(turn) if t is owner or self._watches[id(t)].has(thing)
             ]
@@ -659,12 +662,6 @@ def _holds_lock() -> bool:
     handling = logging.Handler.handle.__code__
     logs = any(frame.f_code is handling for frame, _ in traceback.walk_stack(None))
     return logs or backends.get_backend().is_tracing()
-
-
-def _name_of(thing: UserObject) -> str:
-    """Returns a name of a thing for messages."""
-    own = getattr(thing, "path", None) or getattr(thing, "name", None)
-    return repr(thing if isinstance(thing, str) else own or type(thing).__name__)
 
 
 def _too_early(later: Turn[Any], use: str) -> CohortError:

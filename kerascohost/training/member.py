@@ -38,7 +38,7 @@ from kerascohost.arguments import (
     FitArguments,
     PredictArguments,
 )
-from kerascohost.backends import Chunk, Logs, StepKind, Tensor, Tree, adapters
+from kerascohost.backends import Chunk, Logs, StepKind, StepRange, Tensor, Tree, adapters
 from kerascohost.backends.resident import ResidentArrays
 from kerascohost.backends.threads import OwnSeeds
 from kerascohost.tracing import reads
@@ -79,6 +79,11 @@ class StepRequest:
     metrics_reset: bool = False
     metrics_at_zero: bool = False
     must_sync: bool = True
+
+    def first(self, most: int) -> StepRange:
+        """Returns the steps requested, or the first `most` of them."""
+        stop = min(self.stop, self.start + most)
+        return StepRange(self.chunk, self.start, stop, self.metrics_reset, self.metrics_at_zero)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -273,16 +273,7 @@ class Scheduler:
     ) -> dict[str, StepRange]:
         """Returns for each member the steps that it requests, up to the limit of a turn."""
         most = program.steps_per_turn()
-        return {
-            name: StepRange(
-                request.chunk,
-                request.start,
-                min(request.stop, request.start + most),
-                request.metrics_reset,
-                request.metrics_at_zero,
-            )
-            for name, request in requests.items()
-        }
+        return {name: request.first(most) for name, request in requests.items()}
 
     def _in_step(
         self, program: "_Program", requests: dict[str, StepRequest]
@@ -290,16 +281,7 @@ class Scheduler:
         """Returns equally many steps for each member: the fewest requested, at most a turn's."""
         most = min(request.stop - request.start for request in requests.values())
         most = min(most, program.steps_per_turn())
-        return {
-            name: StepRange(
-                request.chunk,
-                request.start,
-                request.start + most,
-                request.metrics_reset,
-                request.metrics_at_zero,
-            )
-            for name, request in requests.items()
-        }
+        return {name: request.first(most) for name, request in requests.items()}
 
     def _call(self, program: "_Program", ranges: dict[str, StepRange]) -> dict[str, Outcome]:
         try:

@@ -37,6 +37,17 @@ evaluation_draws = pytest.mark.skipif(ON_TORCH, reason="evaluate draws from torc
 compiled = pytest.mark.skipif(ON_TORCH, reason="steps are not traced on torch")
 
 
+def trace(function):
+    """The function as the backend compiles it."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False)  # which wraps what a function raises
+
+
 def classifier(units=8, **kwargs):
     net = keras.Sequential(
         [
@@ -514,19 +525,24 @@ def test_what_comes_too_late_is_refused(late):
 
 
 @compiled
-def test_waiting_in_logging_or_a_traced_function_is_refused():
-    def logs(i):
+@pytest.mark.parametrize("use", ["logged", "traced"])
+def test_waiting_in_logging_or_a_traced_function_is_refused(use):
+    def uses(i):
         keras.utils.set_random_seed(i)
         if i == 0:
             net.fit(X, Y, verbose=0)
-        logging.getLogger("ours").warning("bias %s", net.weights[-1])
+        elif use == "logged":
+            logging.getLogger("ours").warning("bias %s", net.weights[-1])
+        else:
+            traced(X[:4])
 
     handler = logging.StreamHandler(io.StringIO())
     logging.getLogger("ours").addHandler(handler)
     net = classifier()
+    traced = trace(lambda x: net(x))
     try:
-        with pytest.raises(kc.CohortError, match=r"outside of traced .*logs\[1\], in which"):
-            kc.map(logs, range(2), verbose=0)
+        with pytest.raises(kc.CohortError, match=r"outside of traced .*uses\[1\], in which"):
+            kc.map(uses, range(2), verbose=0)
     finally:
         logging.getLogger("ours").removeHandler(handler)
 
