@@ -244,20 +244,23 @@ def fuse(
     counts = counts_per_member("replicas", 1 if replicas is None else replicas, named)
     inputs: list[keras.KerasTensor] = []
     outputs: list[keras.KerasTensor] = []
-    labelled: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for member, model in named.items():
         with about(member):
             core = _as_layer(member, model)
             for replica in range(counts[member]):
                 label = f"{member}_{replica}" if replica else member
-                other = labelled.setdefault(label, member)
-                if other != member:
-                    raise CohortError(
-                        "Expected names that are also no names of replicas. "
-                        f"Received: {label!r} for outputs of {other!r} and {member!r}. "
-                        'Name one otherwise in a dict: {"first": model1, "second": model2}.'
-                    )
                 ins, outs = _applied(core, model, label, factors[member])
+                # Replicas of "a" are named "a_1", ..., and its model is "a_model".
+                for layer in keras.Model(ins, outs).layers:
+                    other = owners.setdefault(layer.name, member)
+                    if other != member:
+                        raise CohortError(
+                            "Expected members whose layers in the fused model differ in their "
+                            f"names. Received: {layer.name!r} for layers of {other!r} and "
+                            f"{member!r}. Name one otherwise in a dict: "
+                            '{"first": model1, "second": model2}.'
+                        )
                 inputs += ins
                 outputs += outs
     return keras.Model(inputs, outputs, name=name)

@@ -173,10 +173,12 @@ def test_what_has_no_such_axes_is_refused(call, message):
         call()
 
 
-@pytest.mark.parametrize("names", [["m", "m_1"], ["m_1", "m"]])
-def test_a_member_named_as_a_replica_is_refused(names):
+@pytest.mark.parametrize("other", ["m_1", "m_model", "m_input"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_members_whose_layers_would_have_one_name_are_refused(other, swapped):
+    names = [other, "m"] if swapped else ["m", other]
     models = dict(zip(names, founding_pair().values(), strict=True))
-    with pytest.raises(kc.CohortError, match=r"Received: 'm_1' for outputs of"):
+    with pytest.raises(kc.CohortError, match=rf"Received: '{other}\w*' for layers of '"):
         kc.fuse(models, replicas={"m": 2})
 
 
