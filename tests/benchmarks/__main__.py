@@ -255,6 +255,20 @@ def widget_line(row):
     )
 
 
+def verdict_line(row):
+    if "verdict" in row:
+        told = ", ".join(f"{name} {speedup:.2f}" for name, speedup in row["speedups"].items())
+        return (
+            f"- {row['backend']}: {row['verdict']}: the benchmark says {row['best']} (speed-ups: "
+            f"{told}; target separate: {verdict(row['best'] == 'separate')})"
+        )
+    share = row["took"] / row["budget"]
+    return (
+        f"- {row['backend']}: a benchmark of {row['members']} small MLPs takes {row['took']:.0f} "
+        f"s, {share:.2f} of its budget (target 1.20: {verdict(share <= 1.2)})"
+    )
+
+
 def data_memory_lines(backend):
     rows = 20_000
     for layout, members in (("joined", 1), ("joined", 16), ("stacked", 16)):
@@ -290,6 +304,7 @@ def notes(backend):
     yield from map(search_line, map(json.loads, module("search", backend)))
     yield from map(workers_line, map(json.loads, module("workers", backend)))
     yield from map(widget_line, map(json.loads, module("widget", backend)))
+    yield from map(verdict_line, map(json.loads, module("verdicts", backend)))
     for row in map(json.loads, module("suggestions", backend)):
         yield (
             f"- {backend}: {row['pair']}, group factors suggested {row['suggested']}, best of "
