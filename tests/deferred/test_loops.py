@@ -74,6 +74,12 @@ ALL = {**PROGRAMS, **DANGEROUS}
 FIT = "m.fit(x, y, **FIT)\n    scores.append(m.evaluate(x, y, verbose=0))\n"
 
 
+@pytest.fixture(autouse=True)
+def _folder_of_its_own(tmp_path, monkeypatch):
+    """Programs write files, and all files of the present folder are compared."""
+    monkeypatch.chdir(tmp_path)
+
+
 def made():
     """The names of a program after its preamble."""
     return looped.made(PREAMBLE)
@@ -89,8 +95,7 @@ def run(program, with_loops, layout="joined"):
     "name",
     [pytest.param(n, marks=() if n in QUICK else pytest.mark.nightly) for n in ALL],
 )
-def test_programs_end_as_written(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_programs_end_as_written(name, tmp_path):
     if name == "verbose=2 and model.summary in the loop":
         pytest.skip("the lines that `verbose=2` prints begin with the name of the iteration")
     plain, _ = run(ALL[name], with_loops=False)
