@@ -108,7 +108,7 @@ def benchmark(
 
     >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)], name="net")
     >>> net.compile("adam", "mse")
-    >>> result = benchmark([net], layouts=["joined"], steps=4, repeats=2, progress=False)
+    >>> result = benchmark([net], layouts=["joined"], steps=4, budget_s=1, progress=False)
     >>> list(result.frame["layout"])
     ['separate', 'joined']
     """

@@ -19,7 +19,7 @@ from kerascohost.results.plotting import plot_benchmark
 
 pytestmark = pytest.mark.xdist_group("benchmark")  # measured once
 
-SMALL = {"steps": 4, "repeats": 2, "budget_s": 5, "progress": False}
+SMALL = {"steps": 4, "repeats": 2, "budget_s": 1, "progress": False}
 
 
 def models():
