@@ -94,7 +94,7 @@ def value(thing: Any, depth: int = 5) -> Any:
     """Everything that is to be equal of an object of a program."""
     kind = type(thing)
     if isinstance(thing, keras.Model):
-        optimizer = [np.array(v).tolist() for v in getattr(thing.optimizer, "variables", [])]
+        optimizer = value(thing.optimizer)
         history = getattr(thing, "history", None)
         weights = [w.tolist() for w in thing.get_weights()]
         return thing.name, weights, optimizer, history and history.history
@@ -102,7 +102,8 @@ def value(thing: Any, depth: int = 5) -> Any:
         return thing.history, thing.epoch
     if isinstance(thing, keras.Variable | keras.Layer | keras.optimizers.Optimizer):
         variables = [thing] if isinstance(thing, keras.Variable) else thing.variables
-        return kind.__name__, [np.array(v).tolist() for v in variables]
+        # On JAX a `fit` that fails leaves an optimizer's variables without values.
+        return kind.__name__, [v._value is not None and np.array(v).tolist() for v in variables]
     if isinstance(thing, np.ndarray):
         return thing.tolist()
     if isinstance(thing, np.random.Generator):
