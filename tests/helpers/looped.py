@@ -96,14 +96,12 @@ def value(thing: Any, depth: int = 5) -> Any:
     if isinstance(thing, keras.Model):
         optimizer = value(thing.optimizer)
         history = getattr(thing, "history", None)
-        weights = [w.tolist() for w in thing.get_weights()]
-        return thing.name, weights, optimizer, history and history.history
+        return thing.name, _values(thing.weights), optimizer, history and history.history
     if isinstance(thing, keras.callbacks.History):
         return thing.history, thing.epoch
     if isinstance(thing, keras.Variable | keras.Layer | keras.optimizers.Optimizer):
         variables = [thing] if isinstance(thing, keras.Variable) else thing.variables
-        # On JAX a `fit` that fails leaves an optimizer's variables without values.
-        return kind.__name__, [v._value is not None and np.array(v).tolist() for v in variables]
+        return kind.__name__, _values(variables)
     if isinstance(thing, np.ndarray):
         return thing.tolist()
     if isinstance(thing, np.random.Generator):
@@ -130,6 +128,11 @@ def value(thing: Any, depth: int = 5) -> Any:
     if isinstance(thing, type) and thing.__module__ == "program":
         return thing.__name__, _attributes(vars(thing), depth)
     return kind.__name__
+
+
+def _values(variables: list[keras.Variable]) -> list:
+    """The variables' values. On JAX a `fit` that fails may leave variables without any."""
+    return [variable._value is not None and np.array(variable).tolist() for variable in variables]
 
 
 def _attributes(attributes: Any, depth: int) -> list:
