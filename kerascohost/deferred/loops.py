@@ -50,6 +50,7 @@ class Report:
         plainly: The number of those that ran as written.
         why: Why some did, or `None`.
         waits: The names that iterations waited for.
+        is_single: Whether it had but one iteration.
     """
 
     line: int
@@ -57,10 +58,13 @@ class Report:
     plainly: int = 0
     why: str | None = None
     waits: list[str] = dataclasses.field(default_factory=list)
+    is_single: bool = False
 
     def __str__(self) -> str:
         where = f"cohost: the loop in line {self.line}"
         if not self.together and self.why is None:
+            if self.is_single:
+                return f"{where} has one iteration: there is nothing to train with it."
             return f"{where} was left in its first iteration."
         if not self.together:
             return f"{where} ran as written, as {self.why}. {_HELP}"
@@ -135,13 +139,14 @@ class Loops:
         report = self._reports.setdefault(position, Report(loop.lineno))
         plain = iterable
         try:
-            run, plain = self._made(loop, iterable)
+            run, plain = self._made(loop, iterable, report)
         except UnprovenError as error:
             line = f" (line {error.line})" if error.line else ""
             report.why = f"{error.why}{line}"
             return plain if error.rest is None else error.rest
         if run is None:
-            del self._reports[position]
+            if report == Report(loop.lineno):
+                del self._reports[position]
             return plain
         rest = run.run(report)
         if run.both is None:
@@ -154,7 +159,7 @@ class Loops:
         return ()
 
     def _made(
-        self, loop: ast.For, iterable: Iterable[UserObject]
+        self, loop: ast.For, iterable: Iterable[UserObject], report: Report
     ) -> tuple["_Run | None", Iterable[UserObject]]:
         """Returns the run of a loop; `None` if it has too few iterations for that."""
         if loop.orelse and any(True for _ in names.breaks(loop)):
@@ -168,6 +173,7 @@ class Loops:
         plain, items, header = _opened(iterable)
         bar = iterable if isinstance(iterable, tqdm) else None
         if len(items) < 2:
+            report.is_single |= len(items) == 1
             return None, plain
         try:
             single = copy.deepcopy(loop)

@@ -256,6 +256,13 @@ def test_loops_of_functions_and_loops_that_train_nothing_are_left_alone():
     assert isinstance(names["f"], types.FunctionType)
 
 
+def test_a_loop_with_one_item_is_told_of_and_one_without_is_not():
+    line = "cohost: the loop in line 2 has one iteration: there is nothing to train with it."
+    for count in (0, 1):
+        program = f"scores = []\nfor k in range({count}):\n    m = build()\n    " + FIT
+        assert run(program, True)[1] == [line] * count
+
+
 def test_what_is_looked_up_once_uses_no_names_of_the_program():
     program = "scores = []\nfor k in range(2):\n    m = build()\n    " + FIT
     program += "name = keras.Model(m.inputs, m.outputs).name\n"
