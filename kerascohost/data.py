@@ -115,7 +115,9 @@ def shared(dataset: Data, shuffle: bool = True) -> Shared:
     pipeline, by the `PyDataset`, or by `fit`'s `shuffle` for a `PyDataset`. Its `on_epoch_end` is
     called once an epoch, as the first member ends it, and once before the first epoch, as by `fit`.
     A member thus ends as by its own `fit` on these batches, in this order. Members that end early
-    let it go on. Faster members are at most some 64 MiB of batches ahead of slower ones.
+    let it go on. Faster members are at most some 64 MiB of batches ahead of slower ones, but where
+    each would wait for another, and all that is read is stored for members that have not begun
+    (`at_once`).
 
     Args:
         dataset: A `tf.data.Dataset`, a `keras.utils.PyDataset`, a torch `DataLoader` or a generator

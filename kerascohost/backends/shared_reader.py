@@ -24,12 +24,18 @@ class _Pass:
 
     Args:
         epochs: The iterator over the dataset.
+
+    Attributes:
+        first: The number of the first batch that is stored.
+        num_bytes: The size of what is stored.
     """
 
     def __init__(self, epochs: Epochs):
         epochs.data_adapter.on_epoch_begin()
         self._source = epochs.batches()
         self._batches: list[Tree] = []
+        self._sizes: list[int] = []  # of the batches, in bytes
+        self.num_bytes = 0
         self._failure: Exception | None = None
         self.first = 0
 
@@ -42,24 +48,23 @@ class _Pass:
             if self._failure is not None:  # a generator that has failed would only seem to end
                 raise _copied(self._failure, self._failure.__cause__)
             try:
-                self._batches.append(next(self._source))
+                batch = next(self._source)
             except StopIteration:
                 raise
             except Exception as error:
                 self._failure = _copied(error, error)
                 raise
+            self._batches.append(batch)
+            self._sizes.append(sum(getattr(leaf, "nbytes", 0) for leaf in tree.flatten(batch)))
+            self.num_bytes += self._sizes[-1]
         return self._batches[i - self.first]
 
     def drop_before(self, i: int) -> None:
         """Forgets batches that all members have read."""
-        del self._batches[: max(0, i - self.first)]
-        self.first = max(self.first, i)
-
-    @property
-    def num_bytes(self) -> int:
-        """The size of what is stored."""
-        leaves = tree.flatten(self._batches)
-        return sum(getattr(leaf, "nbytes", 0) for leaf in leaves)
+        count = max(0, i - self.first)
+        self.num_bytes -= sum(self._sizes[:count])
+        del self._batches[:count], self._sizes[:count]
+        self.first += count
 
 
 def _copied(error: Exception, cause: BaseException | None) -> Exception:
@@ -122,8 +127,12 @@ class _Reader:
             self.epochs.data_adapter.on_epoch_end()
 
     def is_behind(self, view: "View") -> bool:
-        """Returns whether so much is stored that this member has to wait for slower ones."""
-        if view.position == min((other.position for other in self._views), default=view.position):
+        """Returns whether so much is stored that this member has to wait for slower ones.
+
+        Not for those that have not begun: they may begin only when this one has ended.
+        """
+        begun = [other.position for other in self._views if other.has_begun]
+        if view.position == min(begun, default=view.position):
             return False
         return sum(own.num_bytes for own in self._passes.values()) > _MOST_STORED
 
@@ -148,6 +157,7 @@ class View(DataAdapter):
 
     Attributes:
         position: The number of its pass, and of the next batch in it.
+        has_begun: Whether it has begun to read for steps.
     """
 
     def __init__(self, shared: Shared):
@@ -156,6 +166,7 @@ class View(DataAdapter):
         self._reader: _Reader = shared.reader
         self._passes = 0
         self.position = (0, 0)
+        self.has_begun = False
         self._reader.add(self)
 
     def __iter__(self) -> Iterator[Tree]:
@@ -171,7 +182,7 @@ class View(DataAdapter):
 
     def begin(self) -> None:
         """Notes that members train now: no other one can join them."""
-        self._reader.has_begun = True
+        self.has_begun = self._reader.has_begun = True
 
     @property
     def must_wait(self) -> bool:

@@ -457,6 +457,11 @@ class StreamBatches:
         """Returns whether members that read the same dataset more slowly must go on first."""
         return self._view is not None and self._view.must_wait
 
+    def begin(self) -> None:
+        """Begins the use of the data: members that read the same dataset may wait for this one."""
+        if self._view is not None:
+            self._view.begin()
+
     def close(self) -> None:
         """Ends the use of the data."""
         if self._view is not None:
@@ -464,8 +469,7 @@ class StreamBatches:
 
     def epoch(self, at_most: int | None = None, *_: object) -> Iterator[Chunk]:
         """Yields the chunks of the next epoch, each of no more than `at_most` steps."""
-        if self._view is not None:
-            self._view.begin()
+        self.begin()
         items, self._waiting = self._waiting or self._items(), None
         self._is_reset = False
         first = next(items, None)

@@ -531,6 +531,9 @@ class Member:
 
     def _begin_or_resume(self, dispatch: keras.callbacks.CallbackList) -> Logs:
         """Begins the training, or resumes one; returns the logs of its last epoch."""
+        for data in (self._train, self._validation):
+            if isinstance(data, StreamBatches):
+                data.begin()
         if self._resumed is None:
             self.model.stop_training = False
             dispatch.on_train_begin()
@@ -786,10 +789,16 @@ class Member:
         return step, False
 
     @staticmethod
-    def _next(batches: Batches, chunks: Iterator[Chunk]) -> Generator[None, object, Chunk | None]:
-        """Returns the next chunk, or `None`; yields `None` as long as others must read first."""
-        while batches.must_wait:
-            yield None
+    def _next(
+        batches: Batches, chunks: Iterator[Chunk]
+    ) -> Generator[None, bool | None, Chunk | None]:
+        """Returns the next chunk, or `None`.
+
+        Yields `None` as long as others must read first, or until it is answered that it may go on.
+        """
+        may_go_on: bool | None = False
+        while batches.must_wait and not may_go_on:
+            may_go_on = yield None
         return next(chunks, None)
 
     def _metrics_or(self, logs: Logs, kind: StepKind) -> Tree:

@@ -415,6 +415,11 @@ class _Tasks:
         waiting, self._waiting = self._waiting, []
         for name in waiting:
             self._resume(name, None)
+        if self._waiting and not (self._requests or self._ending or self._arriving):
+            # Each waits for another one: for what it trains on, or validates on.
+            waiting, self._waiting = self._waiting, []
+            for name in waiting:
+                self._resume(name, True)
         self._end_all()
 
     def _end_all(self) -> None:

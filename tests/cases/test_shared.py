@@ -56,11 +56,12 @@ def generator(seen, endless=True):
             return
 
 
-def trained(x, layout="joined", members=(3, 4, 3), **fit):
+def trained(x, layout="joined", members=(3, 4, 3), at_once=None, **fit):
     """Trains members on one shared dataset."""
     cohort = kc.Cohort(
         {f"m{i}": compare.built(Member(lambda u=u: network(u)), i) for i, u in enumerate(members)},
         layout=layout,
+        at_once=at_once,
     )
     history = cohort.fit(x, verbose=0, **fit)
     return cohort, {n: compare.Trained(m, history[n]) for n, m in cohort.members.items()}
@@ -163,6 +164,26 @@ def test_a_member_that_is_far_ahead_waits(monkeypatch):
     )
     compare.assert_same(apart, together)
     assert [i for i in dataset.seen if i != "end"].count(0) <= 4
+
+
+class Fixed(Batches):
+    """Has the same batches in each epoch."""
+
+    def on_epoch_end(self):
+        self.seen.append("end")
+
+
+@pytest.mark.parametrize(
+    ("at_once", "validation", "frequency"), [(1, "other", 1), (None, "same", 1), (None, "other", 3)]
+)
+def test_members_that_would_wait_for_each_other_go_on(monkeypatch, at_once, validation, frequency):
+    monkeypatch.setattr(shared_reader, "_MOST_STORED", 0)
+    one, other = kc.shared(Fixed(), shuffle=False), kc.shared(Fixed(), shuffle=False)
+    fit = {"epochs": 3, "validation_freq": {"m0": 1, "m1": frequency, "m2": 2}}
+    data = {"same": one, "other": other}[validation]
+    _, together = trained(one, at_once=at_once, validation_data=data, **fit)
+    apart = alone(Fixed, validation_data=Fixed(), shuffle=False, **fit)
+    compare.assert_same(apart, together)
 
 
 def test_one_fit_after_another_reads_it_again():
