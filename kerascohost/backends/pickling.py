@@ -103,11 +103,13 @@ class Content(NamedTuple):
         attributes: Its attributes by name, in pairs.
         items: Its items, if it is a container.
         value: Its value, if it is a variable, an array or a random generator.
+        gone: The names of attributes that it has no more.
     """
 
     attributes: tuple[tuple[str, Thing], ...] = ()
     items: tuple[Thing, ...] = ()
     value: Thing = None
+    gone: tuple[str, ...] = ()
 
 
 def is_tracked(thing: Thing) -> bool:
@@ -151,12 +153,6 @@ def _attributes(thing: Thing, variables: Mapping[Thing, keras.Variable]) -> dict
         for name in _BY_VARIABLE:
             if own.get(name) is not None:
                 own[name] = _by_variable(own[name], variables)
-    elif not _is_of_keras(thing) and hasattr(type(thing), "__getstate__"):
-        state = None
-        if type(thing).__getstate__ is not getattr(object, "__getstate__", None):
-            state = thing.__getstate__()
-        if isinstance(state, dict):
-            return dict(state)
     return own
 
 
@@ -208,12 +204,9 @@ def content(thing: Thing, variables: Mapping[Thing, keras.Variable]) -> Content:
 def fill(thing: Thing, new: Content) -> None:
     """Sets the content of an object, without calling methods that its class overrides."""
     if hasattr(thing, "__dict__"):
-        own = thing.__dict__
-        given = dict(new.attributes)
-        kept = {n for n in own if n in _OF_PROCESS or n.startswith("_self_")} | {"_value"}
-        for name in own.keys() - given.keys() - kept:
-            del own[name]
-        own.update(given)
+        thing.__dict__.update(new.attributes)
+        for name in new.gone:
+            thing.__dict__.pop(name, None)
     if isinstance(thing, keras.Variable):
         _set_value(thing, new.value)
     elif isinstance(thing, bytearray):
@@ -355,8 +348,8 @@ class Pickler(cloudpickle.Pickler):
             return _bare_function, made, state, None, None, _fill_function
         if isinstance(thing, weakref.ref):
             return _weak_reference, (thing(),)
-        if isinstance(thing, _LOCKS):
-            return type(thing), ()
+        if isinstance(thing, _LOCKS):  # the class of one of them has no importable name
+            return (threading.Lock if isinstance(thing, _LOCKS[0]) else threading.RLock), ()
         if _is_tensor(thing):
             return keras.ops.convert_to_tensor, (self._hide(_to_numpy(thing)),)
         return super().reducer_override(thing)
@@ -447,6 +440,7 @@ class Record:
         self._things = things
         known = self.variables
         self._before = [_fingerprint(content(thing, known)) for thing in things]
+        self._told: dict[int, set[str]] = {}  # the attributes that were once among the changes
 
     @property
     def variables(self) -> dict[Thing, keras.Variable]:
@@ -456,7 +450,10 @@ class Record:
     def changed(
         self, variables: Mapping[Thing, keras.Variable], numbers: Iterable[int]
     ) -> dict[int, Content]:
-        """Returns the present contents of the objects that have changed, by their numbers.
+        """Returns what has changed in the objects, by their numbers, also what has changed back.
+
+        Attributes that have not changed are left out: where the object was pickled without them, or
+        under other names (`__getstate__`), those of the other process are not the object's own.
 
         Args:
             variables: Variables by the numbers that optimizers give them, also new ones.
@@ -464,9 +461,16 @@ class Record:
         """
         changed = {}
         for number in numbers:
-            now = content(self._things[number], variables)
-            if not _same(_fingerprint(now), self._before[number]):
-                changed[number] = now
+            now, before = content(self._things[number], variables), self._before[number]
+            if number not in self._told and _same(_fingerprint(now), before):
+                continue
+            old, own = dict(before[0]), dict(now.attributes)
+            told = self._told.setdefault(number, set())
+            told |= {n for n in own if n not in old or not _same(own[n], old[n])}
+            told |= old.keys() - own.keys()
+            attributes = tuple((name, own[name]) for name in own if name in told)
+            gone = tuple(name for name in told if name not in own)
+            changed[number] = now._replace(attributes=attributes, gone=gone)
         return changed
 
 

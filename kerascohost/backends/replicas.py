@@ -33,7 +33,7 @@ def applied_in_pieces(model: keras.Model, samples_per_replica: int) -> Iterator[
         call: Callable[Concatenate[Tree, P], Tree],
     ) -> Callable[Concatenate[Tree, P], Tree]:
         def call_by_replica(inputs: Tree, *args: P.args, **kwargs: P.kwargs) -> Tree:
-            rows = tree.flatten(inputs)[0].shape[0]
+            rows = next(leaf.shape[0] for leaf in tree.flatten(inputs) if leaf is not None)
             outputs, losses = [], []
             for start in range(0, rows, samples_per_replica):
                 stop = min(start + samples_per_replica, rows)
@@ -50,14 +50,8 @@ def applied_in_pieces(model: keras.Model, samples_per_replica: int) -> Iterator[
 
 
 def _rows_of(inputs: Tree, start: int, stop: int) -> Tree:
-    def cut(tensor: Tensor) -> Tensor:
-        rows = tensor[start:stop]
-        mask = get_keras_mask(tensor)
-        if mask is not None:
-            set_keras_mask(rows, mask[start:stop])
-        return rows
-
-    return tree.map_structure(cut, inputs)
+    """Returns some rows of a batch, whose tensors have no masks; optional inputs may be `None`."""
+    return tree.map_structure(lambda a: None if a is None else a[start:stop], inputs)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

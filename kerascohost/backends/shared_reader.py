@@ -72,7 +72,8 @@ def _copied(error: Exception, cause: BaseException | None) -> Exception:
     try:
         copied = copy.copy(error)
     except Exception:  # its class cannot be called with its arguments
-        return error
+        copied = type(error).__new__(type(error), *error.args)
+        vars(copied).update(vars(error))
     copied.args, copied.__cause__ = error.args, cause
     if hasattr(error, "__notes__"):
         copied.__notes__ = [*error.__notes__]

@@ -98,7 +98,7 @@ def _is_followed(thing: Thing) -> bool:
         return False
     # TensorFlow's: its `ListWrapper`, in which an optimizer there keeps its variables.
     library = type(thing).__module__.partition(".")[0]
-    if isinstance(thing, (list, tuple, set, dict)):
+    if isinstance(thing, (list, tuple, set, dict, collections.deque)):
         return library in ("builtins", "collections", "keras", "tensorflow")
     return library == "keras" or isinstance(thing, KerasSaveable)
 
@@ -117,8 +117,11 @@ def set_items(thing: Thing, items: dict[Thing, Thing] | list[Thing]) -> None:
     """Sets the items of a container, without calling methods that its class overrides."""
     if isinstance(thing, dict):
         inner = getattr(thing, "__wrapped__", thing)
-        dict.clear(inner)
-        dict.update(inner, items)
+        # The methods of `dict` would leave the order of an `OrderedDict` as it was.
+        kind = collections.OrderedDict if isinstance(inner, collections.OrderedDict) else dict
+        kind.clear(inner)
+        for key, item in dict(items).items():
+            kind.__setitem__(inner, key, item)
         if hasattr(thing, "_update_snapshot"):  # TensorFlow's `_DictWrapper` checks for changes
             thing._update_snapshot()
     elif isinstance(thing, list):

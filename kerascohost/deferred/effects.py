@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import gc
 import types
@@ -147,7 +148,7 @@ def is_plain(thing: UserObject, depth: int = 4) -> bool:
     if package in ("tensorflow", "jaxlib") and kind.__name__ in ("EagerTensor", "ArrayImpl"):
         return True
     if kind in (types.SimpleNamespace, argparse.Namespace) or dataclasses.is_dataclass(kind):
-        return depth > 0 and all(is_plain(each, depth - 1) for each in vars(thing).values())
+        return depth > 0 and all(is_plain(each, depth - 1) for each in _attributes(thing))
     if kind in (list, tuple, set, frozenset) and depth and len(thing) <= _MOST_REACHED:
         return all(is_plain(each, depth - 1) for each in thing)
     if kind is dict and depth and len(thing) <= _MOST_REACHED:
@@ -209,8 +210,23 @@ def changes_when_read(thing: UserObject) -> bool:
         elif isinstance(each, (list, tuple, set, frozenset)):
             waiting += each
         elif package(kind) not in TRUSTED:
-            waiting += getattr(each, "__dict__", {}).values()
+            waiting += _attributes(each)
     return False
+
+
+def _attributes(thing: UserObject) -> list[UserObject]:
+    """Returns the values of an object's attributes, also of those that are slots of its class."""
+    slots = [
+        slot
+        for kind in type(thing).__mro__
+        for slot in vars(kind).values()
+        if isinstance(slot, types.MemberDescriptorType)
+    ]
+    values = list(getattr(thing, "__dict__", {}).values())
+    for slot in slots:
+        with contextlib.suppress(AttributeError):  # one that has no value
+            values.append(slot.__get__(thing))
+    return values
 
 
 _NOT_FOLLOWED = frozenset(

@@ -48,6 +48,8 @@ def sample_data(
             own_x, own_y = inputs[name], targets[name]
             if own_x is None:
                 data[name] = _random_data(model, sizes[name] * steps)
+            elif own_y is None and isinstance(own_x, (dict, list)) and _are_arrays(own_x):
+                data[name] = _rows("x", own_x, sizes[name] * steps), None
             elif own_y is None and not hasattr(own_x, "shape"):
                 data[name], sizes[name] = _from_stream(own_x, steps)
             else:
@@ -57,7 +59,7 @@ def sample_data(
 
 
 def _rows(key: str, value: Data, rows: int) -> Tree:
-    if value is None or not all(hasattr(leaf, "shape") for leaf in tree.flatten(value)):
+    if value is None or not _are_arrays(value):
         raise CohortError(
             f"Expected `{key}` made of arrays. Received: {type(value).__name__}. "
             "Without x and y, random data is used."
@@ -65,6 +67,10 @@ def _rows(key: str, value: Data, rows: int) -> Tree:
     return tree.map_structure(
         lambda leaf: np.asarray(leaf[:rows] if isinstance(leaf, Subset) else leaf)[:rows], value
     )
+
+
+def _are_arrays(value: Data) -> bool:
+    return all(hasattr(leaf, "shape") for leaf in tree.flatten(value))
 
 
 def _from_stream(dataset: Data, steps: int) -> tuple[tuple[Tree, Tree], int]:
@@ -87,7 +93,8 @@ def _from_stream(dataset: Data, steps: int) -> tuple[tuple[Tree, Tree], int]:
         lambda *parts: None if parts[0] is None else np.concatenate(parts), *read
     )
     x, y, _ = keras.utils.unpack_x_y_sample_weight(taken)
-    return (x, y), len(tree.flatten(x)[0]) // len(read)
+    first = next(leaf for leaf in tree.flatten(read[0]) if leaf is not None)
+    return (x, y), len(first)  # the last batch may be smaller
 
 
 def _single(chunks: Iterable[Chunk]) -> Iterator[Tree]:

@@ -1,7 +1,6 @@
 """Copies of the arguments of `fit`, made at the call, so that later changes do not affect them."""
 
 import copy
-import sys
 import weakref
 from collections.abc import Callable
 from typing import TypeAlias
@@ -9,7 +8,7 @@ from typing import TypeAlias
 import keras
 import numpy as np
 
-from kerascohost.tracing.places import Bytes, Place, UserObject
+from kerascohost.tracing.places import Bytes, Place, UserObject, copies_on_write
 
 # Arrays are copied while all copies together have at most this many bytes. Beyond that, an array is
 # only compared by a checksum, and a change raises an error.
@@ -50,17 +49,10 @@ def copied(path: str, value: UserObject, compare: Callable[[Place], None]) -> Us
         return items if isinstance(value, list) else tuple(items)
     package = type(value).__module__.partition(".")[0]
     if package == "pandas" and hasattr(value, "copy"):
-        return value.copy(deep=not _copies_on_write())
+        return value.copy(deep=not copies_on_write())
     if package == "scipy" and hasattr(value, "copy"):
         return value.copy()
     return value
-
-
-def _copies_on_write() -> bool:
-    pandas = sys.modules["pandas"]
-    if int(pandas.__version__.partition(".")[0]) >= 3:
-        return True
-    return pandas.options.mode.copy_on_write is True
 
 
 def _copied_array(path: str, array: np.ndarray, compare: Callable[[Place], None]) -> np.ndarray:

@@ -5,12 +5,15 @@ A place stores the value that it had when it was found, and can restore it.
 
 import collections
 import random
+import sys
 import types
 import zlib
 from collections.abc import Hashable, MutableMapping
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
+
+from kerascohost.backends import snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,15 +196,7 @@ class Items(Place):
 
     def write(self, value: UserObject) -> None:
         """Replaces the items in place."""
-        if isinstance(self._container, list):
-            list.__setitem__(self._container, slice(None), value)
-        elif isinstance(self._container, dict):
-            dict.clear(self._container)
-            dict.update(self._container, value)
-        else:
-            self._container.clear()
-            add = "update" if isinstance(self._container, set) else "extend"
-            getattr(self._container, add)(value)
+        snapshot.set_items(self._container, value)
 
     def differs(self) -> bool:
         """Returns whether an item, the number of items or the order of keys differs."""
@@ -265,8 +260,8 @@ class Frame(Fixed["pd.DataFrame | pd.Series"]):
     """A DataFrame or Series outside the arguments of `fit`, which pandas copies on a write."""
 
     def read(self) -> "pd.DataFrame | pd.Series":
-        """Returns a shallow copy, which later writes do not change."""
-        return self._thing.copy(deep=False)
+        """Returns a copy, which later writes do not change."""
+        return self._thing.copy(deep=not copies_on_write())
 
     def differs(self) -> bool:
         """Returns whether the values differ from the old ones."""
@@ -314,7 +309,10 @@ class GeneratorState(Fixed[AnyGenerator]):
         old, new = self.old, self.read()
         if old is None or new is None or old[0] != new[0]:
             return f"advanced since {then}"
-        name = next(name for name in old[1] if not is_same(old[1][name], new[1].get(name)))
+        names = (n for n in old[1] if n not in new[1] or not is_same(old[1][n], new[1][n]))
+        name = next(names, None)
+        if name is None or name not in new[1]:  # a whole iteration of a loop, which set a name
+            return f"advanced since {then}"
         return f"`{name}` was {_brief(old[1][name])} at {then} and is {_brief(new[1][name])} now"
 
 
@@ -345,6 +343,14 @@ class Setting(Fixed[UserObject]):
     def difference(self, then: str = "the call") -> str:
         """Returns a text with the old value and the present one."""
         return Place.difference(self, then)
+
+
+def copies_on_write() -> bool:
+    """Returns whether pandas copies what shallow copies share before it is written to."""
+    pandas = sys.modules["pandas"]
+    if int(pandas.__version__.partition(".")[0]) >= 3:
+        return True
+    return pandas.options.mode.copy_on_write is True
 
 
 def checksum(array: np.ndarray) -> Hashable:

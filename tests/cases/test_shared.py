@@ -205,10 +205,10 @@ class Broken(Batches):
         return super().__getitem__(i)
 
 
-def broken():
+def broken(kind=OSError):
     for i, batch in enumerate(generator([])):
         if i == 3:
-            raise OSError(5, "disk")
+            raise kind(5, "disk")
         yield batch
 
 
@@ -224,11 +224,21 @@ def test_a_dataset_that_fails_ends_the_epoch_of_no_member(make, epochs, layout):
     assert {n: cohort.history[n].epoch for n in models} == {"a": epochs, "b": epochs}
 
 
-def test_each_reader_gets_a_failure_of_its_own():
-    views = [shared_reader.View(shared) for shared in [kc.shared(broken())] * 2]
+class Unread(Exception):  # noqa: N818
+    """An exception that cannot be copied, as its arguments are not those that it is made with."""
+
+    def __init__(self, batch, why):
+        super().__init__(f"{why} {batch}")
+        self.batch = batch
+        self.add_note("said by the data")
+
+
+@pytest.mark.parametrize("kind", [OSError, Unread])
+def test_each_reader_gets_a_failure_of_its_own(kind):
+    views = [shared_reader.View(shared) for shared in [kc.shared(broken(kind))] * 2]
     failures = []
     for view in views:
-        with pytest.raises(OSError, match="disk") as raised:
+        with pytest.raises(kind, match="disk") as raised:
             list(view)
         assert view.position == (0, 3)
         errors.attributed(raised.value, str(len(failures)))
@@ -236,6 +246,7 @@ def test_each_reader_gets_a_failure_of_its_own():
     assert failures[1].__cause__ is failures[0]
     assert [errors.member_of(failure) for failure in failures] == ["0", "1"]
     assert failures[0].args == failures[1].args
+    assert getattr(failures[1], "batch", 5) == 5
     assert ["member '1'" in failure.__notes__[-1] for failure in failures] == [False, True]
 
 

@@ -6,6 +6,7 @@ import functools
 import gc
 import io
 import logging
+import os
 import random
 import signal
 import sys
@@ -845,3 +846,59 @@ def test_executor_cancels_what_has_not_begun():
     executor.shutdown()
     assert first.result() is None
     assert second.cancelled()
+
+
+def test_each_function_has_the_environment_as_the_call_found_it(monkeypatch):
+    """What a function changes in it is seen by that function only."""
+    monkeypatch.setenv("COHOST_GONE", "there")
+    monkeypatch.delenv("COHOST_SET", raising=False)
+
+    def names():
+        return os.environ.get("COHOST_GONE"), os.environ.get("COHOST_SET")
+
+    def train(i):
+        before = names()
+        os.environ["COHOST_SET"] = str(i)
+        del os.environ["COHOST_GONE"]
+        classifier().fit(X, Y, verbose=0)
+        return before, names()
+
+    assert kc.map(train, range(2)) == [(("there", None), (None, str(i))) for i in range(2)]
+    assert names() == ("there", None)
+
+
+def test_each_function_draws_in_its_own_figure():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+
+    def train(i):
+        figure = pyplot.figure()
+        classifier().fit(X, Y, verbose=0)
+        pyplot.plot([i, i])
+        drawn = [line.get_ydata()[0] for axes in figure.axes for line in axes.lines]
+        pyplot.close(figure)
+        return drawn
+
+    assert kc.map(train, range(2)) == [[0], [1]]
+
+
+def test_an_executor_in_a_function_calls_at_once():
+    def inner():
+        with kc.Executor() as executor:
+            failed = executor.submit(lambda: 1 / 0)
+            trained = executor.submit(lambda: classifier().fit(X, Y, verbose=0).epoch)
+            return repr(failed.exception()), trained.result()
+
+    with kc.Executor() as executor:
+        future = executor.submit(inner)
+    assert future.result() == ("ZeroDivisionError('division by zero')", [0])
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        executor.submit(inner)
+
+
+def test_functions_with_some_arguments_given_have_the_name_of_the_function():
+    def fails(a, b):
+        raise ValueError("here")
+
+    with pytest.raises(ValueError, match="here") as raised:
+        kc.map(functools.partial(functools.partial(fails, 1)), [2])
+    assert raised.value.__notes__ == ["Raised by fails[0]."]

@@ -1,5 +1,6 @@
 """Programs whose loops run in turn end as the programs as written."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -7,12 +8,13 @@ import types
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from kerascohost.backends import reached
-from kerascohost.deferred import loops
+from kerascohost.deferred import effects, loops
 from tests.helpers import looped
 from tests.helpers.looped import assert_same, known
 from tests.helpers.programs_that_loop import DANGEROUS, PREAMBLE, PROGRAMS
@@ -270,3 +272,41 @@ def test_what_is_looked_up_once_uses_no_names_of_the_program():
     reached._own_of_layers.cache_clear()  # as in a process that has not looked yet
     together, _ = run(program, True)
     assert plain["names"]["name"] == together["names"]["name"]
+
+
+@dataclasses.dataclass(slots=True)
+class Settings:
+    """Settings of a program, in an object without a `__dict__`."""
+
+    units: int = 4
+    unset: int = dataclasses.field(init=False)
+    more: object = None
+
+
+@pytest.mark.parametrize(
+    ("thing", "is_plain"),
+    [
+        (Settings(), True),
+        (Settings(more=[1, {"a": np.ones(2)}]), True),
+        (Settings(more=keras.optimizers.SGD), False),
+        (types.SimpleNamespace(a=1, b=(2, "c")), True),
+        (types.SimpleNamespace(a=object()), False),
+        (pd.DataFrame({"a": [1]}), True),
+        (keras.ops.convert_to_tensor([1.0]), True),
+        (np.array([None]), False),
+    ],
+)
+def test_what_is_data_and_nothing_else(thing, is_plain):
+    assert effects.is_plain(thing) == is_plain
+
+
+def test_an_iterator_in_a_slot_is_read_in_order():
+    class Slotted:
+        __slots__ = ("rows",)
+
+    held = Slotted()
+    assert not effects.changes_when_read(held)
+    held.rows = [1]
+    assert not effects.changes_when_read(held)
+    held.rows = iter([1])
+    assert effects.changes_when_read(held) and not effects.is_plain(held)

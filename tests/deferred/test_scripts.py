@@ -225,3 +225,31 @@ def test_scripts_of_one_name_are_told_apart(tmp_path):
     one = script(tmp_path / "one", "train", "print('hello')", before="")
     two = script(tmp_path / "two", "train", "print('hello')", before="")
     assert run(one, two).stdout.splitlines() == ["[one/train] hello", "[two/train] hello"]
+
+
+def test_a_script_ends_with_the_status_that_it_asks_for(tmp_path, capsys):
+    ends = {
+        "none": "import sys; print('no line', end=''); sys.exit()",
+        "text": "import sys; print(sys.stdout.isatty(), sys.stdout.encoding); sys.exit('why')",
+        "number": "import sys; sys.exit(3)",
+    }
+    paths = []
+    for name, code in ends.items():
+        paths.append(tmp_path / f"{name}.py")
+        paths[-1].write_text(code)
+    assert __main__.main(["run", *map(str, paths)]) == 1
+    out, err = capsys.readouterr()
+    assert "[none] no line\n" in out and "[text] False utf-8\n" in out.replace("UTF", "utf")
+    assert "why\n" in err
+    assert "none: ended after" in err
+    assert "text: ended with exit status 1" in err and "number: ended with exit status 3" in err
+
+
+def test_the_loops_of_one_script_are_run(tmp_path, capsys):
+    script = tmp_path / "one.py"
+    script.write_text("import sys; print(sys.argv[1:])")
+    assert __main__.main(["run", "--loops", str(script), "--", "-n", "3"]) == 0
+    assert capsys.readouterr().out == "['-n', '3']\n"
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["run", "--loops", str(script), str(script)])
+    assert "Expected one script with `--loops`. Received: 2." in capsys.readouterr().err

@@ -414,3 +414,26 @@ def build_any_regression(X, y, units=8):
     )
     net.compile(keras.optimizers.Adam(0.02), "mse")
     return net
+
+
+def test_weights_of_samples_are_those_of_fit():
+    weights = np.linspace(0.0, 1.0, len(X))
+    estimator = KerasClassifier(build, epochs=1, verbose=0, shuffle=False)
+    estimator.fit(X, Y, sample_weight=weights)
+    net = build(X, Y)
+    history = net.fit(X, Y, sample_weight=weights, verbose=0, shuffle=False).history
+    np.testing.assert_allclose(estimator.history_["loss"], history["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: KerasClassifier(build).fit(X, np.zeros(len(X))), ValueError, "only one class is"),
+        (lambda: KerasRegressor(3).fit(X, Y), kc.CohortError, "a function that returns a compiled"),
+        (lambda: KerasRegressor(lambda: 3).fit(X, Y), kc.CohortError, "to return a compiled model"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+    assert KerasRegressor(3).get_params() == {"build": 3}  # which scikit-learn asks for before

@@ -15,6 +15,7 @@ from kerascohost import backends
 from kerascohost.layouts import memory
 from kerascohost.layouts.benchmark import benchmark as benchmark_function
 from kerascohost.layouts.result import BenchmarkResult
+from kerascohost.layouts.sample_data import sample_data
 from kerascohost.results.plotting import plot_benchmark
 
 pytestmark = pytest.mark.xdist_group("benchmark")  # measured once
@@ -326,6 +327,55 @@ def test_datasets_keep_their_batch_size():
     assert result.frame["weight_difference"].max() < 1e-5
 
 
+class Rows(keras.utils.PyDataset):
+    """Batches of 32 rows, of which the last one is smaller."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        rows = slice(32 * i, min(32 * i + 32, 70))
+        return np.arange(70.0).reshape(70, 1)[rows].repeat(2, 1), np.zeros((70, 1))[rows]
+
+
+def test_data_is_taken_in_batches_of_the_size_that_they_have():
+    net = {"net": models()["fast"]}
+    (x, y), size = (part["net"] for part in sample_data(net, Rows(), None, {"net": 8}, 9))
+    assert (x.shape, y.shape, size) == ((70, 2), (70, 1), 32)
+    assert x[:, 0].tolist() == list(range(70))
+    (x, _), size = (part["net"] for part in sample_data(net, Rows(), None, {"net": 8}, 2))
+    assert (x.shape, size) == ((64, 2), 32)
+    named = {"input": np.arange(70.0)}  # for a model that has its losses from its layers
+    (x, y), size = (part["net"] for part in sample_data(net, named, None, {"net": 8}, 2))
+    assert (x["input"].tolist(), y, size) == (list(range(16)), None, 8)
+
+
+class Nothing(Rows):
+    def __len__(self):
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "check"),
+    [
+        ("mse", 3, lambda y: y.dtype == "float32" and len(np.unique(y)) == 24),
+        ("categorical_crossentropy", 3, lambda y: (y.sum(1) == 1).all() and set(y.flat) == {0, 1}),
+        (keras.losses.KLDivergence(), 3, lambda y: (y.sum(1) == 1).all()),
+        ("sparse_categorical_crossentropy", 3, lambda y: y.shape == (8,) and set(y) <= {0, 1, 2}),
+        ("binary_crossentropy", 1, lambda y: y.shape == (8, 1) and set(y.flat) <= {0, 1}),
+    ],
+)
+def test_random_data_is_what_a_model_takes(loss, outputs, check):
+    tokens = keras.Input((5,), dtype="int32")
+    h = layers.Flatten()(layers.Embedding(2, 3)(tokens))
+    net = keras.Model(tokens, layers.Dense(outputs)(h))
+    net.compile("sgd", loss)
+    data, _ = sample_data({"net": net}, None, None, {"net": 4}, 2)
+    x, y = data["net"]
+    assert x.shape == (8, 5) and x.dtype == "int32" and set(x.flat) == {0, 1}
+    assert check(y), y
+
+
 def wide(units=2048):
     net = keras.Sequential(
         [keras.Input((units,)), layers.Dense(units, "relu"), layers.Dense(units), layers.Dense(1)]
@@ -355,6 +405,7 @@ def test_it_finds_that_large_models_do_not():
     assert result.best == "separate" or result.frame["low"][1] > 1
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # on JAX, before the error
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -370,6 +421,8 @@ def test_it_finds_that_large_models_do_not():
         (lambda: {"models": models(), "group_factor": {"b": 2}}, "names of members: slow, fast"),
         (lambda: {"models": {"m": of_a_notebook(False)}}, "inputs are known. Received: one that"),
         (lambda: {"models": models(), "x": iter(())}, "'slow': .*generator, which a trial would"),
+        (lambda: {"models": [models()["fast"]], "x": np.ones((4, 2))}, "`y` made of arrays. Rec"),
+        (lambda: {"models": [models()["fast"]], "x": Nothing()}, "at least one batch|has length 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(make, message):

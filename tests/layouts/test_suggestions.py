@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import types
 
 import pytest
 from hypothesis import given
@@ -62,3 +63,16 @@ def test_by_both_is_near_the_best_of_all_factors(pair, most):
 def test_what_is_missing_is_said(arguments, message):
     with pytest.raises(kc.CohortError, match=message):
         suggest(**arguments)
+
+
+def test_a_time_at_one_factor_is_one_per_batch():
+    factors = suggest({"cnn": {4: 0.008}, "mlp": {1: 0.001}}, by="speed")
+    assert factors == suggest({"cnn": 0.002, "mlp": 0.001}, by="speed") == {"cnn": 1, "mlp": 2}
+    assert "<table" in factors._repr_html_() and "cnn" in factors._repr_html_()
+
+
+def test_a_benchmark_has_no_numbers_of_samples():
+    measured = types.SimpleNamespace(step_times={"cnn": {1: 0.002}, "mlp": {1: 0.001}})
+    assert suggest(measured, by="speed") == {"cnn": 1, "mlp": 2}
+    with pytest.raises(kc.CohortError, match="'speed' or 'both' for what a benchmark measured"):
+        suggest(measured, by="size")

@@ -263,3 +263,34 @@ def test_a_plan_tells_who_is_where_and_why(capsys):
         assert plan.frame["differs"].tolist() == ["rate", "rate", ""]
         assert plan.summary.startswith("2 members in 1 stack, 1 joined (other: differs from ")
     assert "<table" in plan._repr_html_() and "other" in repr(plan)
+
+
+@pytest.mark.parametrize("made", [3, keras.Sequential([layers.Dense(1)])])
+def test_a_function_must_return_a_compiled_model(made):
+    with pytest.raises(CohortError, match="a function that returns a compiled model"):
+        kc.clones(lambda: made, 2)
+
+
+def test_layers_that_are_not_initial_are_kept_in_copies_that_are_not_built():
+    class Own(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.normal, self.frozen = layers.Normalization(), layers.Dense(2)
+            self.frozen.trainable = False
+            self.last = layers.Dense(1)
+
+        def call(self, x):
+            return self.last(self.frozen(self.normal(x)))
+
+    x = np.random.default_rng(0).normal(3.0, size=(20, 3)).astype("float32")
+    model = Own()
+    model.normal.adapt(x)
+    model(x[:1])
+    model.compile("sgd", "mse")
+    for copy in kc.clones(model, 2, seed=0):
+        copy(x[:1])
+        for name in ("normal", "frozen"):
+            kept = (getattr(one, name).get_weights() for one in (copy, model))
+            for one, other in zip(*kept, strict=True):
+                assert_array_equal(one, other)
+        assert not np.array_equal(copy.last.get_weights()[0], model.last.get_weights()[0])

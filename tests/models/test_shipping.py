@@ -1,15 +1,19 @@
 """Models sent to another process and back: all that is changed there is changed here, in place."""
 
+import collections
 import pickle
 import random
 import subprocess
 import sys
+import threading
+import weakref
 
 import keras
 import numpy as np
 import pytest
 
 import kerascohost as kc
+from kerascohost.backends import pickling
 from kerascohost.models.shipping import Received, Shipment, check
 
 layers = keras.layers
@@ -79,6 +83,122 @@ def test_what_cannot_be_sent_back_is_named():
     with pytest.warns(ResourceWarning):
         assert sent(here, change=change) == ["Things.file"]
     assert here.new and not hasattr(here, "file")
+
+
+class Partly:
+    """An object that is pickled without its file, and comes back without one."""
+
+    def __init__(self):
+        self.count, self.seen, self.file = 0, [1], "open here"
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "file"}
+
+    def __setstate__(self, state):
+        vars(self).update(state, file=None)
+
+    def change(self):
+        self.count += 1
+        self.seen.append(2)
+
+
+class Renamed(Partly):
+    """An object whose state has other names than its attributes."""
+
+    def __getstate__(self):
+        return {"n": self.count, "all": self.seen}
+
+    def __setstate__(self, state):
+        self.count, self.seen, self.file = state["n"], state["all"], None
+
+
+class AsTuple(Renamed):
+    """An object whose state is no dict."""
+
+    def __getstate__(self):
+        return self.count, self.seen
+
+    def __setstate__(self, state):
+        self.count, self.seen = state
+
+
+@pytest.mark.parametrize("kind", [Partly, Renamed, AsTuple])
+def test_what_a_state_leaves_out_or_renames_stays_as_it_is_here(kind):
+    here = kind()
+    before = here.seen
+    assert sent(here) == []
+    assert vars(here) == {"count": 1, "seen": [1, 2], "file": "open here"}
+    assert here.seen is before
+
+
+def test_what_stays_behind_leaves_what_is_here():
+    here = Things()
+    here.file, here.list = None, [None]
+
+    def change(there):
+        there.file = open("/dev/null", "w")  # noqa: PTH123, SIM115
+        there.list.append(there.file)
+        there.same = "changed"
+
+    with pytest.warns(ResourceWarning):
+        assert sent(here, change=change) == ["Things.file", "items of a list"]
+    assert here.file is None and here.list == [None] and here.same == "changed"
+
+
+def test_what_is_changed_back_after_it_was_sent_is_sent_again():
+    here = Things()
+    shipment = Shipment({"a": here}, [], {}, lambda array, is_data: None)
+    received = Received(shipment.data, [])
+    there = received.parts["a"]
+    there.list.append(2)
+    there.gone, there.late = "changed", 1
+    del there.dict
+    shipment.merge(received.changes({}, ["a"])[0], [])
+    assert (here.list, here.gone, here.late) == ([1, 2], "changed", 1) and not hasattr(here, "dict")
+    there.list.pop()
+    there.gone, there.dict = "there", {}
+    del there.late
+    shipment.merge(received.changes({}, ["a"])[0], [])
+    assert (here.list, here.gone, here.dict) == ([1], "there", {}) and not hasattr(here, "late")
+
+
+class Unusual:
+    """An object with locks, weak references and containers of unusual kinds."""
+
+    def __init__(self):
+        self.model = Things()
+        self.weak, self.gone = weakref.ref(self.model), weakref.ref(Things())
+        self.locks = [threading.Lock(), threading.RLock()]
+        self.last = collections.deque([1], maxlen=2)
+        self.ordered = collections.OrderedDict(a=1, b=2, c=3)
+
+    def change(self):
+        assert self.weak() is self.model and self.gone() is None
+        for lock in self.locks:
+            with lock:
+                self.last.append(len(self.last))
+        self.ordered.move_to_end("a")
+        del self.ordered["b"]
+
+
+def test_locks_weak_references_and_containers_of_unusual_kinds():
+    here, expected = Unusual(), Unusual()
+    before = dict(vars(here))
+    expected.change()
+    assert sent(here) == []
+    assert here.last == expected.last and here.last.maxlen == 2
+    assert list(here.ordered.items()) == list(expected.ordered.items()) == [("c", 3), ("a", 1)]
+    assert all(value is before[name] for name, value in vars(here).items())
+
+
+def test_an_error_in_a_deep_thread_is_raised():
+    def fail():
+        if threading.current_thread() is threading.main_thread():
+            raise RecursionError
+        raise ValueError("there")
+
+    with pytest.raises(ValueError, match="there"):
+        pickling.deeply(fail)
 
 
 def test_a_model_that_is_a_long_chain_of_layers():

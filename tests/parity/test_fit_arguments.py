@@ -248,6 +248,44 @@ def test_grouped_and_replicated_members_equal_the_larger_batch(factor):
     compare.assert_parity(members, **{factor: {"twice": 2, "thrice": 3}})
 
 
+class Sum(layers.Layer):
+    """Adds its inputs, of which the second is optional."""
+
+    def call(self, one, other=None):
+        return one if other is None else one + other
+
+
+def optional():
+    one, other = keras.Input((4,), name="one"), keras.Input((4,), name="other", optional=True)
+    model = keras.Model({"one": one, "other": other}, layers.Dense(1)(Sum()(one, other)))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+def masked():
+    """A model with a mask for each step of its outputs, which its loss leaves out."""
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32"),
+            layers.Embedding(4, 3, mask_zero=True),
+            layers.Dense(1),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+@pytest.mark.parametrize("factor", ["group_factor", "replicas"])
+def test_optional_inputs_and_masks_are_those_of_the_larger_batch(factor):
+    tokens = RANDOM.integers(0, 4, (60, 4))
+    twice = {"batch_size": 16}
+    members = {
+        "absent": member(optional, twice, x={"one": X, "other": None}),
+        "masked": member(masked, twice, x=tokens, y=np.float32(tokens)[..., None]),
+    }
+    compare.assert_parity(members, **{factor: 2})
+
+
 def test_grouped_streams_equal_the_larger_batch():
     grouped = Member(
         regressor,

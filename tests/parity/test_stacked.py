@@ -364,6 +364,104 @@ def test_a_convolution_in_groups_of_channels():
         assert "in groups of channels" in cohort.plan.summary
 
 
+class Holding(layers.Layer):
+    """A layer with an attribute, which stacked models must have in common."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held = held
+
+    def call(self, x):
+        return x * 1.0
+
+
+class Scaled:
+    """An object whose method is a loss."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def loss(self, y, predicted):
+        return self.scale * keras.ops.mean(keras.ops.square(y - predicted))
+
+
+def _scaled(y, predicted, scale):
+    return scale * keras.ops.mean(keras.ops.square(y - predicted))
+
+
+def holding(held=None, loss="mse", seed=0):
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential([keras.Input((2,)), Holding(held), layers.Dense(1)])
+    model.compile("sgd", loss)
+    return model
+
+
+def _partial(scale):
+    loss = functools.partial(_scaled, scale=scale)
+    loss.__name__ = "scaled"  # Keras asks for it
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (lambda: {"held": slice(2)}, lambda: {"held": slice(2)}, ""),
+        (lambda: {"held": slice(2)}, lambda: {"held": slice(3)}, r"differs from '.' at `.*held.s"),
+        (lambda: {"held": {(1, 2): "a"}}, lambda: {"held": {(1, 2): "a"}}, ""),
+        (lambda: {"held": {(1, 2): "a"}}, lambda: {"held": {(1, 3): "a"}}, "differs from"),
+        (lambda: {"held": {"a", "b"}}, lambda: {"held": {"b", "a"}}, ""),
+        (lambda: {"held": {object}}, lambda: {"held": {object}}, "holds a set of objects at"),
+        (
+            lambda: {"held": np.array([object()])},
+            lambda: {"held": np.array([object()])},
+            "holds an array of objects at",
+        ),
+        (lambda: {"held": iter([1])}, lambda: {"held": iter([1])}, "holds a list_iterator at"),
+        (lambda: {"loss": Scaled(1.0).loss}, lambda: {"loss": Scaled(1.0).loss}, ""),
+        (lambda: {"loss": Scaled(1.0).loss}, lambda: {"loss": Scaled(2.0).loss}, "differs from"),
+        (lambda: {"loss": _partial(1.0)}, lambda: {"loss": _partial(1.0)}, ""),
+        (lambda: {"loss": _partial(1.0)}, lambda: {"loss": _partial(2.0)}, "differs from"),
+    ],
+)
+def test_what_models_hold_is_compared(one, other, told):
+    cohort = kc.Cohort({"a": holding(**one()), "b": holding(**other())}, layout="stacked")
+    frame = cohort.plan.frame
+    if told:
+        assert set(frame["layout"]) == {"joined"}
+        assert frame["reason"].str.contains(told).all(), frame["reason"].tolist()
+    else:
+        assert set(frame["layout"]) == {"stacked"}
+
+
+@pytest.mark.nightly
+def test_a_method_as_loss_and_the_weights_of_losses_are_those_of_each_member():
+    def build(seed):
+        keras.utils.set_random_seed(seed)
+        x = keras.Input((4,))
+        model = keras.Model(x, [layers.Dense(1, name="u")(x), layers.Dense(1, name="v")(x)])
+        losses = [Scaled(1.0).loss, "mae"]
+        model.compile("sgd", losses, loss_weights=[1.0 + seed, 0.5])
+        return model
+
+    x = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
+    fit = {"x": x, "y": [x[:, :1], x[:, 1:2]], "batch_size": 8}
+    assert_stacked({f"m{i}": Member(functools.partial(build, i), **fit) for i in range(2)})
+
+
+def test_members_that_run_eagerly_or_as_replicas_are_joined():
+    eager = [holding(), holding()]
+    for model in eager:
+        model.compile("sgd", "mse", run_eagerly=True)
+    assert (
+        "runs eagerly"
+        in kc.Cohort(dict(zip("ab", eager, strict=True)), layout="stacked").plan.summary
+    )
+    alike = {"a": holding(), "b": holding(seed=1)}
+    cohort = kc.Cohort(alike, layout="stacked", replicas=2)
+    cohort.fit(np.ones((8, 2)), np.ones((8, 1)), batch_size=4, verbose=0)
+    assert "is applied several times in a step" in cohort.plan.summary
+
+
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
 def test_models_without_weights_are_joined():
     members = {f"m{i}": images(i, layers.ReLU, layers.GlobalMaxPooling2D) for i in range(2)}

@@ -1,12 +1,16 @@
 """The walk through what a fit reads: what it finds, what it copies, and who meets whom."""
 
+import collections
 import contextlib
 import importlib
+import random
 import types
+from typing import NamedTuple
 from unittest import mock
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 import kerascohost as kc
@@ -58,6 +62,184 @@ def test_variables_that_nothing_reads_are_no_places():
     unread += 1
     fit.snapshot.check("m")
     assert fit.snapshot.restored() == before
+
+
+class Slotted:
+    """An object without a `__dict__`."""
+
+    __slots__ = ("value",)
+
+
+class Pair(NamedTuple):
+    """A tuple with names."""
+
+    a: np.ndarray
+    b: int
+
+
+def append(held):
+    held.append(9)
+
+
+def reorder(held):
+    held["z"] = 9
+    held.move_to_end("a")
+    del held["b"]
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: [1, 2], append),
+        (lambda: collections.deque([1, 2], maxlen=2), append),
+        (lambda: {1, 2}, lambda held: held.discard(1)),
+        (lambda: {"a": 1, "b": 2}, lambda held: held.update(z=held.pop("a"))),
+        (lambda: collections.OrderedDict(a=1, b=2), reorder),
+    ],
+    ids=["list", "deque", "set", "dict", "OrderedDict"],
+)
+def test_containers_are_inside_as_they_were_and_outside_as_they_are(make, change):
+    held, changed = make(), make()
+    fit = fit_of(net(lambda y, p: len(held) * keras.ops.mean(p)))
+    change(held)
+    change(changed)
+    fit.snapshot.check("m")
+    assert fit.snapshot.restored() != fit_of(net()).snapshot.restored()
+    with fit.snapshot.as_read():
+        assert list(held) == list(make()) and repr(held) == repr(make())
+    assert list(held) == list(changed) and repr(held) == repr(changed)
+
+
+def test_attributes_in_slots_and_names_without_a_value():
+    slotted = Slotted()
+    slotted.value = 1
+    fit = fit_of(net(lambda y, p: slotted.value * keras.ops.mean(p) if p is None else later))
+    later, slotted.value = 5, 2
+    fit.snapshot.check("m")
+    with fit.snapshot.as_read():
+        assert slotted.value == 1
+        with pytest.raises(NameError):
+            print(later)
+    assert (slotted.value, later) == (2, 5)
+
+
+class Appending(keras.callbacks.Callback):
+    """A callback that changes an object which the program may change, too."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held = held
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.held.append(epoch)
+
+
+class Assigning(Appending):
+    """A callback that sets an attribute of an object."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.held.value = epoch
+
+
+def counted():
+    yield from range(9)
+
+
+def named():
+    while True:
+        yield 1
+        seen = 1  # noqa: F841  # a name that is there from the second iteration on
+
+
+def switched():
+    on = True
+    while True:
+        yield 1
+        on = not on
+
+
+def slotted(value=1):
+    held = Slotted()
+    held.value = value
+    return held
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "told"),
+    [
+        (lambda: [1], append, "the items of .*: 1 at the call, 2 now, and callbacks or data may"),
+        (lambda: [1], lambda a: a.__setitem__(0, [2]), r": 1 at the call, a list now, at \[0\]"),
+        (
+            lambda: {"k": append},
+            lambda a: a.update(k=3),
+            r"a function of line \d+ at .*, 3 now, at",
+        ),
+        (lambda: {1: 2, 3: 4}, lambda a: a.update({1: a.pop(1)}), "others now than at the call"),
+        (lambda: np.random.default_rng(0), lambda a: a.random(), "drawn from, or seeded, since"),
+        (lambda: np.random.RandomState(0), lambda a: a.rand(), "drawn from, or seeded, since"),
+        (lambda: random.Random(0), lambda a: a.random(), "drawn from.* Give each fit one of its"),
+        (lambda: np.zeros(3), lambda a: a.fill(1), "changed in place since .* array of its own"),
+        (
+            lambda: pd.DataFrame({"a": [1.0, 2.0]}),
+            lambda frame: frame.loc.__setitem__((0, "a"), 3.0),
+            "changed in place since the call. Change it before its `fit`",
+        ),
+        (counted, next, "advanced since the call"),
+        (named, lambda a: [next(a), next(a)], "advanced since the call"),
+        (switched, lambda a: [next(a), next(a)], "advanced since the call"),
+    ],
+)
+def test_what_cannot_be_restored_is_told(make, change, told):
+    held = make()
+    fit = fit_of(net(), callbacks=[Appending(held)])
+    fit.snapshot.check("m")
+    change(held)
+    with pytest.raises(kc.CohortError, match=rf"^Member 'm': .*{told}"):
+        fit.snapshot.check("m")
+
+
+def test_a_generator_at_the_place_where_it_was_is_told_by_what_differs():
+    one, other = named(), switched()
+    for each in (one, other):
+        next(each)
+    fits = [fit_of(net(), callbacks=[Appending(each)]) for each in (one, other)]
+    for each in (one, other):
+        next(each)
+    with pytest.raises(kc.CohortError, match="advanced since the call"):
+        fits[0].snapshot.check("m")
+    with pytest.raises(kc.CohortError, match="`on` was True at the call and is False now"):
+        fits[1].snapshot.check("m")
+
+
+def test_what_the_training_sets_and_the_program_changes_is_told():
+    held = slotted()
+    fit = fit_of(net(), callbacks=[Assigning(held)])
+    fit.snapshot.check("m")
+    held.value = Slotted()
+    with pytest.raises(
+        kc.CohortError, match="1 at the call, a Slotted now, and the training sets it too"
+    ):
+        fit.snapshot.check("m")
+    del held.value
+    with pytest.raises(kc.CohortError, match="1 at the call, nothing now, and the training sets"):
+        fit.snapshot.check("m")
+
+
+def test_callbacks_in_a_list_of_keras_and_data_of_every_form_are_those_of_the_call():
+    held = [1]
+    given = keras.callbacks.CallbackList([Appending(held)])
+    sparse = pytest.importorskip("scipy.sparse").csr_matrix(np.eye(4))
+    x = {"pair": Pair(np.ones((4, 2)), 2), "sparse": sparse, "words": np.array(["a"], object)}
+    fit = fit_of(net(), x, callbacks=given)
+    assert fit.arguments["callbacks"] is given
+    copied = fit.arguments["x"]
+    assert isinstance(copied["pair"], Pair) and copied["pair"].a is not x["pair"].a
+    sparse.data[0] = 9.0
+    assert copied["sparse"].data[0] == 1.0
+    assert fit_of(net(), x).arguments["x"]["words"] is not copied["words"]  # it may have changed
+    held.append(2)
+    with pytest.raises(kc.CohortError, match=r"the items of .*: 1 at the call, 2 now"):
+        fit.snapshot.check("m")
 
 
 def test_arrays_are_copied_once_for_all_fits_that_use_them():

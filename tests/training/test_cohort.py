@@ -1,5 +1,9 @@
 """What a cohort refuses, and what is left when a run fails."""
 
+import threading
+import types
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -29,6 +33,9 @@ def weights(net):
     return [keras.ops.convert_to_numpy(w.value).copy() for w in net.weights]
 
 
+WORKERS = types.SimpleNamespace(num_workers=2)
+
+
 class Untouched:
     """Checks that nothing was trained inside the block."""
 
@@ -56,6 +63,10 @@ class Untouched:
         (lambda: kc.Cohort([model()], group_factor=0), "Member 'a': .* at least 1. Received: .*=0"),
         (lambda: kc.Cohort([model()], replicas={"a": 1.5}), "Received: replicas=1.5"),
         (lambda: kc.Cohort([model()], group_factor={"b": 2}), "names of members: a. Received: 'b'"),
+        (lambda: kc.Cohort([model()], workers=2), "`workers` to be `.*RayWorkers`.*: workers=2"),
+        (lambda: kc.Cohort([model()], workers=WORKERS, at_once=2), "`at_once`. Received: both"),
+        (lambda: kc.Cohort([model()], workers=WORKERS, devices=[]), "`devices`. Received: both"),
+        (lambda: kc.Cohort([model()], devices="gpu"), "a list of devices.*: devices='gpu'. `work"),
     ],
 )
 def test_a_cohort_that_cannot_be_is_refused_with_the_reason(make, message):
@@ -478,3 +489,70 @@ def test_callbacks_of_two_members_that_write_to_one_file_are_refused(tmp_path):
     loggers = {name: [keras.callbacks.CSVLogger(tmp_path / "log.csv")] for name in "ab"}
     with pytest.raises(kc.CohortError, match=r"log\.csv'.* of 'a' and in one of 'b'; give each"):
         cohort.fit(np.ones((4, 2)), np.ones((4, 1)), callbacks=loggers, verbose=0)
+
+
+def test_the_most_epochs_that_keras_allows_are_those_of_fit():
+    x, y = data()
+    histories, told = [], []
+    keras.config.set_max_epochs(2)
+    try:
+        for train in (keras.Model.fit, lambda net, *args, **kw: kc.Cohort([net]).fit(*args, **kw)):
+            with warnings.catch_warnings(record=True) as raised:
+                warnings.simplefilter("always")
+                history = train(model(), x, y, epochs=4, verbose=0)
+            histories.append(
+                history.history if hasattr(history, "history") else history["a"].history
+            )
+            told.append([str(one.message) for one in raised])
+    finally:
+        keras.config.set_max_epochs(None)
+    assert told[0] == told[1] == ["Limiting epochs to 2"]
+    assert len(histories[1]["loss"]) == 2
+    assert histories[0]["loss"] == pytest.approx(histories[1]["loss"], abs=1e-6)
+
+
+class Locked(keras.callbacks.Callback):
+    """A callback that cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def test_callbacks_that_cannot_be_copied_are_refused_for_several_members():
+    nets = {"a": model(), "b": model("b")}
+    with Untouched(*nets.values()), pytest.raises(kc.CohortError, match="callbacks that can be co"):
+        kc.Cohort(nets).fit(*data(), callbacks=[Locked()], verbose=0)
+    own = {name: [Locked()] for name in nets}
+    assert len(kc.Cohort(nets).fit(*data(), callbacks=own, verbose=0)) == 2
+
+
+def test_a_list_object_of_callbacks_is_taken_as_fit_takes_it():
+    class Noting(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seen.append((epoch, self.model.name, round(logs["loss"], 5)))
+
+    seen = []
+    for train in (keras.Model.fit, lambda net, *args, **kw: kc.Cohort([net]).fit(*args, **kw)):
+        net, noting = model(), Noting()
+        callbacks = keras.callbacks.CallbackList([noting], add_history=True, model=net)
+        train(net, *data(), epochs=2, shuffle=False, callbacks=callbacks, verbose=0)
+        seen.append((noting.seen, net.history.epoch))
+    assert seen[0] == seen[1] and len(seen[0][0]) == 2
+
+
+def test_logs_that_are_no_dict_fail_as_in_fit():
+    class Listing(keras.Sequential):
+        def train_step(self, *args, **kwargs):
+            logs = super().train_step(*args, **kwargs)
+            return [1.0] if BACKEND != "jax" else ([1.0], logs[1])
+
+    for train in (keras.Model.fit, lambda net, *args, **kw: kc.Cohort([net]).fit(*args, **kw)):
+        net = Listing([keras.Input((4,)), layers.Dense(1)], name="a")
+        net.compile("sgd", "mse")
+        with pytest.raises(AttributeError, match="has no attribute 'items'"):
+            train(net, *data(), verbose=0)

@@ -111,3 +111,32 @@ def test_what_cannot_be_is_refused(at_once):
         kc.CohortError, match=r"`at_once` to be a positive integer.*Received: at_once"
     ):
         kc.Cohort({"m": members()["m0"].build()}, at_once=at_once)
+
+
+@pytest.mark.nightly
+def test_waves_of_stacks_that_change_with_the_free_memory(monkeypatch):
+    apart, together = ({n: m.build() for n, m in members(3).items()} for _ in range(2))
+    for name, model in together.items():
+        model.set_weights(apart[name].get_weights())
+    cohort = kc.Cohort(together, layout=LAYOUT, at_once="auto")
+    summaries, usual = [], training.FREE_SHARE
+    for share in (usual, 1e-12, usual):
+        monkeypatch.setattr(training, "FREE_SHARE", share)
+        cohort.fit(X, X[:, :2], shuffle=False, verbose=0)
+        summaries.append(cohort.plan.summary)
+    for name, model in apart.items():
+        for _ in summaries:
+            model.fit(X, X[:, :2], shuffle=False, verbose=0)
+        for one, other in zip(model.get_weights(), together[name].get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    assert LAYOUT == "joined" or summaries[0] == summaries[2] == "3 members in 1 stack"
+    assert "in 1 stack" not in summaries[1]
+    assert "at_once='auto'" in repr(cohort)
+
+
+def test_a_member_whose_input_is_not_known_is_in_a_wave_too():
+    model = keras.Sequential([layers.Dense(2)])
+    model.compile("sgd", "mse")
+    known = next(iter(members(1).values())).build()
+    cohort = kc.Cohort({"unbuilt": model, "known": known}, at_once="auto")
+    assert list(cohort.fit(X, X[:, :2], verbose=0)) == ["unbuilt", "known"]

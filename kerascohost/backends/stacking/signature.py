@@ -55,7 +55,7 @@ _IRRELEVANT = frozenset(
 )  # fmt: skip
 # Attributes that only set initial values: their effect is in the variables of a built model.
 _INITIAL = frozenset({"seed", "_initial_seed"})
-_PRIMITIVE = (bool, int, complex, str, bytes, type(None), type(Ellipsis), range, slice)
+_PRIMITIVE = (bool, int, complex, str, bytes, type(None), type(Ellipsis), range)
 # Packages whose code computes the same at any time, if Keras's configuration is the same.
 _PACKAGES = ("keras", "numpy", "builtins")
 _IDENTICAL = (type, types.ModuleType, types.BuiltinFunctionType, np.dtype, np.ufunc)
@@ -193,6 +193,9 @@ class StepSignature:
     def _visit(self, path: str, thing: Thing) -> None:
         if isinstance(thing, _PRIMITIVE):
             self._add(path, (type(thing).__name__, thing))
+        elif isinstance(thing, slice):  # which has no hash before Python 3.12
+            for part in ("start", "stop", "step"):
+                self._visit(f"{path}.{part}", getattr(thing, part))
         elif isinstance(thing, float):
             self._add(path, ("float", thing))  # not in a place where it can be replaced
         elif isinstance(thing, _IDENTICAL) or _is_module_function(thing):
