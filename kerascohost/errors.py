@@ -102,7 +102,9 @@ def member_of(error: BaseException) -> str:
 def in_words(error: Exception) -> str:
     """Returns a failure in one line: its type (but for a `CohortError`), text and notes."""
     kind = "" if isinstance(error, CohortError) else f"{type(error).__name__}: "
-    return " ".join([f"{kind}{error}", *getattr(error, "__notes__", ())])
+    text, notes = f"{kind}{error}", getattr(error, "__notes__", ())
+    stop = "." if notes and text[-1:].isalnum() else ""
+    return " ".join([text + stop, *notes])
 
 
 def not_of_fit(name: str, value: object, known: Iterable[str]) -> str:

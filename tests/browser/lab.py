@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -49,15 +50,18 @@ def notebook(path, cells):
 
 
 @contextlib.contextmanager
-def server(folder, app="lab"):
-    """JupyterLab, or Notebook 7 (`app="notebook"`); yields its address and token."""
+def server(folder, app="lab", saves_state=True):
+    """JupyterLab, or Notebook 7 (`app="notebook"`); yields its address and token.
+
+    `saves_state`: whether the state of widgets is saved in notebooks, which is a setting of users.
+    """
     settings = Path(folder, ".settings")
     for plugin, values in {
         "@jupyterlab/apputils-extension/notification": {
             "fetchNews": "false",
             "checkForUpdates": False,
         },
-        "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
+        "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": saves_state},
     }.items():
         path = settings / f"{plugin}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,11 +198,16 @@ def save(page, path):
     raise AssertionError("the notebook is not saved")
 
 
+def restart(page, item=re.compile("^Restart Kernel…")):
+    """A new kernel, by an item of the menu."""
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_role("menuitem", name=item, exact=True).click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+
+
 def restart_and_run_all(page):
     """A new kernel, and all cells run in it."""
-    page.get_by_role("menuitem", name="Kernel", exact=True).click()
-    page.get_by_role("menuitem", name="Restart Kernel and Run All Cells…", exact=True).click()
-    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    restart(page, "Restart Kernel and Run All Cells…")
     # The prompts of the old kernel go, those of the new one come.
     page.locator(".jp-InputPrompt", has_text="[*]:").first.wait_for()
     wait_for_all(page)

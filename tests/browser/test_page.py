@@ -6,12 +6,9 @@ its next frame, so what changes after a click is expected, that is waited for, n
 """
 
 import contextlib
-import functools
 import json
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import keras
@@ -26,6 +23,7 @@ from playwright.sync_api import expect
 import kerascohost as kc
 from kerascohost.notebook.widget import CohostWidget
 from tests.browser import lab
+from tests.browser.axe import axe, violations
 
 pytestmark = lab.marks("the widget knows no backend")
 
@@ -218,26 +216,6 @@ def test_what_cannot_be_drawn_is_said_and_the_next_is_drawn(shown):
     page.get_by_text("This could not be drawn.").wait_for(state="detached")
 
 
-@functools.cache
-def axe():
-    """The source of axe-core, which the set-up of this test gets from npm."""
-    folder = Path(os.environ.get("AXE", "/tmp/kerascohost-axe"))
-    file = folder / "node_modules" / "axe-core" / "axe.min.js"
-    if not file.exists():
-        if shutil.which("npm") is None:
-            return None
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--silent", "--prefix", str(folder), "axe-core@4"]
-        subprocess.run(command, check=False, timeout=120)
-    return file.read_text() if file.exists() else None
-
-
-def violations(page):
-    page.evaluate(axe())
-    rules = "axe.run().then(found => found.violations.map(one => [one.id, one.nodes[0].html]))"
-    return page.evaluate(rules)
-
-
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("width", "theme", "forced_colors", "zoom"),
@@ -249,7 +227,8 @@ def violations(page):
 def test_axe_finds_nothing(shown, width, theme, forced_colors, zoom):
     if axe() is None:
         pytest.skip("axe-core comes from npm, and there is none or no network")
-    page, widget = shown(variables(clones=6), width, theme, forced_colors)
+    names = variables(clones=6)
+    page, widget = shown(names, width, theme, forced_colors)
     page.evaluate(f"document.body.style.zoom = {zoom}")
     assert violations(page) == []
     widget.session.selected = ["mlp", "seeds[0]", "seeds[1]"]
@@ -267,3 +246,23 @@ def test_axe_finds_nothing(shown, width, theme, forced_colors, zoom):
         page.wait_for_timeout(100)
         assert violations(page) == [], tab
         shoot(page, f"{width}-{theme}-{forced_colors}-{zoom}-{tab}")
+
+    def fail(epoch, logs):
+        if epoch == 2:
+            raise RuntimeError("broken on purpose")
+
+    names["failing"] = keras.callbacks.LambdaCallback(on_epoch_end=fail)
+    names["wild"] = net((6,), 1)
+    names["wild"].compile(keras.optimizers.SGD(1e30), "mse")
+    widget.session.selected = ["mlp", "wild"]
+    widget.session.x, widget.session.y = [
+        {"mlp": f"{axis}_mlp", "wild": f"{axis}_mlp"} for axis in ("x", "y")
+    ]
+    widget.session.callbacks = {"mlp": ("failing",)}
+    widget.session.train()
+    assert widget.session.wait(60) and widget.session.errors
+    page.get_by_role("tab", name="Train").click()
+    tell(page, widget)
+    page.get_by_text("loss is ").first.wait_for()  # NaN, or infinite
+    assert violations(page) == []
+    shoot(page, f"{width}-{theme}-{forced_colors}-{zoom}-failed")

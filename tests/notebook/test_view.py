@@ -97,7 +97,7 @@ def test_rows_tell_of_a_failure(widget, variables):
     assert widget.live["text"].startswith("failed at ")
     members = widget.live["members"]
     assert members["seeds[1]"]["state"] == "failed after epoch 1/5"
-    assert members["seeds[1]"]["note"].startswith("RuntimeError: broken on purpose")
+    assert members["seeds[1]"]["note"].startswith("RuntimeError: broken on purpose. Raised while")
     assert members["mlp"]["state"].startswith("stopped after epoch ")
     assert widget.live["groups"]["seeds"]["state"] == "1 stopped, 1 failed"
     variables["y_short"] = variables["y"][:9]

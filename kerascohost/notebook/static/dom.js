@@ -76,6 +76,8 @@ function set(node, name, value) {
   } else if (PROPERTIES.has(name)) {
     if (keepsChoices && CHOICES.has(name) && name in node.kcProps && node.tagName !== "PROGRESS") return;
     const next = value === undefined ? false : value;
+    // A bar without the attribute moves, as if work went on: 0 is written, too.
+    if (node.tagName === "PROGRESS" && !node.hasAttribute(name)) node.setAttribute(name, next);
     if (name === "value" && node.kcTyped) return; // never into what is being typed
     if (node[name] !== next && !(name === "value" && node[name] === String(next))) node[name] = next;
   } else if (node.kcProps[name] !== value) {

@@ -207,8 +207,9 @@ function render({ model, el }) {
     const pick = (name, values, found, choose) => {
       const value = same(values);
       const isThere = found.some(([one]) => JSON.stringify(one) === value);
+      const text = found.find(([one]) => JSON.stringify(one) === value)?.[1]; // which may be cut
       return h("select", { key: name, "aria-label": `${name} of ${label}`, disabled: isBusy(),
-          value: isThere ? value : "mixed", class: isThere && value === '""' ? "kc-missing" : "",
+          title: text || null, value: isThere ? value : "mixed", class: isThere && value === '""' ? "kc-missing" : "",
           onchange: (event) => choose(JSON.parse(event.target.value)) },
         !isThere && h("option", { key: "mixed", value: "mixed", disabled: true },
           value === undefined ? "mixed" : "choose…"),
@@ -260,7 +261,8 @@ function render({ model, el }) {
     return [
       cell("progress", h("progress", { max: 1, value: member.fraction,
         "aria-label": `progress of ${label}` }), " ", member.state),
-      h("td", { key: "metrics", class: "kc-metrics" }, member.note && h("strong", { class: "kc-note" }, member.note + " "),
+      h("td", { key: "metrics", class: "kc-metrics" }, member.note && h("strong", { class: "kc-note" }, member.note),
+        member.note && member.metrics && " · ",
         member.metrics)];
   }
 
@@ -395,7 +397,7 @@ function render({ model, el }) {
     const isMany = names.length > MOST_NAMED;
     const hasVal = curves.some((curve) => curve.isVal);
     const lines = isMany
-      ? [sample(COLORS[0], 2.8, false, `median of ${names.length}${hasVal ? ", training" : ""}`),
+      ? [sample(COLORS[0], 0.8, false, "each model"), sample(COLORS[0], 2.8, false, `median of ${names.length}${hasVal ? ", training" : ""}`),
         hasVal && sample(COLORS[1], 2.8, true, "median, validation")]
       : [...names.map((name, i) => sample(COLORS[i % COLORS.length], 1.8, false, name)),
         hasVal && sample("currentColor", 1.8, true, "validation")];
