@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -101,6 +102,14 @@ def profiles(callback: Thing) -> bool:
     return isinstance(callback, keras.callbacks.TensorBoard) and callback._should_trace
 
 
+def seeds(layer: keras.Layer) -> list[keras.Variable]:
+    """Returns the states of the seed generators of a layer and of its inner layers.
+
+    `_flatten_layers`, `_seed_generators`: only these find inner layers and what they draw from.
+    """
+    return [one.state for inner in layer._flatten_layers() for one in inner._seed_generators]
+
+
 def trained_with(layer: keras.Layer) -> list[Thing]:
     """Returns the objects that training a layer changes: itself, its inner layers, their variables.
 
@@ -144,6 +153,20 @@ def mapped(dataset: Dataset) -> list[Thing]:
     `_functions`, `_func`: there is no public way to them.
     """
     return [getattr(wrapped, "_func", None) for wrapped in dataset._functions()]
+
+
+def generators(dataset: Dataset) -> list[Thing]:
+    """Returns the function that one dataset calls to read from, made by `from_generator`.
+
+    `_GeneratorState`, `_generator`: only the closures of TensorFlow's own functions lead to it.
+    """
+    cells = [cell for function in mapped(dataset) for cell in _closure(function)]
+    found = [cell.cell_contents for inner in cells for cell in _closure(inner.cell_contents)]
+    return [one._generator for one in found if type(one).__name__ == "_GeneratorState"]
+
+
+def _closure(function: Thing) -> tuple[types.CellType, ...]:
+    return getattr(function, "__closure__", None) or ()
 
 
 def captured(dataset: Dataset) -> list[Thing]:

@@ -296,6 +296,8 @@ class _Walk:
         changes_items: Whether they may change the items of containers.
         draws_numbers: Whether they may draw from a random state of the whole process.
         draws_seeds: Whether they may draw with `keras.random` without giving it a seed.
+        references: The objects that were met; otherwise one could be freed, and a new one get its
+            identity.
     """
 
     def __init__(self, may_write: bool):
@@ -313,8 +315,7 @@ class _Walk:
         self.draws_seeds = False
         self._named: list[_Named] = []
         self._seen: set[Hashable] = set()
-        # Otherwise an object could be freed, and a new one get its identity.
-        self._references: list[UserObject] = []
+        self.references: list[UserObject] = []
 
     def look_up_names(self) -> None:
         """Follows the attributes of the user's objects that code names, until none are new."""
@@ -346,13 +347,18 @@ class _Walk:
         if key in self._seen:
             return False
         self._seen.add(key)
-        self._references.append(thing)
+        self.references.append(thing)
         return True
 
     def add(self, place: Place) -> None:
         """Notes a place, unless it is known."""
         if self.is_first(place.key):
             self.places.append(place)
+
+    def changes(self, thing: UserObject) -> bool:
+        """Returns whether a thing that was met is changed by whoever reads it."""
+        state = thing.state if isinstance(thing, keras.random.SeedGenerator) else thing
+        return thing is not None and id(state) in self.shared
 
     def walk(self, thing: UserObject, path: str) -> None:
         """Notes the places in `thing`, which was found at `path`."""
@@ -550,7 +556,7 @@ class _Walk:
         for source in reached.pipeline(dataset):
             if reached.is_shuffle(source):
                 self.shared.add(id(source))
-                self._references.append(source)
+                self.references.append(source)
             file = reached.cache_file(source)
             if file:
                 self.shared.add(str(Path(file).absolute()))
@@ -562,6 +568,8 @@ class _Walk:
                     names_of(code).attributes | names_of(code).globals
                 ):
                     self.walk(function, path)
+            for generator in reached.generators(source):
+                self.walk(generator, path)
 
 
 class StepReads:
@@ -934,6 +942,21 @@ def _files(callbacks: Callbacks) -> set[Hashable]:
         if reached.profiles(callback):
             found.add("the profiler")
     return found
+
+
+def changed_by_reading(data: UserObject) -> list[UserObject]:
+    """Returns what a dataset's own code changes whenever it is read, judging by what it refers to.
+
+    These are random generators, generators and the seeds of layers; not shuffles of `tf.data`.
+    """
+    walk = _Walk(may_write=True)
+    walk.walk(data, "the data")
+    walk.look_up_names()
+    # A model in a dataset predicts, and draws nothing.
+    layers = [layer for layer in walk.models if not isinstance(layer, keras.Model)]
+    seeds = [seed for layer in layers for seed in reached.seeds(layer)]
+    met = [each for each in walk.references if not reached.is_dataset(each)]
+    return [*filter(walk.changes, met), *seeds]
 
 
 def paths_of(callback: keras.callbacks.Callback) -> dict[str, Path]:

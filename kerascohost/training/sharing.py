@@ -1,17 +1,19 @@
 """Checks of what members of a cohort may not share, and copies of what each needs for itself."""
 
 import copy
+import random
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import keras
+import numpy as np
 from keras import tree
 
 from kerascohost import backends
 from kerascohost.arguments import Argument, Callbacks
 from kerascohost.backends import adapters, reached
 from kerascohost.errors import CohortError
-from kerascohost.tracing.reads import paths_of
+from kerascohost.tracing.reads import changed_by_reading, paths_of
 
 
 def check_arguments(arguments: Mapping[str, Mapping[str, Argument]]) -> None:
@@ -55,6 +57,12 @@ def stateful(value: Argument) -> list[Argument]:
         return isinstance(thing, keras.callbacks.Callback) or hasattr(thing, "__next__")
 
     parts = _parts(value)
+    read = [
+        changing
+        for part in parts
+        if isinstance(part, keras.utils.PyDataset) or reached.is_dataset(part)
+        for changing in changed_by_reading(part)
+    ]
     sources = [
         node for part in parts if reached.is_dataset(part) for node in reached.pipeline(part)
     ]
@@ -62,6 +70,7 @@ def stateful(value: Argument) -> list[Argument]:
         *(thing for thing in parts if changes(thing)),
         *(shuffle for part in parts for shuffle in adapters.reshuffling(part)),
         *(seed for source in sources for seed in reached.captured(source)),
+        *read,
     ]
 
 
@@ -77,6 +86,10 @@ def _described(thing: Argument) -> str:
         return "tf.data.Dataset that is shuffled anew each time"
     if reached.is_handle(thing):
         return "random layer in a dataset's `map`"
+    if isinstance(thing, keras.Variable):
+        return f"random layer in a dataset ({thing.path})"
+    if isinstance(thing, (random.Random, np.random.RandomState, np.random.Generator)):
+        return f"random generator ({type(thing).__name__})"
     return type(thing).__name__
 
 

@@ -164,6 +164,81 @@ def test_one_dataset_that_reshuffles_for_several_members_is_refused():
     assert all(int(model.optimizer.iterations.value) == 0 for model in models.values())
 
 
+class Cut(keras.utils.PyDataset):
+    """Batches that a function changes; keeps them."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.kept = change, {}
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        rows = slice(8 * i, 8 * i + 8)
+        x = self.change(X[rows].copy())
+        x[0] = 0
+        self.kept[i] = x
+        return x, Y[rows]
+
+
+def drawn_by(rng):
+    return lambda x: x + rng.normal(size=x.shape).astype("float32")
+
+
+def noisy_generator(rng):
+    tf = pytest.importorskip("tensorflow", reason="a tf.data.Dataset needs TensorFlow")
+
+    def rows():
+        for x, y in zip(X, Y, strict=True):
+            yield drawn_by(rng)(x), y
+
+    spec = (tf.TensorSpec((4,)), tf.TensorSpec((1,)))
+    return tf.data.Dataset.from_generator(rows, output_signature=spec).batch(8)
+
+
+def noisy_function(rng):
+    tf = pytest.importorskip("tensorflow", reason="a tf.data.Dataset needs TensorFlow")
+    draw = drawn_by(rng)
+    fixed = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+    return fixed.map(lambda x, y: (tf.numpy_function(lambda a: draw(a), [x], x.dtype), y))
+
+
+def noisy_layer(rng):
+    noise = layers.GaussianNoise(0.1, seed=3)
+    return Cut(lambda x: keras.ops.convert_to_numpy(noise(x, training=True)).copy())
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda rng: Cut(drawn_by(rng)), r"random generator \(Generator\)"),
+        (noisy_generator, r"random generator \(Generator\)"),
+        (noisy_function, r"random generator \(Generator\)"),
+        (noisy_layer, r"random layer in a dataset \(.*\)"),
+    ],
+)
+def test_data_that_draw_from_one_random_state_for_several_members_are_refused(make, what):
+    rng = np.random.default_rng(3)
+    given, models = make(rng), {"a": net(), "b": net()}
+    message = rf"one {what} for 'a' and 'b'.*kerascohost.shared\("
+    with pytest.raises(CohortError, match=message):
+        kc.Cohort(models).fit(given, verbose=0)
+    with pytest.raises(CohortError, match=message):
+        kc.Cohort(models).fit(X, Y, validation_data=given, verbose=0)
+    if make is not noisy_layer:
+        with pytest.raises(CohortError, match=message):
+            kc.Cohort(models).fit({"a": make(rng), "b": make(rng)}, verbose=0)
+    assert all(int(model.optimizer.iterations.value) == 0 for model in models.values())
+
+
+def test_data_that_keep_what_they_have_read_may_be_shared():
+    known = layers.Normalization()
+    known.adapt(X)
+    given = Cut(lambda x: keras.ops.convert_to_numpy(known(x)).copy())
+    compare.assert_parity({n: Member(m.build, x=given, epochs=2) for n, m in pairs().items()})
+
+
 def test_one_dataset_in_one_order_may_be_shared():
     tf = pytest.importorskip("tensorflow", reason="a tf.data.Dataset needs TensorFlow")
     fixed = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(9, 4, reshuffle_each_iteration=False)

@@ -126,6 +126,8 @@ def assert_as_chunks(members, layout, monkeypatch, put):
     return there
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # of "other 1", as by `fit`
+@pytest.mark.filterwarnings("ignore:The data ended before the epoch did")
 @pytest.mark.parametrize(
     "kinds", [QUICK, pytest.param(tuple(MEMBERS), marks=pytest.mark.nightly)], ids=["quick", "all"]
 )
