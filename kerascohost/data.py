@@ -64,6 +64,10 @@ class Subset:
                 "Expected `x` to be an array, a tensor or a DataFrame; of a structure of arrays, "
                 f"give a Subset of each. Received: {type(x).__name__}."
             )
+        if hasattr(x, "nnz"):  # a sparse array of SciPy
+            raise CohortError(
+                f"Expected dense data. Received: {type(x).__name__}. Make it dense (`.toarray()`)."
+            )
         self.array = x
         self.rows = _numbers(rows, int(x.shape[0]))
         self.shape = (len(self.rows), *map(int, x.shape[1:]))

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from keras import layers
+from scipy import sparse
 
 import kerascohost as kc
 from kerascohost.backends import resident
@@ -49,6 +50,7 @@ def test_rows_of_any_type_of_integers(dtype):
         (X, [0.5], "Expected `rows` to be integers"),
         (X, [True, False], "booleans, `\\(50,\\)`"),
         ([X, X], [0], "Expected `x` to be an array"),
+        (sparse.csr_array(X), [0], "Expected dense data. Received: csr_array"),
     ],
 )
 def test_what_cannot_be_is_refused(x, rows, said):

@@ -66,7 +66,8 @@ class Cohort:
             members of the same names: as there. The layouts differ in the last bits of floats, so
             two runs are equal only with one fixed layout: `"joined"`, `"stacked"` or a plan. While
             a stack trains, the variables of a model are up to date whenever its own callbacks are
-            called; callbacks of other members may find earlier values in it.
+            called; callbacks of other members may find earlier values in it. (In any layout a
+            callback that looks at another member finds it in training, as all train together.)
         group_factor: The number of batches of a member that are merged into one step: a positive
             integer for all members, or a dict from names to integers. Default 1, also for members
             that the dict does not name. The member ends as its own `fit` with a `batch_size` that
@@ -649,7 +650,7 @@ FREE_SHARE = 0.5
 def _check_at_once(at_once: int | str | None, workers: "Workers | None") -> None:
     if at_once is not None and workers is not None:
         raise CohortError("Expected `workers` or `at_once`. Received: both.")
-    is_count = isinstance(at_once, int) and not isinstance(at_once, bool) and at_once > 0
+    is_count = errors.is_count(at_once, least=1) and not isinstance(at_once, bool)
     if at_once is not None and at_once != "auto" and not is_count:
         raise CohortError(
             "Expected `at_once` to be a positive integer, 'auto' or None. "

@@ -77,7 +77,7 @@ def test_auto_takes_what_is_expected_to_fit(runs, monkeypatch):
 
 
 def test_a_failure_ends_the_waves_to_come(runs):
-    cohort = kc.Cohort({n: m.build() for n, m in members().items()}, at_once=2)
+    cohort = kc.Cohort({n: m.build() for n, m in members().items()}, at_once=np.int64(2))
     given = compare.by_argument(members(broken=2))
     with pytest.raises(RuntimeError, match="broken"):
         cohort.fit(verbose=0, **given)
