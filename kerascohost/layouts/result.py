@@ -175,7 +175,8 @@ def _speed_up(row: pd.Series) -> str:
     if math.isinf(row["high"]):
         return f"about {row['speedup']:.2g}x (one round)"
     if row["high"] > row["speedup"] * (1 + _VAGUE):
-        return f"{row['low']:.2g}x to {row['high']:.2g}x"
+        low = f"{row['low']:.2g}x" if row["low"] < 100 else f"{row['low']:.0f}x"
+        return f"{low} to {row['high']:.2g}x" if row["high"] < 100 else f"at least {low}"
     return f"{row['speedup']:.2f}x ({row['low']:.2f} to {row['high']:.2f})"
 
 
@@ -188,7 +189,7 @@ def _reason(frame: pd.DataFrame, best: str, exact: str, steps: int | None) -> st
     rows: dict[str, Row] = frame.to_dict("index")  # type: ignore[assignment]  # its index: names
     if best == "separate":
         faster = [other for other in rows if rows[other]["speedup"] > 1 + ENOUGH]
-        noisy = f" Too noisy to tell it from {' and '.join(faster)}." if faster else ""
+        noisy = f" Too noisy to tell it from {_listed(faster)}." if faster else ""
         return f"separate: don't fuse. No layout is known to be faster than `fit` here.{noisy}"
     row = rows[best]
     text = f"{best}: {_times(row)} as fast as separate training"
@@ -196,10 +197,15 @@ def _reason(frame: pd.DataFrame, best: str, exact: str, steps: int | None) -> st
     text += "." if row["same_training"] else f", with batch sizes {row['batch_size']}."
     close = [other for other in rows if other != best and rows[other]["high"] > row["low"]]
     if close:
-        text += f" Too noisy to tell it from {' and '.join(close)}."
+        text += f" Too noisy to tell it from {_listed(close)}."
     if exact not in (best, "separate"):
         text += f" {exact} is {_times(rows[exact])} as fast, and changes nothing."
     return text
+
+
+def _listed(names: list[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _times(row: Row) -> str:
