@@ -147,13 +147,11 @@ def test_many_clones_and_their_curves(opened, shots):
         press(page, "Train")
         page.locator(".kc-plots svg").first.wait_for(timeout=120_000)
         drawn = set()
-        while len(drawn) < 6 and is_usable(
-            page, "Stop training"
-        ):  # how soon: as the machine allows
+        for _ in range(80):
             page.wait_for_timeout(100)
             drawn.add(page.locator(".kc-plots path[stroke-width='2.8']").get_attribute("d"))
-        assert len(drawn) == 6, f"{len(drawn)} changes of the curves while it trained"
         press(page, "Stop training")
+        assert len(drawn) >= 6, f"{len(drawn)} changes of the curves in 8 s"
         said(page, "Stopped after")
         shoot(page, shots / "clones.png")
 
