@@ -98,6 +98,7 @@ class _Code:
         attributes: The names of attributes.
         written: The names of variables of other scopes that it binds.
         set: The names of attributes that it sets.
+        counted: Those of them that it sets to their value and something more (`self.n += 1`).
         changes_items: Whether it may change the items of a container.
         gives_seed: Whether it calls something with an argument named `seed`.
         lookups: The dotted names that it looks up, and their prefixes.
@@ -109,12 +110,22 @@ class _Code:
         self.attributes: set[str] = set()
         self.written: set[str] = set()
         self.set: set[str] = set()
+        self.counted: set[str] = set()
         self.changes_items = False
         self.gives_seed = any(isinstance(c, tuple) and "seed" in c for c in code.co_consts)
         self.lookups: set[tuple[str, ...]] = set()
         self.imported: dict[str, tuple[str, ...]] = {}
         lookup: tuple[str, ...] = ()
+        is_in_place = False
         for step in dis.get_instructions(code):
+            if is_in_place and step.opname == "STORE_ATTR":
+                self.counted.add(step.argval)
+            # `self.n += 1`: the operator, a swap, and the store.
+            is_in_place = (
+                step.argrepr.endswith("=")
+                if step.opname == "BINARY_OP"
+                else (is_in_place and step.opname == "SWAP")
+            )
             self._note(step.opname, step.argval, code)
             lookup = self._look_up(step.opname, step.argval, lookup)
         for constant in code.co_consts:
@@ -182,6 +193,7 @@ class _Code:
         self.attributes |= inner.attributes
         self.written |= inner.written - set(code.co_cellvars)
         self.set |= inner.set
+        self.counted |= inner.counted
         self.changes_items |= inner.changes_items
         self.gives_seed |= inner.gives_seed
         self.lookups |= inner.lookups
@@ -292,6 +304,7 @@ class _Walk:
         shared: The identities of objects that two fits may have in common.
         written: The keys of the places that the readers bind.
         set: The names of the attributes that they set.
+        counted: Those of them that they set to their value and something more.
         mentioned: All attribute names that they mention.
         changes_items: Whether they may change the items of containers.
         draws_numbers: Whether they may draw from a random state of the whole process.
@@ -309,6 +322,7 @@ class _Walk:
         self.shared: set[Hashable] = set()
         self.written: set[Hashable] = set()
         self.set: set[str] = set()
+        self.counted: set[str] = set()
         self.mentioned: set[str] = set()
         self.changes_items = False
         self.draws_numbers = False
@@ -464,6 +478,7 @@ class _Walk:
         names = names_of(code)
         if code.co_name not in _BEGINNINGS:
             self.set |= names.set
+            self.counted |= names.counted
         self.changes_items |= names.changes_items
         found = list(names.found_by(scope))
         self.draws_numbers |= any(map(_draws_numbers, found))
@@ -947,7 +962,8 @@ def _files(callbacks: Callbacks) -> set[Hashable]:
 def changed_by_reading(data: UserObject) -> list[UserObject]:
     """Returns what a dataset's own code changes whenever it is read, judging by what it refers to.
 
-    These are random generators, generators and the seeds of layers; not shuffles of `tf.data`.
+    These are random generators, generators, the seeds of layers and objects that count something in
+    an attribute; not shuffles of `tf.data`.
     """
     walk = _Walk(may_write=True)
     walk.walk(data, "the data")
@@ -956,7 +972,8 @@ def changed_by_reading(data: UserObject) -> list[UserObject]:
     layers = [layer for layer in walk.models if not isinstance(layer, keras.Model)]
     seeds = [seed for layer in layers for seed in reached.seeds(layer)]
     met = [each for each in walk.references if not reached.is_dataset(each)]
-    return [*filter(walk.changes, met), *seeds]
+    own = [o for o in walk.objects.values() if walk.counted & getattr(o, "__dict__", {}).keys()]
+    return [*filter(walk.changes, met), *seeds, *own]
 
 
 def paths_of(callback: keras.callbacks.Callback) -> dict[str, Path]:

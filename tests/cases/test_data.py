@@ -204,6 +204,19 @@ def noisy_function(rng):
     return fixed.map(lambda x, y: (tf.numpy_function(lambda a: draw(a), [x], x.dtype), y))
 
 
+class Counting(Cut):
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        self.reads += 1
+        return x * self.reads, y
+
+
+def counting(rng):
+    made = Counting(lambda x: x)
+    made.reads = 0
+    return made
+
+
 def noisy_layer(rng):
     noise = layers.GaussianNoise(0.1, seed=3)
     return Cut(lambda x: keras.ops.convert_to_numpy(noise(x, training=True)).copy())
@@ -216,6 +229,7 @@ def noisy_layer(rng):
         (noisy_generator, r"random generator \(Generator\)"),
         (noisy_function, r"random generator \(Generator\)"),
         (noisy_layer, r"random layer in a dataset \(.*\)"),
+        (counting, "Counting"),
     ],
 )
 def test_data_that_draw_from_one_random_state_for_several_members_are_refused(make, what):
@@ -226,7 +240,7 @@ def test_data_that_draw_from_one_random_state_for_several_members_are_refused(ma
         kc.Cohort(models).fit(given, verbose=0)
     with pytest.raises(CohortError, match=message):
         kc.Cohort(models).fit(X, Y, validation_data=given, verbose=0)
-    if make is not noisy_layer:
+    if make not in (noisy_layer, counting):
         with pytest.raises(CohortError, match=message):
             kc.Cohort(models).fit({"a": make(rng), "b": make(rng)}, verbose=0)
     assert all(int(model.optimizer.iterations.value) == 0 for model in models.values())
