@@ -175,8 +175,7 @@ def _speed_up(row: pd.Series) -> str:
     if math.isinf(row["high"]):
         return f"about {row['speedup']:.2g}x (one round)"
     if row["high"] > row["speedup"] * (1 + _VAGUE):
-        low = f"{row['low']:.2g}x" if row["low"] < 100 else f"{row['low']:.0f}x"
-        return f"{low} to {row['high']:.2g}x" if row["high"] < 100 else f"at least {low}"
+        return f"{row['low']:.2g}x to {row['high']:.2g}x"
     return f"{row['speedup']:.2f}x ({row['low']:.2f} to {row['high']:.2f})"
 
 
