@@ -594,9 +594,11 @@ class Cohort:
             return Task(self._members[name], begin(self._members[name], bar), bar)
 
         results: dict[str, Tree] = {}
+        may_stop = False  # the first wave begins in any case, and ends after a step
         try:
-            while waves and not (kind == "train" and self._is_stopped):
+            while waves and not (may_stop and self._is_stopped):
                 results |= self._scheduler.run([task(name) for name in waves.pop(0)])
+                may_stop = kind == "train"
         finally:
             for name in itertools.chain(*waves):  # of waves that have not begun
                 self._members[name].close()

@@ -87,6 +87,18 @@ def test_a_failure_ends_the_waves_to_come(runs):
     assert len(cohort.history["m4"].epoch) == 1
 
 
+def test_a_stop_before_the_first_step_ends_after_it(monkeypatch):
+    cohort = kc.Cohort({n: m.build() for n, m in members().items()}, at_once=2)
+    plan = cohort._scheduler.stacks.print_plan
+    stopping = lambda *args: (plan(*args), cohort.stop())  # noqa: E731
+    monkeypatch.setattr(cohort._scheduler.stacks, "print_plan", stopping)
+    history = cohort.fit(X, X[:, :2], epochs=3, verbose=0)
+    ran = {name: len(history[name].epoch) for name in cohort.members}
+    assert list(ran.values()) == [1, 1, 0, 0, 0]
+    done = [int(model.optimizer.iterations.value) for model in cohort.members.values()]
+    assert done == [1, 1, 0, 0, 0]
+
+
 def test_stop_ends_the_waves_to_come(runs):
     cohort = kc.Cohort({n: m.build() for n, m in members().items()}, at_once=2)
     stopping = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: cohort.stop())
