@@ -503,7 +503,8 @@ def test_the_most_epochs_that_keras_allows_are_those_of_fit():
             histories.append(
                 history.history if hasattr(history, "history") else history["a"].history
             )
-            told.append([str(one.message) for one in raised])
+            messages = [str(one.message) for one in raised]
+            told.append([one for one in messages if one.startswith("Limiting")])
     finally:
         keras.config.set_max_epochs(None)
     assert told[0] == told[1] == ["Limiting epochs to 2"]
