@@ -1,8 +1,8 @@
-"""What `benchmark` says where fusing does not pay, and whether it keeps its budget.
+"""What `benchmark` says where fusing is not expected to pay, and whether it keeps its budget.
 
-Prints a line of JSON for each case where separate training is known to be as fast: large models,
-and on JAX convolutions over images, whose layouts gain nothing. Then one for each number of small
-MLPs: the seconds that a benchmark takes, and its budget.
+Prints a line of JSON for each such case: large models (which gain on TensorFlow with two cores all
+the same), and on JAX convolutions over images. Then one for each number of small MLPs: the seconds
+that a benchmark takes, and its budget.
 """
 
 import functools
